@@ -1,0 +1,338 @@
+"""Any torch model to an eigen model and back.
+
+`to_enn` factors every linear map it knows by SVD in float64; `fuse` multiplies the factors out.
+Both change classes of modules in place (on a copy unless `inplace=True`), so hooks, attributes,
+shared modules and the model's own code stay as they are.
+
+>>> import torch
+>>> from torch import nn
+>>> from enn_core import conversion_report, fuse, to_enn
+>>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+>>> eigen = to_enn(model)
+>>> list(fuse(eigen).state_dict()) == list(model.state_dict())
+True
+>>> len(conversion_report(eigen).converted)
+2
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from enn_core.factors import FactorError
+from enn_core.layers import FACTORS, EigenLayer, eigen_class, plain_base, replace_parameter
+from enn_core.projections import (
+    SUFFIX,
+    EigenOwner,
+    EigenWeight,
+    Form,
+    known_form,
+    owner_class,
+)
+
+Patterns = str | Iterable[str] | None
+
+
+class ConversionError(ValueError):
+    """A model that cannot be converted or fused, with the name of the layer."""
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One weight of a model: `parameter` of `module`, called `name` in reports."""
+
+    module: nn.Module
+    parameter: str
+    value: nn.Parameter
+    name: str
+    form: Form | None  # None for layers
+
+    def key(self) -> tuple[object, ...]:
+        """Sites that share a parameter can share factors only if they read it alike."""
+        layer = self.form is None
+        return (self.form, getattr(self.module, "groups", 1) if layer else 1)
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One weight of a model.
+
+    `name` is the module's path (or the parameter's, if bare), `shape` the plain weight's, `rank`
+    the number of components of each factored matrix (0 if plain), `reason` why it stayed plain.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    rank: int = 0
+    reason: str = ""
+
+
+@dataclass
+class ConversionReport:
+    """Which weights of a model are factored, and how many parameters it has either way."""
+
+    converted: list[ReportRow] = field(default_factory=list)
+    plain: list[ReportRow] = field(default_factory=list)
+    parameters_stored: int = 0
+    parameters_fused: int = 0
+
+    def __str__(self) -> str:
+        rows = [("weight", "kind", "shape", "rank", "kept plain because")]
+        for row in [*self.converted, *self.plain]:
+            shape = "x".join(map(str, row.shape))
+            rows.append((row.name, row.kind, shape, str(row.rank or "-"), row.reason))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows
+        ]
+        lines.append(
+            f"{len(self.converted)} converted, {len(self.plain)} plain; parameters: "
+            f"{self.parameters_stored:,} stored, {self.parameters_fused:,} fused"
+        )
+        return "\n".join(lines)
+
+
+def to_enn(
+    model: nn.Module,
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """Convert a model's linear and convolution layers and projections to eigen form, exactly.
+
+    Converted: `nn.Linear`, `nn.Conv1d/2d/3d` and their subclasses (which keep their own forward),
+    packed attention projections and the bare projections named in `projections.KNOWN_FORMS`.
+    Left plain: depthwise convolutions, weights of rank 1, and whatever `conversion_report` lists.
+    Create the optimizer after converting: the parameters are new.
+
+    Args:
+        model: any module; it is not changed unless `inplace`.
+        include: names or globs of modules or parameters to convert (a name covers what is below
+            it); all by default.
+        exclude: likewise, to leave plain; wins over `include`.
+        inplace: convert `model` itself instead of a deep copy.
+
+    Returns:
+        The converted model.
+
+    Raises:
+        ConversionError: a weight holds NaN or infinity, or a pattern matches nothing.
+    """
+    include, exclude = _patterns(include), _patterns(exclude)
+    if not inplace:
+        model = copy.deepcopy(model)
+    by_parameter: dict[int, list[_Site]] = {}
+    names = []
+    for site in _sites(model):
+        names.append(site.name)
+        by_parameter.setdefault(id(site.value), []).append(site)
+    _check_patterns(model, names, [*(include or ()), *(exclude or ())])
+    for sites in by_parameter.values():
+        if any(_why_plain(site) for site in sites) or len({site.key() for site in sites}) > 1:
+            continue
+        if any(not _selected(site.name, include, exclude) for site in sites):
+            continue
+        try:
+            _convert(sites)
+        except FactorError as error:
+            raise ConversionError(f"{sites[0].name}: {error}") from error
+    return model
+
+
+def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Give the plain model back: every factored weight multiplied out in float64.
+
+    The state dict has exactly the keys, in the order, of the model that `to_enn` was given.
+
+    Args:
+        model: any module, with or without eigen layers.
+        inplace: fuse `model` itself instead of a deep copy.
+    """
+    if not inplace:
+        model = copy.deepcopy(model)
+    done: dict[int, nn.Parameter] = {}  # shared factors give a shared weight
+    for module in list(model.modules()):
+        if isinstance(module, EigenLayer):
+            weight = _fused(module, done, lambda w, m=module: w.reshape(m.weight_shape))
+            for name in FACTORS[1:]:
+                del module._parameters[name]
+            replace_parameter(module, "Q", {"weight": weight})
+            module._cache = None
+            module.__class__ = module.plain_class
+        elif isinstance(module, EigenOwner):
+            order: tuple[str, ...] = ()
+            for name in module.eigen_names:
+                child = module._modules.pop(name + SUFFIX)
+                order = order or child.plain_order
+                module._parameters[name] = _fused(child, done, child.form.as_parameter)
+            known = {
+                name: module._parameters.pop(name) for name in order if name in module._parameters
+            }
+            known.update(module._parameters)
+            module._parameters.clear()
+            module._parameters.update(known)
+            module.__class__ = module.plain_class
+    return model
+
+
+def conversion_report(model: nn.Module) -> ConversionReport:
+    """List the factored and the plain weights (two or more dimensions) of a model."""
+    report = ConversionReport()
+    counted: set[int] = set()
+    saved = 0
+    factored_tensors: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, EigenLayer):
+            shape, kind, label = module.weight_shape, type(module).__name__, name
+        elif isinstance(module, EigenWeight):
+            shape, kind, label = module.shape, "parameter", name.removesuffix(SUFFIX)
+        else:
+            continue
+        report.converted.append(ReportRow(label, kind, shape, module.Lambda.shape[-1]))
+        factors = [module.Q, module.Lambda, module.P]
+        factored_tensors.update(map(id, factors))
+        if id(module.Q) not in counted:
+            counted.add(id(module.Q))
+            saved += sum(f.numel() for f in factors) - prod(shape)
+    sites = list(_sites(model))
+    users: dict[int, list[str]] = {}
+    for site in sites:
+        users.setdefault(id(site.value), []).append(site.name)
+    for site in sites:
+        shared = [other for other in users[id(site.value)] if other != site.name]
+        reason = _why_plain(site) or (f"shared with {shared[0]}" if shared else "not selected")
+        report.plain.append(
+            ReportRow(site.name, _kind(site), tuple(site.value.shape), reason=reason)
+        )
+    report.parameters_stored = sum(p.numel() for p in model.parameters())
+    report.parameters_fused = report.parameters_stored - saved
+    return report
+
+
+def _patterns(given: Patterns) -> list[str] | None:
+    if given is None:
+        return None
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
+
+
+def _selected(name: str, include: list[str] | None, exclude: list[str] | None) -> bool:
+    if include is not None and not any(_matches(name, p) for p in include):
+        return False
+    return not any(_matches(name, p) for p in exclude or ())
+
+
+def _check_patterns(model: nn.Module, names: list[str], patterns: list[str]) -> None:
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            top = ", ".join(name for name, _ in model.named_children())
+            raise ConversionError(
+                f"pattern {pattern!r} matches no weight of this model; its children are: {top}"
+            )
+
+
+def _sites(model: nn.Module) -> Iterator[_Site]:
+    """Every plain parameter with two or more dimensions, except factors."""
+    for path, module in model.named_modules():
+        layer = plain_base(type(module)) is not None
+        for name, value in module._parameters.items():
+            if value is None or isinstance(module, EigenLayer | EigenWeight):
+                continue
+            if isinstance(value, nn.parameter.UninitializedTensorMixin):
+                yield _Site(module, name, value, path or type(module).__name__, None)
+            elif value.ndim >= 2:
+                if name == "weight":
+                    yield _Site(module, name, value, path or type(module).__name__, None)
+                else:
+                    form = None if layer else known_form(name, value)
+                    yield _Site(module, name, value, f"{path}.{name}".lstrip("."), form)
+
+
+def _kind(site: _Site) -> str:
+    return type(site.module).__name__ if site.parameter == "weight" else "parameter"
+
+
+def _why_plain(site: _Site) -> str:
+    """Why a weight cannot or should not be factored; empty if it can."""
+    module, value = site.module, site.value
+    if isinstance(value, nn.parameter.UninitializedTensorMixin):
+        return "not initialised yet"
+    if site.parameter == "weight":
+        base = plain_base(type(module))
+        if base is None:
+            return "no eigen twin"
+        if not value.is_floating_point():
+            return f"{value.dtype} weight"
+        if base is nn.Linear:
+            if value.shape != (module.out_features, module.in_features):
+                return "shape is not (out_features, in_features)"
+            return "rank 1" if min(value.shape) < 2 else ""
+        groups: int = module.groups  # type: ignore[assignment]
+        if groups > 1 and value.shape[1] == 1:
+            return "depthwise"
+        if value.shape[2:] != tuple(module.kernel_size):  # type: ignore[arg-type]
+            return "shape is not (out, in/groups, kernel)"
+        return "rank 1" if min(value.shape[0] // groups, value[0].numel()) < 2 else ""
+    if site.form is None:
+        return "not known to be a linear map"
+    if not value.is_floating_point():
+        return f"{value.dtype} weight"
+    return "rank 1" if min(value.shape) < 2 else ""
+
+
+def _convert(sites: list[_Site]) -> None:
+    """Factor one parameter and give the factors to all modules that use it."""
+    shared: dict[str, nn.Parameter] | None = None
+    for site in sites:
+        module = site.module
+        if site.form is None:
+            if shared is None:
+                module.__class__ = eigen_class(type(module))
+                module._split_weight()  # type: ignore[operator]
+                shared = {name: module._parameters[name] for name in FACTORS}  # type: ignore[misc]
+            else:
+                module.__class__ = eigen_class(type(module))
+                replace_parameter(module, "weight", shared)
+            continue
+        child = EigenWeight(site.value, site.form)
+        if shared is None:
+            shared = {name: child._parameters[name] for name in FACTORS}  # type: ignore[misc]
+        else:
+            child._parameters.update(shared)
+        child.train(module.training)
+        names: tuple[str, ...] = ()
+        child.plain_order = tuple(module._parameters)
+        cls = type(module)
+        if isinstance(module, EigenOwner):
+            names, cls = module.eigen_names, module.plain_class
+            child.plain_order = module._modules[names[0] + SUFFIX].plain_order
+        del module._parameters[site.parameter]
+        module.__class__ = owner_class(cls, (*names, site.parameter))
+        module._modules[site.parameter + SUFFIX] = child
+
+
+def _fused(module: EigenLayer | EigenWeight, done: dict[int, nn.Parameter], shape) -> nn.Parameter:
+    """Dense weight of `module` as a parameter in its plain shape."""
+    Q, Lambda, P = module.Q, module.Lambda, module.P
+    known = done.get(id(Q))
+    if known is not None:
+        return known
+    with torch.no_grad():
+        device = Q.device if Q.device.type != "mps" else torch.device("cpu")
+        q, scale, p = (t.to(device, torch.float64) for t in (Q, Lambda, P))
+        weight: Tensor = (q * scale.unsqueeze(-2)) @ p.mT
+        weight = shape(weight).to(Q.device, Q.dtype).contiguous()
+    done[id(Q)] = nn.Parameter(weight, requires_grad=Q.requires_grad)
+    return done[id(Q)]

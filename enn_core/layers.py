@@ -1,0 +1,425 @@
+"""Eigen layers: drop-in twins of `nn.Linear` and `nn.ConvNd` that learn `W = Q diag(Lambda) P^T`.
+
+Every layer stores `Q` (out, r), `Lambda` (r), `P` (n, r) and `bias`, with `n` the inputs of one
+output (in_features, or in_channels/groups times the kernel volume) and `r = min(out, n)`. With
+`groups > 1` each factor has a leading dimension of `groups`, and `out` counts the channels of one
+group. `layer.weight` is the dense weight: differentiable in training, cached in eval.
+
+>>> import torch
+>>> from enn_core import ENNLinear
+>>> layer = ENNLinear(8, 3)
+>>> layer(torch.zeros(2, 8)).shape
+torch.Size([2, 3])
+>>> sorted(layer.state_dict())
+['Lambda', 'P', 'Q', 'bias']
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.common_types import _size_1_t, _size_2_t, _size_3_t
+
+from enn_core.factors import (
+    FactorError,
+    apply_factors,
+    rebuild,
+    rebuild_is_cheaper,
+    svd_factors,
+)
+
+FACTORS = ("Q", "Lambda", "P")
+
+
+class _Cached(NamedTuple):
+    """A rebuilt weight and what it was rebuilt from."""
+
+    sources: tuple[nn.Parameter, ...]
+    state: tuple[int, ...]  # version and address of every source
+    weight: Tensor
+    weight_version: int
+
+
+def _state(sources: tuple[nn.Parameter, ...]) -> tuple[int, ...]:
+    Q, Lambda, P = sources
+    return (
+        Q._version,
+        Lambda._version,
+        P._version,
+        Q.data_ptr(),
+        Lambda.data_ptr(),
+        P.data_ptr(),
+    )
+
+
+class Factored(nn.Module):
+    """A module that owns one factored weight: parameters `Q`, `Lambda`, `P`."""
+
+    Q: nn.Parameter
+    Lambda: nn.Parameter
+    P: nn.Parameter
+    _cache: _Cached | None = None
+
+    def dense(self) -> Tensor:
+        """Dense weight (..., out, n).
+
+        In eval mode, where the factors need no gradient, the tensor is cached until a factor
+        changes (in place, by `load_state_dict`, by assignment or by `.to()`) or `train()` is
+        called. Writing through `Tensor.data` of a factor in eval mode leaves no trace that could
+        be checked: call `train()` and `eval()` after it.
+        """
+        parameters = self._parameters
+        Q, Lambda, P = parameters["Q"], parameters["Lambda"], parameters["P"]
+        if not self._may_cache():
+            return rebuild(Q, Lambda, P)  # type: ignore[arg-type]
+        sources = (Q, Lambda, P)
+        cache = self._cache
+        if (
+            cache is not None
+            and cache.sources[0] is Q
+            and cache.sources[1] is Lambda
+            and cache.sources[2] is P
+            and cache.state == _state(sources)  # type: ignore[arg-type]
+            and cache.weight._version == cache.weight_version
+        ):
+            return cache.weight
+        # Outside inference mode and autocast, so that the tensor serves every later context.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(Q.device.type, enabled=False),  # type: ignore[union-attr]
+        ):
+            weight = rebuild(Q, Lambda, P)  # type: ignore[arg-type]
+        self._cache = _Cached(sources, _state(sources), weight, weight._version)  # type: ignore[arg-type]
+        return weight
+
+    def _may_cache(self) -> bool:
+        if self.training or torch.compiler.is_compiling():
+            return False
+        differentiable = torch.is_grad_enabled()
+        for name in FACTORS:
+            factor = self._parameters[name]
+            # Anything but a plain Parameter (functional_call, vmap, fake tensors) is transient.
+            if type(factor) is not nn.Parameter or factor.is_inference() or factor.is_meta:
+                return False
+            if differentiable and factor.requires_grad:
+                return False
+        return True
+
+    @torch.no_grad()
+    def factor_(self, weight: Tensor) -> None:
+        """Replace the factors by those of `weight` (..., out, n), exactly (float64 SVD).
+
+        Raises:
+            FactorError: the shape differs from the layer's, or `weight` is not finite.
+        """
+        Q, P = self.Q, self.P
+        expected = (*Q.shape[:-1], P.shape[-2])
+        if tuple(weight.shape) != expected:
+            raise FactorError(
+                f"got a weight of shape {tuple(weight.shape)}, this layer factors {expected}"
+            )
+        for name, value in zip(FACTORS, svd_factors(weight), strict=True):
+            self._parameters[name].copy_(value)  # type: ignore[union-attr]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._cache = None
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:
+            self._cache = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("_cache", None)
+        return state
+
+
+def make_parameters(
+    weight: Tensor, requires_grad: bool = True
+) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """Factors of `weight` (..., out, n) as parameters of its dtype and device."""
+    Q, Lambda, P = (
+        nn.Parameter(f.to(device=weight.device, dtype=weight.dtype), requires_grad=requires_grad)
+        for f in svd_factors(weight)
+    )
+    return Q, Lambda, P
+
+
+def replace_parameter(module: nn.Module, old: str, new: dict[str, nn.Parameter]) -> None:
+    """Put `new` where `old` stands in the order of `module`'s own parameters."""
+    before = dict(module._parameters)
+    module._parameters.clear()
+    for name, parameter in before.items():
+        if name == old:
+            module._parameters.update(new)
+        else:
+            module._parameters[name] = parameter
+
+
+class EigenLayer(Factored):
+    """What all eigen layers share; stands before the plain class in the method resolution order."""
+
+    plain_class: type[nn.Module]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # the plain layer, with a plain weight
+        self._split_weight()
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the dense weight, as in the plain twin."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """Dense weight in the plain twin's shape; assignments go through `factor_`."""
+        plain = self._parameters.get("weight")
+        if plain is not None:  # only while being built
+            return plain
+        if "Q" not in self._parameters:
+            raise AttributeError("weight")
+        return self.dense().view(self.weight_shape)
+
+    def _split_weight(self) -> None:
+        plain = self._parameters["weight"]
+        factors = make_parameters(self._as_matrix(plain), plain.requires_grad)  # type: ignore[arg-type, union-attr]
+        replace_parameter(self, "weight", dict(zip(FACTORS, factors, strict=True)))
+
+    def _as_matrix(self, weight: Tensor) -> Tensor:
+        """(out, n) view of a dense weight, or (groups, out, n)."""
+        groups = getattr(self, "groups", 1)
+        if groups > 1:
+            return weight.detach().reshape(groups, weight.shape[0] // groups, -1)
+        return weight.detach().reshape(weight.shape[0], -1)
+
+    def factor_(self, weight: Tensor) -> None:
+        """Replace the factors by those of `weight`, given in the plain twin's shape."""
+        if tuple(weight.shape) != self.weight_shape:
+            raise FactorError(
+                f"got a weight of shape {tuple(weight.shape)}, this layer's is {self.weight_shape}"
+            )
+        super().factor_(self._as_matrix(weight))
+
+    def reset_parameters(self) -> None:
+        """Draw a weight (and bias) as the plain twin does and factor it."""
+        if "Q" not in self._parameters:
+            super().reset_parameters()  # type: ignore[misc]
+            return
+        Q = self.Q
+        plain = nn.Parameter(torch.empty(self.weight_shape, dtype=Q.dtype, device=Q.device))
+        self._parameters["weight"] = plain
+        try:
+            super().reset_parameters()  # type: ignore[misc]
+        finally:
+            del self._parameters["weight"]
+        self.factor_(plain.detach())
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        split_entry(self, state_dict, f"{prefix}weight", prefix, args[-1])
+        self._cache = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self._parameters['Lambda'].shape[-1]}"  # type: ignore[union-attr]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        cls = type(self)
+        if "_generated" in cls.__dict__:
+            return _new_generated, (cls.plain_class,), self.__getstate__()
+        return super().__reduce_ex__(protocol)
+
+
+def split_entry(
+    module: EigenLayer, state_dict: dict[str, Any], key: str, prefix: str, errors: list[str]
+) -> None:
+    """Turn a plain weight in a state dict into the factors `module` expects."""
+    if key not in state_dict:
+        return
+    weight = state_dict.pop(key)
+    if tuple(weight.shape) != module.weight_shape:
+        errors.append(
+            f"size mismatch for {key}: copying a param with shape {tuple(weight.shape)} from "
+            f"checkpoint, the shape in current model is {module.weight_shape}."
+        )
+        weight = None
+    for name, value in zip(
+        FACTORS,
+        (module.Q, module.Lambda, module.P)
+        if weight is None
+        else make_parameters(module._as_matrix(weight)),
+        strict=True,
+    ):
+        state_dict[prefix + name] = value.detach()
+
+
+class ENNLinear(EigenLayer, nn.Linear):
+    """`nn.Linear` with `W = Q diag(Lambda) P^T`: input (*, in_features) -> (*, out_features).
+
+    Rebuilds `W` when the input has more rows than `max(in_features, out_features)`, otherwise
+    applies the factors one after the other.
+
+    Args:
+        in_features: size of each input row.
+        out_features: size of each output row.
+        bias: whether to learn an additive bias.
+        device, dtype: of the parameters.
+    """
+
+    plain_class = nn.Linear
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_features, self.in_features)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._may_cache():
+            rows = input.numel() // max(self.in_features, 1)
+            if not rebuild_is_cheaper(rows, self.out_features, self.in_features):
+                return apply_factors(input, self.Q, self.Lambda, self.P, self.bias)
+        return F.linear(input, self.dense(), self.bias)
+
+
+class _ENNConv(EigenLayer):
+    """Shared by the three convolutions."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    groups: int
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+
+class ENNConv1d(_ENNConv, nn.Conv1d):
+    """`nn.Conv1d` with factored weight: (N, in, L) -> (N, out, L_out); all arguments of its twin."""
+
+    plain_class = nn.Conv1d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_1_t,
+        stride: _size_1_t = 1,
+        padding: str | _size_1_t = 0,
+        dilation: _size_1_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype,
+        )  # fmt: skip
+
+
+class ENNConv2d(_ENNConv, nn.Conv2d):
+    """`nn.Conv2d` with factored weight: (N, in, H, W) -> (N, out, H_out, W_out)."""
+
+    plain_class = nn.Conv2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_2_t,
+        stride: _size_2_t = 1,
+        padding: str | _size_2_t = 0,
+        dilation: _size_2_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype,
+        )  # fmt: skip
+
+
+class ENNConv3d(_ENNConv, nn.Conv3d):
+    """`nn.Conv3d` with factored weight: (N, in, D, H, W) -> (N, out, D_out, H_out, W_out)."""
+
+    plain_class = nn.Conv3d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_3_t,
+        stride: _size_3_t = 1,
+        padding: str | _size_3_t = 0,
+        dilation: _size_3_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype,
+        )  # fmt: skip
+
+
+LAYERS: dict[type[nn.Module], type[EigenLayer]] = {
+    nn.Linear: ENNLinear,
+    nn.Conv1d: ENNConv1d,
+    nn.Conv2d: ENNConv2d,
+    nn.Conv3d: ENNConv3d,
+}
+
+
+def plain_base(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The torch layer class that `cls` is or extends, None if it is no such layer."""
+    return next((base for base in LAYERS if issubclass(cls, base)), None)
+
+
+@functools.cache
+def eigen_class(cls: type[nn.Module]) -> type[EigenLayer]:
+    """Eigen twin of a layer class; subclasses keep their own `forward` (padding and all).
+
+    Raises:
+        TypeError: `cls` is no subclass of a layer in `LAYERS`.
+    """
+    if cls in LAYERS:
+        return LAYERS[cls]
+    base = plain_base(cls)
+    if base is None:
+        raise TypeError(f"{cls.__name__} has no eigen twin; valid: {[c.__name__ for c in LAYERS]}")
+    members: dict[str, Any] = {"plain_class": cls, "_generated": True, "__doc__": cls.__doc__}
+    for name in ("forward", "_conv_forward"):
+        own = getattr(cls, name, None)
+        if own is not getattr(base, name, None):
+            members[name] = own
+    return type(f"ENN{cls.__name__}", (LAYERS[base], cls), members)
+
+
+def _new_generated(plain_class: type[nn.Module]) -> EigenLayer:
+    """Empty instance of a generated class, for copy and pickle."""
+    cls = eigen_class(plain_class)
+    return cls.__new__(cls)

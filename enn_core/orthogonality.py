@@ -1,0 +1,255 @@
+"""Keeping `Q` and `P` orthonormal: penalty, error, retraction.
+
+Two ways. The *penalty* is the paper's term, added to the loss; measured, it does not hold the
+factors. *Retraction* puts them back on the manifold after optimizer steps; it is the default.
+
+>>> import torch
+>>> from enn_core import ENNLinear, Retraction, orthogonality_error, param_groups
+>>> layer = ENNLinear(8, 4)
+>>> optimizer = torch.optim.AdamW(param_groups(layer, lr=1e-2))
+>>> retraction = Retraction(optimizer, layer, every=1)
+>>> for _ in range(3):
+...     optimizer.zero_grad()
+...     layer(torch.randn(16, 8)).square().mean().backward()
+...     _ = optimizer.step()
+>>> max(orthogonality_error(layer).values()) < 5e-3
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from enn_core.layers import Factored
+
+Method = Literal["newton-schulz", "quintic", "qr"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+# Newton-Schulz maps a singular value s to s(3 - s^2)/2, which converges for s < sqrt(3); below
+# this Gram error (in any norm that bounds the spectral one) every s^2 is under 2.
+_SAFE = 1.0
+_MAX_STEPS = 8
+
+
+def factors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every distinct `Q` and `P` of a model with its dotted name."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, Factored):
+            continue
+        for name in ("Q", "P"):
+            factor = module._parameters[name]
+            if factor is not None and id(factor) not in seen:
+                seen.add(id(factor))
+                yield f"{path}.{name}".lstrip("."), factor
+
+
+def _working(factor: Tensor) -> Tensor:
+    """At least float32: in half precision a Gram matrix is only good to 1e-2."""
+    return factor.float() if factor.dtype in (torch.float16, torch.bfloat16) else factor
+
+
+def _gram_error(factor: Tensor) -> Tensor:
+    """`Q^T Q - I` (..., r, r)."""
+    gram = factor.mT @ factor
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return gram
+
+
+class _Penalty(Function):
+    """`||Q^T Q - I||_F^2` with gradient `4 Q (Q^T Q - I)`."""
+
+    @staticmethod
+    def forward(ctx: Any, factor: Tensor) -> Tensor:  # type: ignore[override]
+        work = _working(factor)
+        with torch.autocast(factor.device.type, enabled=False):
+            error = _gram_error(work)
+        ctx.save_for_backward(factor, error)
+        return error.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        factor, error = ctx.saved_tensors
+        return ((_working(factor) @ error) * (4 * grad)).to(factor.dtype)
+
+
+def orthogonality_penalty(model: nn.Module, coefficient: float = 2e-4) -> Tensor:
+    """The paper's term: `coefficient * sum over layers (||Q^T Q - I||_F^2 + ||P^T P - I||_F^2)`.
+
+    Args:
+        model: module whose eigen layers count; frozen factors add a constant.
+        coefficient: lambda, 2e-4 in the paper.
+
+    Returns:
+        Scalar; its gradient is the closed form, so it cannot be differentiated twice.
+    """
+    total: Tensor | None = None
+    for _, factor in factors(model):
+        term = _Penalty.apply(factor)
+        total = term if total is None else total + term
+    return torch.zeros(()) if total is None else coefficient * total
+
+
+@torch.no_grad()
+def orthogonality_error(model: nn.Module) -> dict[str, float]:
+    """`||Q^T Q - I||_F / sqrt(r)` of every `Q` and `P`, by dotted name; 0 is orthonormal."""
+    report = {}
+    for name, factor in factors(model):
+        with torch.autocast(factor.device.type, enabled=False):
+            error = _gram_error(_working(factor))
+        report[name] = float(_relative(error).max())
+    return report
+
+
+def _relative(error: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(error) / error.shape[-1] ** 0.5
+
+
+@torch.no_grad()
+def retract_(
+    model: nn.Module, method: Method = "newton-schulz", bound: float = 1e-3
+) -> dict[str, float]:
+    """Put every trainable `Q` and `P` back on the orthonormal matrices, in place.
+
+    One step of the method, and more while the error is estimated to exceed `bound`.
+
+    Args:
+        model: module whose eigen layers are retracted.
+        method: "newton-schulz" (two products), "quintic" (three, cubic convergence) or "qr".
+        bound: largest `||Q^T Q - I||_F / sqrt(r)` that may remain.
+
+    Returns:
+        The error of every factor before the retraction, by dotted name.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown, valid are {', '.join(METHODS)}")
+    before = {}
+    for name, factor in factors(model):
+        if factor.requires_grad:
+            before[name] = _retract(factor, method, bound)
+    return before
+
+
+def _retract(factor: nn.Parameter, method: Method, bound: float) -> float:
+    with torch.autocast(factor.device.type, enabled=False):
+        work = _working(factor)
+        first = 0.0
+        for step in range(_MAX_STEPS):
+            error = _gram_error(work)
+            relative = float(_relative(error).max())
+            if step == 0:
+                first = relative
+            elif relative <= bound:
+                break
+            # Far from orthonormal the polynomials may diverge; QR cannot.
+            far = not relative * error.shape[-1] ** 0.5 < _SAFE and _largest(error) >= _SAFE
+            if method == "qr" or far:
+                work = _qr(work)
+                break
+            if method == "newton-schulz":
+                work = work - 0.5 * (work @ error)
+                left = 0.75 * relative**2
+            else:
+                half = error.mul(-0.5)
+                work = work + work @ (half + 0.375 * (error @ error))
+                left = 0.625 * relative**3
+            if 4 * left < bound:  # 4: the spread of the singular values, so no check is needed
+                break
+        factor.copy_(work)
+    return first
+
+
+def _largest(error: Tensor) -> float:
+    """Bound on the spectral norm of a symmetric matrix: its largest absolute row sum."""
+    return float(error.abs().sum(-1).max())
+
+
+def _qr(work: Tensor) -> Tensor:
+    Q, R = torch.linalg.qr(work)
+    sign = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)
+    return Q * sign.unsqueeze(-2)
+
+
+class Retraction:
+    """Retracts a model's factors after every `every`-th step of an optimizer.
+
+    Works with any `torch.optim.Optimizer`, through its step post-hook.
+
+    Args:
+        optimizer: steps the model's parameters.
+        model: module whose eigen layers are retracted.
+        every: optimizer steps between retractions.
+        method, bound: as in `retract_`.
+
+    Attributes:
+        steps: optimizer steps seen.
+        last_error: error of every factor just before the last retraction.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        every: int = 10,
+        method: Method = "newton-schulz",
+        bound: float = 1e-3,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every={every} is invalid, give a number of steps >= 1")
+        if method not in METHODS:
+            raise ValueError(f"method {method!r} is unknown, valid are {', '.join(METHODS)}")
+        self.model, self.every, self.method, self.bound = model, every, method, bound
+        self.steps = 0
+        self.last_error: dict[str, float] = {}
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    def _after_step(self, *_: Any) -> None:
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.last_error = retract_(self.model, self.method, self.bound)
+
+    def remove(self) -> None:
+        """Stop retracting."""
+        self._handle.remove()
+
+
+def param_groups(
+    model: nn.Module, lr: float | None = None, weight_decay: float = 1e-2
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: no weight decay on `Q`, `P`, biases and norms.
+
+    `Lambda` decays with the plain weights: decaying it decays `||W||_F`, as `||W||_F = ||Lambda||`.
+
+    Args:
+        model: module, converted or not; frozen parameters are left out.
+        lr: learning rate of both groups; the optimizer's own if None.
+        weight_decay: for the decayed group.
+
+    Returns:
+        Two groups (or one, if the other is empty), decayed first.
+    """
+    bases = {id(factor) for _, factor in factors(model)}
+    spectra = {id(m.Lambda) for m in model.modules() if isinstance(m, Factored)}
+    decayed, others = [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = id(parameter) in spectra or (parameter.ndim > 1 and id(parameter) not in bases)
+        (decayed if decays else others).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if lr is not None:
+        groups = [{**group, "lr": lr} for group in groups]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,161 @@
+"""Factored weights that are bare parameters of a module rather than layers of their own.
+
+Examples: `in_proj_weight` of `nn.MultiheadAttention` (q, k and v packed into one matrix), or
+`visual.proj` of a CLIP model (stored transposed: `x @ proj`). The owner keeps its code: its class
+is extended by a property that yields the dense parameter, and the factors live in a child module
+`<name>_eigen` with the keys `Q`, `Lambda`, `P`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from enn_core.layers import FACTORS, Factored, make_parameters
+
+SUFFIX = "_eigen"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a bare parameter holds its matrix: `blocks` stacked on dim 0, or the transpose."""
+
+    blocks: int = 1
+    transposed: bool = False
+
+    def as_matrix(self, value: Tensor) -> Tensor:
+        """(out, n), or (blocks, out, n) for a packed parameter."""
+        matrix = value.detach()
+        if self.transposed:
+            matrix = matrix.mT
+        if self.blocks > 1:
+            matrix = matrix.reshape(self.blocks, matrix.shape[0] // self.blocks, matrix.shape[1])
+        return matrix
+
+    def as_parameter(self, matrix: Tensor) -> Tensor:
+        """Inverse of `as_matrix`."""
+        if self.blocks > 1:
+            matrix = matrix.flatten(0, 1)
+        return matrix.mT if self.transposed else matrix
+
+
+# Parameters that are linear maps by their name in the libraries people use (torch, open_clip, timm).
+# Position embeddings and the like are matrices too, but no maps; so shape alone cannot tell.
+KNOWN_FORMS: dict[str, Form] = {
+    "in_proj_weight": Form(blocks=3),
+    "q_proj_weight": Form(),
+    "k_proj_weight": Form(),
+    "v_proj_weight": Form(),
+    "proj": Form(transposed=True),
+    "text_projection": Form(transposed=True),
+}
+
+
+def known_form(name: str, value: Tensor) -> Form | None:
+    """Form of the bare parameter `name`, None if it is not known to be a linear map."""
+    form = KNOWN_FORMS.get(name)
+    if form is None or value.ndim != 2:
+        return None
+    if form.blocks > 1 and value.shape[0] != form.blocks * value.shape[1]:
+        return None
+    return form
+
+
+class EigenWeight(Factored):
+    """Factors of one bare parameter; `forward()` gives the dense parameter in its own shape."""
+
+    def __init__(self, value: nn.Parameter, form: Form) -> None:
+        super().__init__()
+        self.form = form
+        self.shape = tuple(value.shape)
+        self.plain_order: tuple[str, ...] = ()  # the owner's parameter names, in order
+        factors = make_parameters(form.as_matrix(value), value.requires_grad)
+        for name, factor in zip(FACTORS, factors, strict=True):
+            self.register_parameter(name, factor)
+
+    def forward(self) -> Tensor:
+        return self.form.as_parameter(self.dense())
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, rank={self.Lambda.shape[-1]}, form={self.form}"
+
+
+class EigenOwner:
+    """Mixin, generated per class: properties in place of bare parameters."""
+
+    plain_class: type[nn.Module]
+    eigen_names: tuple[str, ...]
+    _bound: dict[str, Tensor] | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # The owner's forward may read a parameter several times; rebuild it once a call.
+        if torch.compiler.is_compiling() or self._bound is not None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        self._bound = {}
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._bound = None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in self.eigen_names:
+            key = prefix + name
+            if key not in state_dict:
+                continue
+            value = state_dict.pop(key)
+            child: EigenWeight = self._modules[name + SUFFIX]  # type: ignore[attr-defined]
+            factors: tuple[Tensor, ...] = (child.Q, child.Lambda, child.P)
+            if tuple(value.shape) == child.shape:
+                factors = make_parameters(child.form.as_matrix(value))
+            else:
+                args[-1].append(
+                    f"size mismatch for {key}: copying a param with shape {tuple(value.shape)} "
+                    f"from checkpoint, the shape in current model is {child.shape}."
+                )
+            for factor_name, factor in zip(FACTORS, factors, strict=True):
+                state_dict[f"{key}{SUFFIX}.{factor_name}"] = factor.detach()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("_bound", None)
+        return state
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _new_owner, (self.plain_class, self.eigen_names), self.__getstate__()
+
+
+def _reader(name: str) -> property:
+    def read(self: Any) -> Tensor:
+        bound = self._bound
+        if bound is not None and name in bound:
+            return bound[name]
+        child = self._modules.get(name + SUFFIX)
+        if child is None:
+            raise AttributeError(name)
+        value = child()
+        if bound is not None:
+            bound[name] = value
+        return value
+
+    return property(read, doc=f"Dense `{name}`, rebuilt from `{name}{SUFFIX}`.")
+
+
+@functools.cache
+def owner_class(cls: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """`cls` with the bare parameters `names` replaced by properties."""
+    members: dict[str, Any] = {name: _reader(name) for name in names}
+    members |= {"plain_class": cls, "eigen_names": names, "__doc__": cls.__doc__}
+    return type(f"ENN{cls.__name__}", (EigenOwner, cls), members)
+
+
+def _new_owner(plain_class: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """Empty instance of a generated class, for copy and pickle."""
+    cls = owner_class(plain_class, names)
+    return cls.__new__(cls)
