@@ -18,16 +18,25 @@ True
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from enn_core.factors import FactorError
-from enn_core.layers import FACTORS, EigenLayer, eigen_class, plain_base, replace_parameter
+from enn_core.layers import (
+    FACTORS,
+    EigenLayer,
+    as_matrix,
+    eigen_class,
+    make_parameters,
+    plain_base,
+    replace_parameter,
+)
 from enn_core.projections import (
     SUFFIX,
     EigenOwner,
@@ -50,7 +59,7 @@ class _Site:
 
     module: nn.Module
     parameter: str
-    value: nn.Parameter
+    value: Tensor
     name: str
     form: Form | None  # None for layers
 
@@ -162,25 +171,9 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     done: dict[int, nn.Parameter] = {}  # shared factors give a shared weight
     for module in list(model.modules()):
         if isinstance(module, EigenLayer):
-            weight = _fused(module, done, lambda w, m=module: w.reshape(m.weight_shape))
-            for name in FACTORS[1:]:
-                del module._parameters[name]
-            replace_parameter(module, "Q", {"weight": weight})
-            module._cache = None
-            module.__class__ = module.plain_class
+            _fuse_layer(module, done)
         elif isinstance(module, EigenOwner):
-            order: tuple[str, ...] = ()
-            for name in module.eigen_names:
-                child = module._modules.pop(name + SUFFIX)
-                order = order or child.plain_order
-                module._parameters[name] = _fused(child, done, child.form.as_parameter)
-            known = {
-                name: module._parameters.pop(name) for name in order if name in module._parameters
-            }
-            known.update(module._parameters)
-            module._parameters.clear()
-            module._parameters.update(known)
-            module.__class__ = module.plain_class
+            _fuse_owner(module, done)
     return model
 
 
@@ -250,7 +243,7 @@ def _sites(model: nn.Module) -> Iterator[_Site]:
         for name, value in module._parameters.items():
             if value is None or isinstance(module, EigenLayer | EigenWeight):
                 continue
-            if isinstance(value, nn.parameter.UninitializedTensorMixin):
+            if isinstance(value, UninitializedParameter):
                 yield _Site(module, name, value, path or type(module).__name__, None)
             elif value.ndim >= 2:
                 if name == "weight":
@@ -267,7 +260,7 @@ def _kind(site: _Site) -> str:
 def _why_plain(site: _Site) -> str:
     """Why a weight cannot or should not be factored; empty if it can."""
     module, value = site.module, site.value
-    if isinstance(value, nn.parameter.UninitializedTensorMixin):
+    if isinstance(value, UninitializedParameter):
         return "not initialised yet"
     if site.parameter == "weight":
         base = plain_base(type(module))
@@ -292,38 +285,83 @@ def _why_plain(site: _Site) -> str:
     return "rank 1" if min(value.shape) < 2 else ""
 
 
+def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    module.__class__ = cls
+
+
 def _convert(sites: list[_Site]) -> None:
     """Factor one parameter and give the factors to all modules that use it."""
-    shared: dict[str, nn.Parameter] | None = None
+    shared: dict[str, nn.Parameter] = {}
     for site in sites:
-        module = site.module
         if site.form is None:
-            if shared is None:
-                module.__class__ = eigen_class(type(module))
-                module._split_weight()  # type: ignore[operator]
-                shared = {name: module._parameters[name] for name in FACTORS}  # type: ignore[misc]
-            else:
-                module.__class__ = eigen_class(type(module))
-                replace_parameter(module, "weight", shared)
-            continue
-        child = EigenWeight(site.value, site.form)
-        if shared is None:
-            shared = {name: child._parameters[name] for name in FACTORS}  # type: ignore[misc]
+            _convert_layer(site.module, shared)
         else:
-            child._parameters.update(shared)
-        child.train(module.training)
-        names: tuple[str, ...] = ()
+            _convert_bare(site, site.form, shared)
+
+
+def _convert_layer(layer: nn.Module, shared: dict[str, nn.Parameter]) -> None:
+    if not shared:
+        plain = layer._parameters["weight"]
+        matrix = as_matrix(plain, getattr(layer, "groups", 1))  # type: ignore[arg-type]
+        factors = make_parameters(matrix, plain.requires_grad)  # type: ignore[union-attr]
+        shared.update(zip(FACTORS, factors, strict=True))
+    replace_parameter(layer, "weight", shared)
+    _set_class(layer, eigen_class(type(layer)))
+
+
+def _convert_bare(site: _Site, form: Form, shared: dict[str, nn.Parameter]) -> None:
+    module, name = site.module, site.parameter
+    child = EigenWeight(tuple(site.value.shape), form, shared or _factors(site.value, form))
+    shared.update({factor: child._parameters[factor] for factor in FACTORS})  # type: ignore[misc]
+    child.train(module.training)
+    if isinstance(module, EigenOwner):
+        names, cls = module.eigen_names, module.plain_class
+        child.plain_order = module.eigen_weight(names[0]).plain_order
+    else:
+        names, cls = (), type(module)
         child.plain_order = tuple(module._parameters)
-        cls = type(module)
-        if isinstance(module, EigenOwner):
-            names, cls = module.eigen_names, module.plain_class
-            child.plain_order = module._modules[names[0] + SUFFIX].plain_order
-        del module._parameters[site.parameter]
-        module.__class__ = owner_class(cls, (*names, site.parameter))
-        module._modules[site.parameter + SUFFIX] = child
+    del module._parameters[name]
+    _set_class(module, owner_class(cls, (*names, name)))
+    module._modules[name + SUFFIX] = child
 
 
-def _fused(module: EigenLayer | EigenWeight, done: dict[int, nn.Parameter], shape) -> nn.Parameter:
+def _factors(value: Tensor, form: Form) -> dict[str, nn.Parameter]:
+    factors = make_parameters(form.as_matrix(value), value.requires_grad)
+    return dict(zip(FACTORS, factors, strict=True))
+
+
+def _fuse_layer(layer: EigenLayer, done: dict[int, nn.Parameter]) -> None:
+    """Put the plain weight of `layer` where its factors stand."""
+    shape = layer.weight_shape
+    weight = _fused(layer, done, lambda dense: dense.reshape(shape))
+    for name in FACTORS[1:]:
+        del layer._parameters[name]
+    replace_parameter(layer, "Q", {"weight": weight})
+    layer.__dict__.pop("_cache", None)
+    _set_class(layer, layer.plain_class)
+
+
+def _fuse_owner(owner: EigenOwner, done: dict[int, nn.Parameter]) -> None:
+    """Put the bare parameters of `owner` back, in their places."""
+    parameters: dict[str, nn.Parameter | None] = dict(owner._parameters)
+    order: tuple[str, ...] = ()
+    for name in owner.eigen_names:
+        child = owner.eigen_weight(name)
+        order = child.plain_order
+        parameters[name] = _fused(child, done, child.form.as_parameter)
+        del owner._modules[name + SUFFIX]
+    owner._parameters.clear()
+    owner._parameters.update({name: parameters.pop(name) for name in order if name in parameters})
+    owner._parameters.update(parameters)
+    owner.__dict__.pop("_bound", None)
+    _set_class(owner, owner.plain_class)
+
+
+def _fused(
+    module: EigenLayer | EigenWeight,
+    done: dict[int, nn.Parameter],
+    shape: Callable[[Tensor], Tensor],
+) -> nn.Parameter:
     """Dense weight of `module` as a parameter in its plain shape."""
     Q, Lambda, P = module.Q, module.Lambda, module.P
     known = done.get(id(Q))

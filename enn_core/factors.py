@@ -99,7 +99,7 @@ class _Rebuild(Function):
         ctx.save_for_backward(Q, Lambda, P)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         Q, Lambda, P = ctx.saved_tensors
         need_q, need_lambda, need_p, _ = ctx.needs_input_grad
         scale = Lambda.unsqueeze(-2)

@@ -16,7 +16,6 @@ torch.Size([2, 3])
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -163,6 +162,13 @@ def replace_parameter(module: nn.Module, old: str, new: dict[str, nn.Parameter])
             module._parameters[name] = parameter
 
 
+def as_matrix(weight: Tensor, groups: int) -> Tensor:
+    """(out, n) view of a layer's dense weight, or (groups, out, n)."""
+    if groups > 1:
+        return weight.detach().reshape(groups, weight.shape[0] // groups, -1)
+    return weight.detach().reshape(weight.shape[0], -1)
+
+
 class EigenLayer(Factored):
     """What all eigen layers share; stands before the plain class in the method resolution order."""
 
@@ -193,11 +199,7 @@ class EigenLayer(Factored):
         replace_parameter(self, "weight", dict(zip(FACTORS, factors, strict=True)))
 
     def _as_matrix(self, weight: Tensor) -> Tensor:
-        """(out, n) view of a dense weight, or (groups, out, n)."""
-        groups = getattr(self, "groups", 1)
-        if groups > 1:
-            return weight.detach().reshape(groups, weight.shape[0] // groups, -1)
-        return weight.detach().reshape(weight.shape[0], -1)
+        return as_matrix(weight, getattr(self, "groups", 1))
 
     def factor_(self, weight: Tensor) -> None:
         """Replace the factors by those of `weight`, given in the plain twin's shape."""
@@ -261,7 +263,7 @@ def split_entry(
         state_dict[prefix + name] = value.detach()
 
 
-class ENNLinear(EigenLayer, nn.Linear):
+class ENNLinear(EigenLayer, nn.Linear):  # type: ignore[override]
     """`nn.Linear` with `W = Q diag(Lambda) P^T`: input (*, in_features) -> (*, out_features).
 
     Rebuilds `W` when the input has more rows than `max(in_features, out_features)`, otherwise
@@ -299,20 +301,62 @@ class ENNLinear(EigenLayer, nn.Linear):
 
 
 class _ENNConv(EigenLayer):
-    """Shared by the three convolutions."""
+    """Shared by the three convolutions, which take all arguments of their twins.
+
+    Rebuilds the kernel when there are more output positions than `max(out, n)`; otherwise
+    convolves with the r kernels in `P` and mixes their r maps by `Q`.
+    """
 
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
+    def forward(self, input: Tensor) -> Tensor:
+        if self.groups == 1 and not self._may_cache():
+            n = self.P.shape[0]
+            if not rebuild_is_cheaper(self._positions(input), self.out_channels, n):
+                return self._apply_factors(input)
+        return self._conv_forward(input, self.weight, self.bias)  # type: ignore[operator]
 
-class ENNConv1d(_ENNConv, nn.Conv1d):
-    """`nn.Conv1d` with factored weight: (N, in, L) -> (N, out, L_out); all arguments of its twin."""
+    def _positions(self, input: Tensor) -> int:
+        """Output positions of the whole batch."""
+        dims = len(self.kernel_size)
+        count = input.shape[0] if input.ndim > dims + 1 else 1
+        for i, size in enumerate(input.shape[-dims:]):
+            padding = self.padding if isinstance(self.padding, str) else 2 * self.padding[i]
+            if padding == "same":
+                count *= size
+                continue
+            reach = self.dilation[i] * (self.kernel_size[i] - 1) + 1
+            free = size - reach + (0 if padding == "valid" else int(padding))
+            count *= free // self.stride[i] + 1
+        return count
+
+    def _apply_factors(self, input: Tensor) -> Tensor:
+        """Convolution by `P`, then a 1x1 convolution by `Q`; Lambda goes into the smaller."""
+        Q: Tensor = self.Q
+        P: Tensor = self.P
+        if Q.shape[0] <= P.shape[0]:
+            Q = Q * self.Lambda
+        else:
+            P = P * self.Lambda
+        ones = (1,) * len(self.kernel_size)
+        kernels = P.mT.reshape(-1, *self.weight_shape[1:])
+        maps = self._conv_forward(input, kernels, None)  # type: ignore[operator]
+        mix = (F.conv1d, F.conv2d, F.conv3d)[len(ones) - 1]
+        return mix(maps, Q.reshape(*Q.shape, *ones), self._parameters["bias"])
+
+
+class ENNConv1d(_ENNConv, nn.Conv1d):  # type: ignore[override]
+    """`nn.Conv1d` with factored weight: (N, in, L) -> (N, out, L_out)."""
 
     plain_class = nn.Conv1d
 
@@ -336,7 +380,7 @@ class ENNConv1d(_ENNConv, nn.Conv1d):
         )  # fmt: skip
 
 
-class ENNConv2d(_ENNConv, nn.Conv2d):
+class ENNConv2d(_ENNConv, nn.Conv2d):  # type: ignore[override]
     """`nn.Conv2d` with factored weight: (N, in, H, W) -> (N, out, H_out, W_out)."""
 
     plain_class = nn.Conv2d
@@ -361,7 +405,7 @@ class ENNConv2d(_ENNConv, nn.Conv2d):
         )  # fmt: skip
 
 
-class ENNConv3d(_ENNConv, nn.Conv3d):
+class ENNConv3d(_ENNConv, nn.Conv3d):  # type: ignore[override]
     """`nn.Conv3d` with factored weight: (N, in, D, H, W) -> (N, out, D_out, H_out, W_out)."""
 
     plain_class = nn.Conv3d
@@ -399,7 +443,9 @@ def plain_base(cls: type[nn.Module]) -> type[nn.Module] | None:
     return next((base for base in LAYERS if issubclass(cls, base)), None)
 
 
-@functools.cache
+_generated_classes: dict[type[nn.Module], type[EigenLayer]] = {}
+
+
 def eigen_class(cls: type[nn.Module]) -> type[EigenLayer]:
     """Eigen twin of a layer class; subclasses keep their own `forward` (padding and all).
 
@@ -411,12 +457,14 @@ def eigen_class(cls: type[nn.Module]) -> type[EigenLayer]:
     base = plain_base(cls)
     if base is None:
         raise TypeError(f"{cls.__name__} has no eigen twin; valid: {[c.__name__ for c in LAYERS]}")
-    members: dict[str, Any] = {"plain_class": cls, "_generated": True, "__doc__": cls.__doc__}
-    for name in ("forward", "_conv_forward"):
-        own = getattr(cls, name, None)
-        if own is not getattr(base, name, None):
-            members[name] = own
-    return type(f"ENN{cls.__name__}", (LAYERS[base], cls), members)
+    if cls not in _generated_classes:
+        members: dict[str, Any] = {"plain_class": cls, "_generated": True, "__doc__": cls.__doc__}
+        # Such code reads `self.weight`, the rebuilt weight, whatever it does around it.
+        own = ("forward", "_conv_forward")
+        if any(getattr(cls, name, None) is not getattr(base, name, None) for name in own):
+            members["forward"] = cls.forward
+        _generated_classes[cls] = type(f"ENN{cls.__name__}", (LAYERS[base], cls), members)
+    return _generated_classes[cls]
 
 
 def _new_generated(plain_class: type[nn.Module]) -> EigenLayer:

@@ -31,9 +31,9 @@ from enn_core.layers import Factored
 Method = Literal["newton-schulz", "quintic", "qr"]
 METHODS: tuple[str, ...] = get_args(Method)
 
-# Newton-Schulz maps a singular value s to s(3 - s^2)/2, which converges for s < sqrt(3); below
-# this Gram error (in any norm that bounds the spectral one) every s^2 is under 2.
-_SAFE = 1.0
+# Newton-Schulz maps a singular value s to s(3 - s^2)/2 and converges for s < sqrt(3), but from
+# further than this (spectral norm of Q^T Q - I) it needs three steps, where one QR costs 1.2.
+_FAR = 0.5
 _MAX_STEPS = 8
 
 
@@ -66,7 +66,7 @@ class _Penalty(Function):
     """`||Q^T Q - I||_F^2` with gradient `4 Q (Q^T Q - I)`."""
 
     @staticmethod
-    def forward(ctx: Any, factor: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, factor: Tensor) -> Tensor:
         work = _working(factor)
         with torch.autocast(factor.device.type, enabled=False):
             error = _gram_error(work)
@@ -75,7 +75,7 @@ class _Penalty(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         factor, error = ctx.saved_tensors
         return ((_working(factor) @ error) * (4 * grad)).to(factor.dtype)
 
@@ -123,6 +123,7 @@ def retract_(
     Args:
         model: module whose eigen layers are retracted.
         method: "newton-schulz" (two products), "quintic" (three, cubic convergence) or "qr".
+            Factors too far away for the polynomials are retracted by QR whatever the method.
         bound: largest `||Q^T Q - I||_F / sqrt(r)` that may remain.
 
     Returns:
@@ -141,37 +142,42 @@ def retract_(
 
 
 def _retract(factor: nn.Parameter, method: Method, bound: float) -> float:
+    """Retract one factor in place; its relative error before."""
+    first = 0.0
     with torch.autocast(factor.device.type, enabled=False):
         work = _working(factor)
-        first = 0.0
         for step in range(_MAX_STEPS):
             error = _gram_error(work)
-            relative = float(_relative(error).max())
+            rms = float(_relative(error).max())  # of the eigenvalues of Q^T Q - I
             if step == 0:
-                first = relative
-            elif relative <= bound:
+                first = rms
+            elif rms <= bound:
                 break
-            # Far from orthonormal the polynomials may diverge; QR cannot.
-            far = not relative * error.shape[-1] ** 0.5 < _SAFE and _largest(error) >= _SAFE
-            if method == "qr" or far:
+            largest = _spectral_norm(error)
+            if method == "qr" or not largest < _FAR:  # also for NaN, which QR reports
                 work = _qr(work)
                 break
             if method == "newton-schulz":
                 work = work - 0.5 * (work @ error)
-                left = 0.75 * relative**2
+                left = 0.75 * largest * rms
             else:
-                half = error.mul(-0.5)
-                work = work + work @ (half + 0.375 * (error @ error))
-                left = 0.625 * relative**3
-            if 4 * left < bound:  # 4: the spread of the singular values, so no check is needed
+                work = work + work @ (0.375 * (error @ error) - 0.5 * error)
+                left = 0.625 * largest**2 * rms
+            if 1.5 * left < bound:  # 1.5: `largest` is estimated from below
                 break
         factor.copy_(work)
     return first
 
 
-def _largest(error: Tensor) -> float:
-    """Bound on the spectral norm of a symmetric matrix: its largest absolute row sum."""
-    return float(error.abs().sum(-1).max())
+def _spectral_norm(error: Tensor) -> float:
+    """Largest |eigenvalue| of a symmetric matrix (..., r, r), from below, by power iteration."""
+    start = error.square().sum(-1, keepdim=True).argmax(-2, keepdim=True)
+    vector = torch.take_along_dim(error, start, dim=-1)
+    norm = vector.norm(dim=-2, keepdim=True)
+    for _ in range(6):
+        vector = error @ (vector / norm.clamp_min(torch.finfo(error.dtype).tiny))
+        norm = vector.norm(dim=-2, keepdim=True)
+    return float(norm.max())
 
 
 def _qr(work: Tensor) -> Tensor:
@@ -240,7 +246,8 @@ def param_groups(
     """
     bases = {id(factor) for _, factor in factors(model)}
     spectra = {id(m.Lambda) for m in model.modules() if isinstance(m, Factored)}
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

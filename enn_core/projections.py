@@ -8,7 +8,6 @@ is extended by a property that yields the dense parameter, and the factors live 
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +42,8 @@ class Form:
         return matrix.mT if self.transposed else matrix
 
 
-# Parameters that are linear maps by their name in the libraries people use (torch, open_clip, timm).
-# Position embeddings and the like are matrices too, but no maps; so shape alone cannot tell.
+# Linear maps by their name in torch, open_clip and timm. Position embeddings and the like are
+# matrices too, but no maps; so shape alone cannot tell.
 KNOWN_FORMS: dict[str, Form] = {
     "in_proj_weight": Form(blocks=3),
     "q_proj_weight": Form(),
@@ -68,14 +67,15 @@ def known_form(name: str, value: Tensor) -> Form | None:
 class EigenWeight(Factored):
     """Factors of one bare parameter; `forward()` gives the dense parameter in its own shape."""
 
-    def __init__(self, value: nn.Parameter, form: Form) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], form: Form, factors: dict[str, nn.Parameter]
+    ) -> None:
         super().__init__()
         self.form = form
-        self.shape = tuple(value.shape)
+        self.shape = shape
         self.plain_order: tuple[str, ...] = ()  # the owner's parameter names, in order
-        factors = make_parameters(form.as_matrix(value), value.requires_grad)
-        for name, factor in zip(FACTORS, factors, strict=True):
-            self.register_parameter(name, factor)
+        for name in FACTORS:
+            self.register_parameter(name, factors[name])
 
     def forward(self) -> Tensor:
         return self.form.as_parameter(self.dense())
@@ -84,20 +84,27 @@ class EigenWeight(Factored):
         return f"shape={self.shape}, rank={self.Lambda.shape[-1]}, form={self.form}"
 
 
-class EigenOwner:
+class EigenOwner(nn.Module):
     """Mixin, generated per class: properties in place of bare parameters."""
 
     plain_class: type[nn.Module]
     eigen_names: tuple[str, ...]
     _bound: dict[str, Tensor] | None = None
 
+    def eigen_weight(self, name: str) -> EigenWeight:
+        """Factors of the bare parameter `name`."""
+        child = self._modules[name + SUFFIX]
+        if not isinstance(child, EigenWeight):
+            raise TypeError(f"{name}{SUFFIX} was replaced by a {type(child).__name__}")
+        return child
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         # The owner's forward may read a parameter several times; rebuild it once a call.
         if torch.compiler.is_compiling() or self._bound is not None:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+            return super().forward(*args, **kwargs)
         self._bound = {}
         try:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+            return super().forward(*args, **kwargs)
         finally:
             self._bound = None
 
@@ -109,7 +116,7 @@ class EigenOwner:
             if key not in state_dict:
                 continue
             value = state_dict.pop(key)
-            child: EigenWeight = self._modules[name + SUFFIX]  # type: ignore[attr-defined]
+            child = self.eigen_weight(name)
             factors: tuple[Tensor, ...] = (child.Q, child.Lambda, child.P)
             if tuple(value.shape) == child.shape:
                 factors = make_parameters(child.form.as_matrix(value))
@@ -120,7 +127,7 @@ class EigenOwner:
                 )
             for factor_name, factor in zip(FACTORS, factors, strict=True):
                 state_dict[f"{key}{SUFFIX}.{factor_name}"] = factor.detach()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -147,15 +154,19 @@ def _reader(name: str) -> property:
     return property(read, doc=f"Dense `{name}`, rebuilt from `{name}{SUFFIX}`.")
 
 
-@functools.cache
-def owner_class(cls: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+_owner_classes: dict[tuple[type[nn.Module], tuple[str, ...]], type[EigenOwner]] = {}
+
+
+def owner_class(cls: type[nn.Module], names: tuple[str, ...]) -> type[EigenOwner]:
     """`cls` with the bare parameters `names` replaced by properties."""
-    members: dict[str, Any] = {name: _reader(name) for name in names}
-    members |= {"plain_class": cls, "eigen_names": names, "__doc__": cls.__doc__}
-    return type(f"ENN{cls.__name__}", (EigenOwner, cls), members)
+    if (cls, names) not in _owner_classes:
+        members: dict[str, Any] = {name: _reader(name) for name in names}
+        members |= {"plain_class": cls, "eigen_names": names, "__doc__": cls.__doc__}
+        _owner_classes[cls, names] = type(f"ENN{cls.__name__}", (EigenOwner, cls), members)
+    return _owner_classes[cls, names]
 
 
-def _new_owner(plain_class: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+def _new_owner(plain_class: type[nn.Module], names: tuple[str, ...]) -> EigenOwner:
     """Empty instance of a generated class, for copy and pickle."""
     cls = owner_class(plain_class, names)
     return cls.__new__(cls)
