@@ -1,0 +1,494 @@
+"""Image files: finding them, reading them unchanged, decoding them into plain RGB.
+
+Everything that can be wrong with a file ends as one `ImageError` whose text is a reason fit to
+show to a user. No global PIL state is read or changed: the pixel cap is our own and is checked on
+the header, before any pixel is decoded, and no plugin is registered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import (
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+__all__ = [
+    "EXTENSIONS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "Decoded",
+    "FoundFile",
+    "ImageBytes",
+    "ImageError",
+    "decode",
+    "decode_with_size",
+    "find_images",
+    "read_stable",
+    "scan",
+    "thumbnail",
+]
+
+EXTENSIONS: frozenset[str] = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif"}
+)
+
+MAX_BYTES = 256 * 2**20
+"""Largest file that is read, in bytes."""
+
+MAX_PIXELS = 201_000_000
+"""Largest image that is decoded, in pixels: above the largest phone sensors, below a bomb."""
+
+# Images above this many pixels are decoded one at a time, so that memory does not grow with the
+# number of threads (an RGBA image of 32 Mpx is 128 MB).
+_LARGE_PIXELS = 32_000_000
+_one_large = threading.Lock()
+
+# A changed file is looked at once more after this pause (seconds): long enough for a small copy.
+_SETTLE_SECONDS = 0.05
+
+
+class ImageError(ValueError):
+    """A file that cannot become an image; the text is the reason, in one line."""
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """A file's bytes, read while the file did not change."""
+
+    data: bytes
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """One image file of a scan; `path` is relative to the scanned root, with forward slashes."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An upright RGB image and the size of the upright original, before any draft reduction."""
+
+    image: Image.Image
+    width: int
+    height: int
+
+
+# --- finding -----------------------------------------------------------------------------------
+
+
+def scan(root: str | os.PathLike[str], on_error: Callable[[str, str], None]) -> Iterator[FoundFile]:
+    """Walk a folder for image files, in a fixed order.
+
+    Hidden files and folders are left out. Linked folders are followed after all real ones and
+    every real folder is visited once, so that loops end and a photo inside the root keeps its
+    real path.
+
+    Args:
+        root: folder to walk.
+        on_error: called with (path relative to root, reason) for an unreadable folder, a dangling
+            link and anything that has an image's name but is no regular file. The path of a folder
+            ends with "/".
+
+    Raises:
+        NotADirectoryError: if root is not a folder that can be listed.
+    """
+    top = os.fspath(root)
+    try:
+        os.scandir(top).close()
+    except OSError as error:
+        raise NotADirectoryError(
+            f"{top!r} is not a folder that can be read ({_os_reason(error)}); give a photo folder"
+        ) from None
+    visited: set[tuple[int, int]] = set()
+    links: list[str] = [""]
+    while links:
+        batch, links = sorted(links, key=os.fsencode), []
+        for start in batch:
+            yield from _walk(top, start, visited, links, on_error)
+
+
+def _walk(
+    top: str,
+    start: str,
+    visited: set[tuple[int, int]],
+    links: list[str],
+    on_error: Callable[[str, str], None],
+) -> Iterator[FoundFile]:
+    """Walk one real tree depth first; linked folders met on the way are appended to `links`."""
+    stack = [start]
+    while stack:
+        prefix = stack.pop()
+        folder = os.path.join(top, prefix) if prefix else top
+        try:
+            info = os.stat(folder)
+            identity = (info.st_dev, info.st_ino)
+            if info.st_ino and identity in visited:
+                continue
+            visited.add(identity)
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            on_error(prefix, f"folder cannot be read: {_os_reason(error)}")
+            continue
+        folders = []
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            path = prefix + name
+            is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path + "/")
+                    continue
+                is_link = entry.is_symlink()
+                if not is_image and not is_link:
+                    continue
+                info = entry.stat()
+            except OSError as error:
+                on_error(path, _link_reason(error))  # it may have led to an image or a folder
+                continue
+            if stat.S_ISDIR(info.st_mode):
+                links.append(path + "/")
+            elif not is_image:
+                continue
+            elif not stat.S_ISREG(info.st_mode):
+                on_error(path, "not a regular file")
+            else:
+                yield FoundFile(path, info.st_size, info.st_mtime_ns)
+        stack.extend(reversed(folders))
+
+
+def find_images(
+    root: str | os.PathLike[str], *, on_error: Callable[[Path, str], None] | None = None
+) -> Iterator[Path]:
+    """Image files below a folder, sorted; see `scan` for what is left out and reported.
+
+    Args:
+        root: folder to walk.
+        on_error: called with (path, reason); without it problems are passed over.
+
+    Raises:
+        NotADirectoryError: if root is not a folder that can be listed.
+    """
+    base = Path(root)
+
+    def report(path: str, reason: str) -> None:
+        if on_error is not None:
+            on_error(base / path, reason)
+
+    found = sorted((file.path for file in scan(root, report)), key=os.fsencode)
+    return (base / path for path in found)
+
+
+def _link_reason(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "dangling link"
+    if error.errno == errno.ELOOP:
+        return "link that points to itself"
+    return f"cannot be read: {_os_reason(error)}"
+
+
+def _os_reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_stable(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> ImageBytes:
+    """Read a whole file and make sure that it did not change meanwhile.
+
+    Never blocks on a pipe or device: only a regular file is read. A file that changes is tried
+    once more.
+
+    Args:
+        path: the file.
+        max_bytes: larger files are refused.
+
+    Raises:
+        FileNotFoundError: if the file is gone (a file deleted since it was listed is no bad image).
+        ImageError: if it is empty, too large, no regular file, cannot be read, or keeps changing.
+    """
+    for attempt in range(2):
+        if attempt:
+            time.sleep(_SETTLE_SECONDS)
+        result = _read_once(path, max_bytes)
+        if result is not None:
+            return result
+    raise ImageError("the file changed while it was read; it is tried again at the next update")
+
+
+def _read_once(path: str | os.PathLike[str], max_bytes: int) -> ImageBytes | None:
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ImageError(f"cannot be read: {_os_reason(error)}") from None
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise ImageError("not a regular file")
+        if before.st_size > max_bytes:
+            raise ImageError(
+                f"file of {before.st_size / 2**20:,.0f} MiB is larger than the limit of "
+                f"{max_bytes / 2**20:,.0f} MiB"
+            )
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            data = _read_all(file, before.st_size + 1)
+        after = os.fstat(descriptor)
+    except OSError as error:
+        raise ImageError(f"cannot be read: {_os_reason(error)}") from None
+    finally:
+        os.close(descriptor)
+    same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    if not same or len(data) != before.st_size:
+        return None
+    if not data:
+        raise ImageError("empty file (0 bytes)")
+    return ImageBytes(data, hashlib.sha256(data).hexdigest(), len(data), before.st_mtime_ns)
+
+
+def _read_all(file: io.RawIOBase | Any, limit: int) -> bytes:
+    parts = []
+    left = limit
+    while left > 0:
+        part = file.read(left)
+        if not part:
+            break
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+# --- decoding ----------------------------------------------------------------------------------
+
+
+def decode(
+    data: bytes | str | os.PathLike[str],
+    *,
+    draft_size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Decode the first frame of an image file into an upright RGB image.
+
+    Args:
+        data: the file's bytes, or its path.
+        draft_size: (width, height) that will do; a JPEG may then be decoded at 1/2, 1/4 or 1/8 of
+            its size, never smaller than this.
+        max_pixels: larger images are refused, on the header alone.
+
+    Returns:
+        Image in mode RGB: EXIF rotation applied, transparency laid on white, 16 bits scaled to 8,
+        palette and CMYK converted, nothing of the file's metadata left.
+
+    Raises:
+        ImageError: if the bytes are no complete image of a known format.
+        FileNotFoundError: if a path is given and there is no such file.
+    """
+    return decode_with_size(data, draft_size=draft_size, max_pixels=max_pixels).image
+
+
+def decode_with_size(
+    data: bytes | str | os.PathLike[str],
+    *,
+    draft_size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Decoded:
+    """Like `decode`, with the size of the upright original beside the image."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        data = read_stable(data).data
+    if not data:
+        raise ImageError("empty file (0 bytes)")
+    try:
+        return _decode(bytes(data), draft_size, max_pixels)
+    except ImageError:
+        raise
+    # The decoders raise almost anything on damaged data: OSError, SyntaxError, struct.error,
+    # OverflowError, ZeroDivisionError, MemoryError ...
+    except Exception as error:
+        raise ImageError(f"damaged image: {_one_line(error)}") from None
+
+
+def _decode(data: bytes, draft_size: tuple[int, int] | None, max_pixels: int) -> Decoded:
+    with contextlib.closing(_open(data)) as image:
+        width, height = image.size
+        pixels = width * height
+        if pixels > max_pixels:
+            raise ImageError(
+                f"{width} x {height} pixels are more than the limit of "
+                f"{max_pixels / 1e6:,.0f} megapixels"
+            )
+        if pixels == 0:
+            raise ImageError("image without pixels")
+        method = _orientation(image)
+        if draft_size is not None and image.format in ("JPEG", "MPO"):
+            side = max(draft_size)  # the rotation is not applied yet, so both ways must do
+            image.draft(image.mode, (side, side))
+        gate = _one_large if pixels > _LARGE_PIXELS else contextlib.nullcontext()
+        with gate:
+            image.load()
+            rgb = _to_rgb(image)
+    if method is not None:
+        rgb = rgb.transpose(method)
+        if method in _SWAPPING:
+            width, height = height, width
+    rgb.info = {}
+    return Decoded(rgb, width, height)
+
+
+_SWAPPING = frozenset(
+    (
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_90,
+    )
+)
+_ORIENTATION_TAG = 0x0112
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """The turn that EXIF asks for; unreadable EXIF data asks for nothing."""
+    try:
+        return _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return None
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header with the plugin that the first bytes ask for.
+
+    `PIL.Image.open` would do the same plus a size check against a process-wide limit that warns or
+    raises by its own rules; other code may have changed it.
+    """
+    stream = io.BytesIO(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImagePlugin.jpeg_factory(stream)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImagePlugin.PngImageFile(stream)
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return GifImagePlugin.GifImageFile(stream)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile(stream)
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return TiffImagePlugin.TiffImageFile(stream)
+    if data[4:8] == b"ftyp":
+        try:
+            from pillow_heif.as_plugin import HeifImageFile
+        except ImportError:
+            raise ImageError("HEIC needs the package pillow-heif, which is missing") from None
+        # The plugin's class applies the rotation itself and resets the EXIF tag to match.
+        return HeifImageFile(stream)
+    raise ImageError("not a JPEG, PNG, WebP, TIFF, GIF or HEIC image")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded image of any mode, transparency on white."""
+    transparent = image.has_transparency_data
+    mode = image.mode
+    if mode.startswith("I") or mode == "F":
+        return _scale_to_8_bits(image).convert("RGB")
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        transform = ImageCms.buildTransform(
+            ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
+        )
+        return ImageCms.applyTransform(image, transform) or image
+    if not transparent:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGB", rgba.size, (255, 255, 255))
+    canvas.paste(rgba, mask=rgba.getchannel("A"))
+    return canvas
+
+
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey values of 16 bits divide by 257; 32-bit and float ones are stretched to their range."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "I" and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    scale = 255.0 / (high - low) if high > low else 0.0
+    return Image.fromarray(np.rint((values - low) * scale).astype(np.uint8))
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (text or type(error).__name__)[:200]
+
+
+# --- thumbnails --------------------------------------------------------------------------------
+
+
+def thumbnail(
+    image: Image.Image | bytes | str | os.PathLike[str],
+    size: int | tuple[int, int],
+    *,
+    quality: int = 82,
+) -> bytes:
+    """A small JPEG of an image, without any of its metadata.
+
+    Args:
+        image: an image, a file's bytes, or a path.
+        size: longest side, or the (width, height) to fit into; the aspect is kept and small images
+            are not enlarged.
+        quality: JPEG quality, 1 to 95.
+
+    Raises:
+        ImageError: if the image cannot be decoded.
+    """
+    box = (size, size) if isinstance(size, int) else size
+    small = (
+        _to_rgb(ImageOps.exif_transpose(image))
+        if isinstance(image, Image.Image)
+        else decode(image, draft_size=box)
+    )
+    small.thumbnail(box, Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    # A fresh image: `save` would otherwise carry EXIF, ICC and comments over from `info`.
+    clean = Image.frombytes("RGB", small.size, small.tobytes())
+    clean.save(out, "JPEG", quality=quality, optimize=True)
+    return out.getvalue()

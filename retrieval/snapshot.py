@@ -1,0 +1,230 @@
+"""Snapshots: the FAISS files of an index, written once, opened by memory mapping.
+
+`vectors-N.faiss` is a flat inner-product index with the images' ids, in id order. Above a size
+where an exact scan would be felt, `ann-N.faiss` (inverted lists of 8-bit codes) stands beside it
+and proposes candidates. Both are plain FAISS files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import faiss as _faiss
+import numpy as np
+
+__all__ = ["Snapshot", "SnapshotError", "build_ann", "collect_strays", "sync_folder", "write"]
+
+faiss: Any = _faiss  # its type stubs do not know its Python layer
+
+# Rows copied at a time where numpy must compute on the mapped file: FAISS's header leaves the
+# vectors unaligned, and this many stay in the cache of one core.
+CHUNK_ROWS = 512
+
+_PREFIXES = ("vectors-", "ann-")
+_TEMPORARY = ".tmp"
+
+
+class SnapshotError(RuntimeError):
+    """A FAISS file that is missing, damaged or does not fit the catalog."""
+
+
+class Snapshot:
+    """An open snapshot: ids and vectors of every image in it, and perhaps the ANN beside it."""
+
+    def __init__(self, folder: Path, name: str, ann: str | None, dim: int) -> None:
+        """Map the files.
+
+        Raises:
+            FileNotFoundError: if a file is gone (a writer may have published a newer snapshot).
+            SnapshotError: if a file is damaged or holds vectors of another length.
+        """
+        self.name = name
+        self.ann_name = ann
+        self._index = _read(folder / name)
+        flat = getattr(self._index, "index", None)
+        if flat is None or self._index.d != dim:
+            raise SnapshotError(f"{name} holds no vectors of length {dim}")
+        self._flat = faiss.downcast_index(flat)
+        self.ids: np.ndarray = faiss.vector_to_array(self._index.id_map)
+        rows = len(self.ids)
+        if rows != self._flat.ntotal or np.any(np.diff(self.ids) <= 0):
+            raise SnapshotError(f"{name} is damaged: its ids do not fit its vectors")
+        self.vectors: np.ndarray = faiss.rev_swig_ptr(self._flat.get_xb(), rows * dim).reshape(
+            rows, dim
+        )
+        self.vectors.flags.writeable = False
+        self._ann: Any = None
+        if ann is not None:
+            self._ann = _read(folder / ann)
+            if self._ann.d != dim:
+                raise SnapshotError(f"{ann} holds no vectors of length {dim}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def has_ann(self) -> bool:
+        return self._ann is not None
+
+    def positions(self, ids: np.ndarray) -> np.ndarray:
+        """Row of each id, -1 where the snapshot does not hold it."""
+        if not len(self.ids):
+            return np.full(len(ids), -1, np.int64)
+        found = np.searchsorted(self.ids, ids)
+        found[found == len(self.ids)] = 0
+        return np.where(self.ids[found] == ids, found, -1)
+
+    def exact(self, q: np.ndarray, k: int, live: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        """The k best rows by inner product, ties at the end of the list included.
+
+        Args:
+            q: (r,) float32.
+            k: number of results.
+            live: bits of the rows that count, as `numpy.packbits(..., bitorder="little")`.
+
+        Returns:
+            positions and scores; at least k of them if there are, more on ties.
+        """
+        query = np.ascontiguousarray(q[None], dtype=np.float32)
+        params = None
+        if live is not None:
+            params = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(live))
+        wanted = min(k + 1, len(self))
+        while True:
+            scores, rows = self._flat.search(query, wanted, params=params)
+            scores, rows = scores[0][rows[0] >= 0], rows[0][rows[0] >= 0]
+            # FAISS breaks ties as they come. Ask on until the last tie is inside, so that the
+            # caller can break them by id.
+            complete = len(rows) < wanted or wanted >= len(self) or scores[k - 1] > scores[-1]
+            if complete:
+                return rows, scores
+            wanted = min(4 * wanted, len(self))
+
+    def propose(self, q: np.ndarray, count: int, probes: int) -> np.ndarray:
+        """Positions of about `count` rows that the ANN finds closest to q (r,)."""
+        query = np.ascontiguousarray(q[None], dtype=np.float32)
+        params = faiss.SearchParametersIVF(nprobe=min(probes, self._ann.nlist))
+        _, ids = self._ann.search(query, min(count, self._ann.ntotal), params=params)
+        found = self.positions(ids[0][ids[0] >= 0])
+        return found[found >= 0]
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Vectors in aligned blocks of rows; a block is overwritten by the next one."""
+        buffer = np.empty((min(CHUNK_ROWS, max(len(self), 1)), self._index.d), np.float32)
+        for start in range(0, len(self), CHUNK_ROWS):
+            part = self.vectors[start : start + CHUNK_ROWS]
+            np.copyto(buffer[: len(part)], part)
+            yield slice(start, start + len(part)), buffer[: len(part)]
+
+
+def _read(path: Path) -> Any:
+    """Open a FAISS file by memory mapping."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        name = os.fspath(path)
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            # FAISS takes UTF-8 names only; the kernel knows the open file by another one.
+            name = f"/proc/self/fd/{descriptor}"
+        try:
+            return faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1][:200]
+            raise SnapshotError(f"{path.name} is damaged: {reason}") from None
+    finally:
+        os.close(descriptor)
+
+
+def write(folder: Path, name: str, ids: np.ndarray, blocks: Iterable[np.ndarray], dim: int) -> None:
+    """Write a flat snapshot; it is complete on disk when this returns, or not there at all.
+
+    Args:
+        folder: the index directory.
+        name: file name, `vectors-N.faiss`.
+        ids: (N,) int64, ascending.
+        blocks: the N vectors in that order, in blocks of (rows, dim) float32.
+        dim: r.
+
+    Raises:
+        OSError: if the disk is full or cannot be written.
+    """
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+    start = 0
+    for block in blocks:
+        stop = start + len(block)
+        index.add_with_ids(
+            np.ascontiguousarray(block, np.float32), np.ascontiguousarray(ids[start:stop], np.int64)
+        )
+        start = stop
+    _write(index, folder, name)
+
+
+def build_ann(
+    folder: Path,
+    name: str,
+    snapshot: Snapshot,
+    previous: Snapshot | None,
+    *,
+    lists: int | None = None,
+) -> None:
+    """Write the ANN of a flat snapshot.
+
+    The ANN of the previous snapshot is updated (rows removed and added) while it has at least half
+    of the new size; the lists are learned anew beyond that.
+
+    Args:
+        folder: the index directory.
+        name: file name, `ann-N.faiss`.
+        snapshot: what it is built for.
+        previous: the snapshot before, or None to learn anew.
+        lists: number of inverted lists; by default about 2 sqrt(N).
+
+    Raises:
+        OSError: if the disk is full or cannot be written.
+    """
+    raise NotImplementedError
+
+
+def _write(index: Any, folder: Path, name: str) -> None:
+    temporary = folder / (name + _TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            # Python's file object: any path works, and a full disk is an OSError.
+            writer = faiss.PyCallbackIOWriter(file.write)
+            faiss.write_index(index, writer)
+            del writer
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / name)
+        sync_folder(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the platform can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def collect_strays(folder: Path, keep: Iterable[str | None]) -> None:
+    """Delete snapshot files that are not current: older ones and what a killed writer left."""
+    current = set(keep)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(_PREFIXES) and entry.name not in current:
+                # A reader on Windows may still hold it; the next writer tries again.
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
