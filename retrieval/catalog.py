@@ -153,13 +153,14 @@ class Catalog:
             sqlite3.Error: if the file is missing, damaged or no catalog.
         """
         path = folder / FILE_NAME
+        if not path.exists():
+            raise sqlite3.DatabaseError(f"{FILE_NAME} is missing")
         if write:
             return cls(cls._connect(path, "rw"))
         try:
             return cls(cls._connect(path, "ro"))
         except sqlite3.OperationalError:
-            if not path.exists():
-                raise
+            pass
         wal = Path(f"{path}-wal")
         if not wal.exists() or wal.stat().st_size == 0:
             return cls(cls._connect(path, "ro&immutable=1"), detached=True)
@@ -264,6 +265,16 @@ class Catalog:
             if len(rows) < batch:
                 return
             last = rows[-1][0]
+
+    def by_id(self, ids: Sequence[int]) -> dict[int, Entry]:
+        """Rows of the given ids, deleted ones too."""
+        found = {}
+        for start in range(0, len(ids), _VARIABLES):
+            part = [int(id_) for id_ in ids[start : start + _VARIABLES]]
+            marks = ",".join("?" * len(part))
+            for row in self._rows(f"SELECT {_COLUMNS} FROM images WHERE id IN ({marks})", part):
+                found[row[0]] = _entry(row)
+        return found
 
     def by_path(self, paths: Sequence[str]) -> dict[str, Entry]:
         """Rows of the given paths that are not deleted."""

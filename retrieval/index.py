@@ -89,8 +89,8 @@ class EigenIndex:
 
     ann_from: int = writing.ANN_FROM
     """Number of vectors from which the next snapshot gets an ANN beside it."""
-    ann_probes: int = 24
-    """Inverted lists that one query looks into."""
+    ann_probes: float = 1 / 32
+    """Share of the inverted lists that one query looks into, at least 16 of them."""
     ann_candidates: int = 400
     """Fewest candidates of the ANN that are ranked again exactly."""
 
@@ -319,6 +319,11 @@ class EigenIndex:
         with _damage(self.path):
             yield from self._catalog.entries(state)
 
+    def entries_of(self, ids: Sequence[int] | np.ndarray) -> dict[int, Entry]:
+        """Catalog rows by id; ids without a row are left out."""
+        with _damage(self.path):
+            return self._catalog.by_id([int(id_) for id_ in ids])
+
     def skipped(self) -> list[Entry]:
         """Files that are not searchable, with the reason in `error`."""
         return list(self.entries("skipped"))
@@ -485,7 +490,8 @@ class EigenIndex:
             # Deleted images still stand in the lists: ask for as many more.
             wanted = max(self.ann_candidates, 4 * k) + min(len(view.dead), len(snapshot) // 10)
             if wanted < len(snapshot) // 4:
-                rows = snapshot.propose(direction, wanted, self.ann_probes)
+                probes = max(16, round(self.ann_probes * snapshot.lists))
+                rows = snapshot.propose(direction, wanted, probes)
                 rows = np.sort(rows[~np.isin(rows, view.dead)])
                 if len(rows) >= k:
                     return snapshot.ids[rows], _score(q, snapshot.vectors[rows], delta)

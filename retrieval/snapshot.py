@@ -8,6 +8,7 @@ and proposes candidates. Both are plain FAISS files.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,10 @@ faiss: Any = _faiss  # its type stubs do not know its Python layer
 # Rows copied at a time where numpy must compute on the mapped file: FAISS's header leaves the
 # vectors unaligned, and this many stay in the cache of one core.
 CHUNK_ROWS = 512
+
+# Vectors per inverted list that k-means looks at, and vectors added at a time.
+_TRAIN_PER_LIST = 64
+_ADD_ROWS = 65536
 
 _PREFIXES = ("vectors-", "ann-")
 _TEMPORARY = ".tmp"
@@ -104,10 +109,19 @@ class Snapshot:
                 return rows, scores
             wanted = min(4 * wanted, len(self))
 
+    @property
+    def dim(self) -> int:
+        return self._index.d
+
+    @property
+    def lists(self) -> int:
+        """Inverted lists of the ANN, 0 without one."""
+        return self._ann.nlist if self._ann is not None else 0
+
     def propose(self, q: np.ndarray, count: int, probes: int) -> np.ndarray:
         """Positions of about `count` rows that the ANN finds closest to q (r,)."""
         query = np.ascontiguousarray(q[None], dtype=np.float32)
-        params = faiss.SearchParametersIVF(nprobe=min(probes, self._ann.nlist))
+        params = faiss.SearchParametersIVF(nprobe=min(probes, self.lists))
         _, ids = self._ann.search(query, min(count, self._ann.ntotal), params=params)
         found = self.positions(ids[0][ids[0] >= 0])
         return found[found >= 0]
@@ -121,8 +135,8 @@ class Snapshot:
             yield slice(start, start + len(part)), buffer[: len(part)]
 
 
-def _read(path: Path) -> Any:
-    """Open a FAISS file by memory mapping."""
+def _read(path: Path, *, map_file: bool = True) -> Any:
+    """Open a FAISS file, by memory mapping or as a copy that can be changed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         name = os.fspath(path)
@@ -132,7 +146,7 @@ def _read(path: Path) -> Any:
             # FAISS takes UTF-8 names only; the kernel knows the open file by another one.
             name = f"/proc/self/fd/{descriptor}"
         try:
-            return faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC)
+            return faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC if map_file else 0)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:200]
             raise SnapshotError(f"{path.name} is damaged: {reason}") from None
@@ -165,29 +179,47 @@ def write(folder: Path, name: str, ids: np.ndarray, blocks: Iterable[np.ndarray]
 
 
 def build_ann(
-    folder: Path,
-    name: str,
-    snapshot: Snapshot,
-    previous: Snapshot | None,
-    *,
-    lists: int | None = None,
+    folder: Path, name: str, snapshot: Snapshot, previous: Snapshot | None, changed: np.ndarray
 ) -> None:
     """Write the ANN of a flat snapshot.
 
-    The ANN of the previous snapshot is updated (rows removed and added) while it has at least half
-    of the new size; the lists are learned anew beyond that.
+    The ANN of the snapshot before is brought up to date, rows removed and added, while its number
+    of lists still suits; else the lists are learned anew.
 
     Args:
         folder: the index directory.
         name: file name, `ann-N.faiss`.
         snapshot: what it is built for.
-        previous: the snapshot before, or None to learn anew.
-        lists: number of inverted lists; by default about 2 sqrt(N).
+        previous: the snapshot before, if any.
+        changed: (M,) ids whose vectors differ from those in the previous snapshot.
 
     Raises:
         OSError: if the disk is full or cannot be written.
     """
-    raise NotImplementedError
+    lists = _lists(len(snapshot))
+    if previous is not None and previous.ann_name is not None and previous.lists == lists:
+        index = _read(folder / previous.ann_name, map_file=False)
+        old = np.setdiff1d(previous.ids, changed, assume_unique=True)
+        kept = np.intersect1d(old, snapshot.ids, assume_unique=True)
+        drop = np.setdiff1d(previous.ids, kept, assume_unique=True)
+        if len(drop):
+            index.remove_ids(faiss.IDSelectorBatch(drop))
+        rows = np.flatnonzero(~np.isin(snapshot.ids, kept, assume_unique=True))
+    else:
+        index = faiss.index_factory(snapshot.dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index.cp.max_points_per_centroid = _TRAIN_PER_LIST
+        step = max(1, len(snapshot) // (_TRAIN_PER_LIST * lists))
+        index.train(np.ascontiguousarray(snapshot.vectors[::step]))
+        rows = np.arange(len(snapshot))
+    for start in range(0, len(rows), _ADD_ROWS):
+        part = rows[start : start + _ADD_ROWS]
+        index.add_with_ids(snapshot.vectors[part], np.ascontiguousarray(snapshot.ids[part]))
+    _write(index, folder, name)
+
+
+def _lists(rows: int) -> int:
+    """Number of inverted lists: the power of two next to 2 sqrt(rows)."""
+    return 2 ** max(1, round(math.log2(2 * math.sqrt(rows))))
 
 
 def _write(index: Any, folder: Path, name: str) -> None:

@@ -34,6 +34,7 @@ PENDING_SHARE = 0.05
 PENDING_ROWS = 50_000
 PENDING_GROWTH = 0.25
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _LOCK_NAME = "write.lock"
 _HOLDER_NAME = "writer.json"
 
@@ -138,6 +139,10 @@ class Writer:
             yield
         except sqlite3.OperationalError as error:
             raise no_space(error, self.folder) from None
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise no_space(error, self.folder) from None
         except sqlite3.DatabaseError as error:
             raise IndexCorrupt(
                 f"the catalog in {str(self.folder)!r} is damaged ({error}); "
@@ -209,7 +214,7 @@ class Writer:
             if len(ids) >= self.ann_from:
                 ann = f"ann-{number}.faiss"
                 fresh = Snapshot(self.folder, name, None, self.manifest.dim)
-                snapshots.build_ann(self.folder, ann, fresh, self._snapshot)
+                snapshots.build_ann(self.folder, ann, fresh, self._snapshot, new_ids)
         with self.catalog.writing():
             self.catalog.commit_snapshot(name, ann)
             self.catalog.set_meta("snapshot_number", number)
@@ -250,10 +255,11 @@ def set_root(catalog: Catalog, folder: Path, root: Path) -> None:
 
 
 def no_space(error: Exception, folder: Path) -> OSError:
-    """The operating system's error behind a failed write of the catalog, in one line."""
-    full = "full" in str(error)
+    """The system's error behind a failed write to the index, in one line."""
+    full = "full" in str(error) or getattr(error, "errno", None) in _FULL
+    reason = getattr(error, "strerror", None) or str(error)
     return OSError(
         errno.ENOSPC if full else errno.EIO,
-        f"the index in {str(folder)!r} cannot be written ({error}); everything up to the last "
-        "batch is safe: make room and run again",
+        f"the index in {str(folder)!r} cannot be written ({reason}); everything up to the last "
+        f"batch is safe: {'make room and ' if full else ''}run again",
     )
