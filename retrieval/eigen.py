@@ -81,14 +81,19 @@ class EigenBasis:
             matrix = np.concatenate([matrix, column[:, None]], axis=1)
         if not np.isfinite(matrix).all():
             raise ValueError("weight or bias holds NaN or infinity: the checkpoint is damaged")
-        left, spectrum, right = np.linalg.svd(matrix, full_matrices=False)
-        if spectrum.size == 0 or spectrum[0] == 0:
+        import torch
+
+        from enn_core import svd_factors
+
+        # Its signs are fixed: the same weights give the same coordinates on every machine.
+        Q, Lambda, P = (factor.numpy() for factor in svd_factors(torch.from_numpy(matrix)))
+        if Lambda.size == 0 or Lambda[0] == 0:
             raise ValueError("the final map is zero: its vectors have no direction")
-        keep = spectrum >= SPECTRUM_FLOOR * spectrum[0]
+        keep = Lambda >= SPECTRUM_FLOOR * Lambda[0]
         return cls(
-            Q=np.ascontiguousarray(left[:, keep]),
-            Lambda=np.ascontiguousarray(spectrum[keep]),
-            P=np.ascontiguousarray(right[keep].T),
+            Q=np.ascontiguousarray(Q[:, keep]),
+            Lambda=np.ascontiguousarray(Lambda[keep]),
+            P=np.ascontiguousarray(P[:, keep]),
             has_bias=bias is not None,
         )
 

@@ -1,0 +1,297 @@
+"""Models that put images and texts into one space, ready for the eigen-index.
+
+>>> import retrieval                                               # doctest: +SKIP
+>>> model = retrieval.load("long-eclip-mini")                      # doctest: +SKIP
+>>> c = model.text_vectors(["a dog in the snow"])                  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.checkpoints import ModelError, load_open_clip, one_line, weights_hash
+from retrieval.eigen import EigenBasis
+from retrieval.preprocess import Preprocess
+from retrieval.runtime import ImageRuntime
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from retrieval.text import TextTower
+
+__all__ = ["MINI", "ModelError", "RetrievalModel", "list_models", "load"]
+
+logger = logging.getLogger(__name__)
+
+MINI = "long-eclip-mini"
+_MINI_WEIGHTS = Path(__file__).parent / "weights" / MINI
+
+# Queries whose vectors are remembered: 2 MB at r = 512.
+_REMEMBERED_QUERIES = 1024
+
+# Images per call of the tower; bounds memory whatever the caller passes.
+_MAX_BATCH = 64
+
+
+class RetrievalModel:
+    """An image tower and a text tower that share a space, in eigen-coordinates.
+
+    Attributes:
+        name: what `load` takes to get this model again.
+        weights_hash: sha256 hex of the tensors, independent of the file format.
+        preprocess: PIL image -> uint8 (H, W, 3) pixels.
+        basis: the final linear map of the image tower, factored in float64.
+        context_length: tokens of a text that are read.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        weights_hash: str,
+        preprocess: Preprocess,
+        basis: EigenBasis,
+        text: TextTower,
+        images: ImageRuntime,
+        image_tower: Callable[[], nn.Module],
+    ) -> None:
+        """Put a model together; `load` does this.
+
+        image_tower gives the eigen form of the whole image tower.
+        """
+        self.name = name
+        self.weights_hash = weights_hash
+        self.preprocess = preprocess
+        self.basis = basis
+        self.context_length = text.context_length
+        self._text = text
+        self._images = images
+        self._make_image_tower = image_tower
+        self._image_tower: nn.Module | None = None
+        self._remembered: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return (
+            f"RetrievalModel({self.name!r}, dim={self.dim}, runtime={self.runtime!r}, "
+            f"weights={self.weights_hash[:12]})"
+        )
+
+    @property
+    def dim(self) -> int:
+        """r, the length of the stored vectors."""
+        return self.basis.dim
+
+    @property
+    def runtime(self) -> str:
+        """ "openvino" or "torch": what runs the image tower."""
+        return self._images.name
+
+    @property
+    def image_tower(self) -> nn.Module:
+        """The image tower as eigen layers, float pixels as the original takes them -> (N, d).
+
+        Converted on first access: factoring every layer takes seconds to minutes, text queries
+        do not need it, and `image_vectors` runs the fused form, which has the same outputs.
+        """
+        with self._lock:
+            if self._image_tower is None:
+                self._image_tower = self._make_image_tower()
+            return self._image_tower
+
+    @property
+    def truncated_texts(self) -> int:
+        """How many texts were longer than the context so far."""
+        return self._text.truncated
+
+    def image_vectors(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Vectors to store.
+
+        Args:
+            pixels: (N, H, W, 3) uint8 from `preprocess`.
+
+        Returns:
+            (N, r) float32 of unit norm.
+
+        Raises:
+            ValueError: for pixels of another size or type.
+        """
+        rows = [
+            self.basis.vectors(self._images(pixels[start : start + _MAX_BATCH]))
+            for start in range(0, max(len(pixels), 1), _MAX_BATCH)
+        ]
+        return np.concatenate(rows)
+
+    def text_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Eigen-coordinates of texts; recent ones are remembered.
+
+        Args:
+            texts: N strings; what exceeds the context is cut, counted and logged.
+
+        Returns:
+            (N, r) float32. Their products with stored vectors are cosines.
+
+        Raises:
+            TypeError: if one string is passed instead of a sequence of them.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of strings, got one string: pass [text]")
+        with self._lock:
+            known = {text: self._remembered[text] for text in texts if text in self._remembered}
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        if missing:
+            coordinates = self.basis.query(self._text.encode(missing))
+            known.update(zip(missing, coordinates, strict=True))
+        with self._lock:
+            for text in texts[-_REMEMBERED_QUERIES:]:
+                self._remembered[text] = known[text]
+                self._remembered.move_to_end(text)
+            while len(self._remembered) > _REMEMBERED_QUERIES:
+                self._remembered.popitem(last=False)
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        return np.stack([known[text] for text in texts])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What an index remembers, and refuses to mix."""
+        return {
+            "model": self.name,
+            "weights": self.weights_hash,
+            "preprocess": self.preprocess.hash,
+            "dim": self.dim,
+        }
+
+
+def load(
+    name: str = MINI,
+    *,
+    checkpoint: str | Path | None = None,
+    device: str = "cpu",
+    runtime: str = "auto",
+) -> RetrievalModel:
+    """Load a model by name.
+
+    QuickGELU is decided by an architecture's name ("ViT-B-16" or "ViT-B-16-quickgelu"), never
+    guessed from a local file: weights that descend from OpenAI's need the latter.
+
+    Args:
+        name: "long-eclip-mini" (shipped); an open_clip architecture with its weights, as in
+            "ViT-B-32:laion2b_s34b_b79k" or "ViT-B-32:path/to/file.safetensors"; a hub id
+            "hf-hub:org/name"; a directory, as a path or "local-dir:path".
+        checkpoint: pretrained tag or weights file, when name is an architecture alone.
+        device: torch device, for example "cpu" or "cuda".
+        runtime: "auto", "openvino" or "torch" for the image tower.
+
+    Raises:
+        ModelError: with one line that says what is missing or does not fit, and what to do.
+    """
+    name = str(name)
+    given = None if checkpoint is None else str(checkpoint)
+    directory = Path(name.removeprefix("local-dir:")).expanduser()
+    try:
+        if name == MINI:
+            return _load_mini(MINI, Path(given) if given else _MINI_WEIGHTS, device, runtime)
+        if directory.is_dir():
+            if given is not None:
+                raise ModelError(f"{name} brings its own weights; leave checkpoint {given!r} out")
+            full = f"local-dir:{directory.resolve()}"
+            if not (directory / "open_clip_config.json").is_file() and _is_mini(directory):
+                return _load_mini(full, directory, device, runtime)
+            name = full
+        return _load_open_clip(name, given, device, runtime)
+    except ModelError:
+        raise
+    except ValueError as error:
+        raise ModelError(one_line(error)) from error
+
+
+def list_models() -> list[str]:
+    """Names that `load` takes: the shipped model, then open_clip's published weights."""
+    import open_clip
+
+    return [MINI, *open_clip.list_pretrained(as_str=True)]
+
+
+def _is_mini(directory: Path) -> bool:
+    return (directory / "config.json").is_file() and (directory / "model.safetensors").is_file()
+
+
+def _load_mini(name: str, directory: Path, device: str, runtime: str) -> RetrievalModel:
+    from enn_core import to_enn
+    from retrieval.backbone_mini import load_mini
+    from retrieval.text import MiniLM, MiniLMText
+    from retrieval.towers import PixelTower, linear_basis
+
+    if not _is_mini(directory):
+        raise ModelError(f"{directory} has no config.json and model.safetensors of {MINI}")
+    try:
+        tower = load_mini(directory, device).requires_grad_(False)
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise ModelError(f"cannot read {MINI} from {directory}: {one_line(error)}") from error
+    preprocess = Preprocess.from_config(config.get("preprocess", {}))
+    tensors = weights_hash(tower.state_dict())
+
+    return RetrievalModel(
+        name=name,
+        weights_hash=tensors,
+        preprocess=preprocess,
+        basis=linear_basis(tower.proj),
+        text=MiniLMText(MiniLM(device=device), tower.adapt_text, device),
+        images=ImageRuntime(
+            lambda: PixelTower(tower, None, tower.features),
+            preprocess.size,
+            key=f"{tensors}|{preprocess.hash}",
+            runtime=runtime,
+            device=device,
+        ),
+        image_tower=lambda: to_enn(tower),
+    )
+
+
+def _load_open_clip(name: str, checkpoint: str | None, device: str, runtime: str) -> RetrievalModel:
+    from enn_core import to_enn
+    from retrieval.text import OpenClipText
+    from retrieval.towers import PixelTower, split_final_map
+
+    loaded = load_open_clip(name, checkpoint, device)
+    model: Any = loaded.model
+    preprocess = Preprocess.from_config(loaded.preprocess)
+    tensors = weights_hash(model.state_dict())
+    headless, basis = split_final_map(model.visual)
+    if basis is None:
+        headless, basis = model.visual, EigenBasis.identity(_output_width(model.visual, preprocess))
+    return RetrievalModel(
+        name=loaded.name,
+        weights_hash=tensors,
+        preprocess=preprocess,
+        basis=basis,
+        text=OpenClipText(model, loaded.tokenizer, device),
+        images=ImageRuntime(
+            lambda: PixelTower(headless, preprocess),
+            preprocess.size,
+            key=f"{tensors}|{preprocess.hash}",
+            runtime=runtime,
+            device=device,
+        ),
+        image_tower=lambda: to_enn(model.visual),
+    )
+
+
+def _output_width(visual: nn.Module, preprocess: Preprocess) -> int:
+    """d of a tower whose last step is not linear, found by running it once."""
+    import torch
+
+    from retrieval.towers import PixelTower
+
+    blank = torch.zeros(1, *preprocess.size, 3, dtype=torch.uint8)
+    return int(PixelTower(visual, preprocess)(blank).shape[1])

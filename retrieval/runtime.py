@@ -1,0 +1,272 @@
+"""Running an image tower fast on a CPU: OpenVINO where it is installed, plain torch otherwise.
+
+The tower is compiled from its fused (plain) form and the compiled form is kept in the user's cache
+directory, so that later starts need neither torch's tracing nor the tower's weights in memory.
+Every compiled tower is compared with torch once when it is made, and with that reference answer
+each time it is loaded: a damaged cache file or a reduced precision can never write vectors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["RUNTIMES", "ImageRuntime", "available_runtimes", "cache_dir"]
+
+RUNTIMES = ("auto", "openvino", "torch")
+
+logger = logging.getLogger(__name__)
+
+# Bump when the traced graph changes for the same weights.
+_GRAPH_VERSION = 1
+
+# Largest difference from torch, relative to the largest output, that a compiled tower may show.
+_TOLERANCE = 1e-4
+
+# torch eager is fastest on small batches: large ones spend their time on fresh memory.
+_TORCH_BATCH = 8
+
+
+def cache_dir() -> Path:
+    """Where compiled towers are kept; the directory may be deleted at any time."""
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("eigen-suite", appauthor=False)) / "runtime"
+
+
+def available_runtimes() -> list[str]:
+    """Runtimes that can be asked for here, fastest first."""
+    found = importlib.util.find_spec("openvino") is not None
+    return ["openvino", "torch"] if found else ["torch"]
+
+
+class ImageRuntime:
+    """Image tower as a function of uint8 pixels.
+
+    Nothing is compiled before the first call. Calls may come from several threads; one runs at a
+    time. With OpenVINO the answer for an image does not depend on what else is in its batch.
+    """
+
+    def __init__(
+        self,
+        tower: Callable[[], nn.Module],
+        size: tuple[int, int],
+        *,
+        key: str,
+        runtime: str = "auto",
+        device: str = "cpu",
+    ) -> None:
+        """Prepare a runtime.
+
+        Args:
+            tower: gives the fused module, uint8 (N, H, W, 3) -> float (N, n); called only when
+                the compiled form is not cached.
+            size: (height, width) of the pixels.
+            key: identifies weights and preprocessing, for the cache.
+            runtime: "openvino", "torch", or "auto" for the faster one that works here.
+            device: torch device; other than "cpu" means torch.
+
+        Raises:
+            ValueError: for an unknown runtime, or OpenVINO where it cannot run.
+        """
+        if runtime not in RUNTIMES:
+            raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
+        if runtime == "openvino" and device != "cpu":
+            raise ValueError(f"runtime openvino runs on the CPU; use runtime torch for {device!r}")
+        if runtime == "openvino" and "openvino" not in available_runtimes():
+            raise ValueError("runtime openvino needs the package: pip install 'eigen-suite[fast]'")
+        if runtime == "auto":
+            runtime = available_runtimes()[0] if device == "cpu" else "torch"
+            self._may_fall_back = True
+        else:
+            self._may_fall_back = False
+        self.name = runtime
+        self._tower = tower
+        self._size = size
+        self._key = key
+        self._device = device
+        self._run: Callable[[np.ndarray], np.ndarray] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Run the tower.
+
+        Args:
+            pixels: (N, H, W, 3) uint8, N >= 0.
+
+        Returns:
+            (N, n) float32, inputs of the final linear map.
+
+        Raises:
+            ValueError: for another shape or type.
+        """
+        height, width = self._size
+        if pixels.ndim != 4 or pixels.shape[1:] != (height, width, 3) or pixels.dtype != np.uint8:
+            raise ValueError(
+                f"pixels must be uint8 (N, {height}, {width}, 3), got {pixels.dtype} {pixels.shape}"
+            )
+        with self._lock:
+            if self._run is None:
+                self._run = self._prepare()
+            if len(pixels) == 0:
+                # The width is known only to the network itself.
+                blank = np.zeros((1, height, width, 3), dtype=np.uint8)
+                return self._run(blank)[:0]
+            return self._run(np.ascontiguousarray(pixels))
+
+    def _prepare(self) -> Callable[[np.ndarray], np.ndarray]:
+        if self.name == "openvino":
+            try:
+                return self._openvino()
+            except Exception as error:
+                # OpenVINO raises bare RuntimeErrors for whatever its plugins do not support.
+                if not self._may_fall_back:
+                    raise
+                reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                logger.warning("OpenVINO cannot run this model (%s); using torch", reason[0])
+                self.name = "torch"
+        return _torch_runner(self._tower(), self._device)
+
+    def _openvino(self) -> Callable[[np.ndarray], np.ndarray]:
+        openvino = _import_openvino()
+        key = f"{self._key}|{self._size}|{openvino.__version__}|{_GRAPH_VERSION}"
+        folder = cache_dir() / hashlib.sha256(key.encode()).hexdigest()[:32]
+        core = openvino.Core()
+        probe = _probe(self._size)
+        if folder.is_dir():
+            try:
+                expected = np.load(folder / "probe.npy", allow_pickle=False)
+                run = _compile(core, core.read_model(folder / "tower.xml"))
+                _check(run(probe), expected)
+                return run
+            except Exception as error:
+                logger.warning("discarding the cached model %s: %s", folder, _first_line(error))
+                shutil.rmtree(folder, ignore_errors=True)
+        tower = self._tower()
+        expected = _torch_runner(tower, "cpu")(probe)
+        graph = _to_openvino(openvino, tower, self._size)
+        run = _compile(core, graph)
+        _check(run(probe), expected)
+        # An index can be built without a cache: full disks and read-only homes are no error.
+        with contextlib.suppress(OSError, RuntimeError), _new_folder(folder) as new:
+            openvino.save_model(graph, new / "tower.xml", compress_to_fp16=False)
+            np.save(new / "probe.npy", expected)
+        return run
+
+
+def _import_openvino() -> Any:
+    """Import OpenVINO without its telemetry.
+
+    On import it reports to its maker's analytics service unless the user has opted out or
+    `openvino_telemetry` is missing, for which case it carries a stub of its own.
+    """
+    if "openvino" in sys.modules or "openvino_telemetry" in sys.modules:
+        return importlib.import_module("openvino")
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules["openvino_telemetry"]
+
+
+def _to_openvino(openvino: Any, tower: nn.Module, size: tuple[int, int]) -> Any:
+    """Graph of a torch module, dynamic in the batch.
+
+    `openvino.convert_model` would trace twice and report the conversion to its maker.
+    """
+    import torch
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    # Two images, so that tracing cannot mistake the batch for a constant 1.
+    example = torch.from_numpy(np.concatenate([_probe(size)] * 2))
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused attention ops have no counterpart
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # The tracer remarks on every shape check; the result is compared with torch's anyway.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(tower, example, check_trace=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    graph = frontend.convert(frontend.load(TorchScriptPythonDecoder(traced, example_input=example)))
+    graph.reshape([-1, *size, 3])
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def _compile(core: Any, graph: Any) -> Callable[[np.ndarray], np.ndarray]:
+    # f32 is pinned: on CPUs with bf16 units OpenVINO would otherwise round to bf16.
+    compiled = core.compile_model(
+        graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    )
+    request = compiled.create_infer_request()
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        return np.array(request.infer([pixels])[0], dtype=np.float32)
+
+    return run
+
+
+def _torch_runner(tower: nn.Module, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    import torch
+
+    tower = tower.eval().to(device)
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        rows = []
+        with torch.no_grad():
+            for start in range(0, len(pixels), _TORCH_BATCH):
+                batch = torch.from_numpy(pixels[start : start + _TORCH_BATCH]).to(device)
+                rows.append(tower(batch).float().cpu().numpy())
+        return np.concatenate(rows)
+
+    return run
+
+
+def _probe(size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """One fixed image with structure at every scale."""
+    return np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
+
+
+def _check(got: np.ndarray, expected: np.ndarray) -> None:
+    if got.shape != expected.shape:
+        raise RuntimeError(f"output has shape {got.shape}, torch gives {expected.shape}")
+    difference = np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-12)
+    if not difference <= _TOLERANCE:
+        raise RuntimeError(f"output differs from torch by {difference:.1e} of its largest value")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder that appears under its name complete or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+    try:
+        yield new
+        os.replace(new, target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""Image towers taken apart: pixels in, inputs of the last linear map out, and that map."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrieval.eigen import EigenBasis
+from retrieval.preprocess import Preprocess
+
+__all__ = ["PixelTower", "linear_basis", "split_final_map"]
+
+
+class PixelTower(nn.Module):
+    """An image tower that takes bytes: uint8 (N, H, W, 3) -> float32 (N, n)."""
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        preprocess: Preprocess | None,
+        run: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Wrap a tower.
+
+        Args:
+            tower: the module that owns the weights.
+            preprocess: whose mean and std to apply; None leaves pixels in 0..255.
+            run: what of the tower to call with (N, 3, H, W), by default the tower itself.
+        """
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        self.tower = tower
+        self._run = tower if run is None else run
+        mean = (0.0,) * 3 if preprocess is None else preprocess.mean
+        std = (1 / 255,) * 3 if preprocess is None else preprocess.std
+        scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+        shift = torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("scale", scale.float().view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.float().view(1, 3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Scale, normalise, run."""
+        x = pixels.permute(0, 3, 1, 2).float() * self.scale - self.shift
+        out = self._run(x)
+        return out[0] if isinstance(out, tuple) else out
+
+
+def linear_basis(layer: nn.Linear) -> EigenBasis:
+    """Basis of a plain linear layer."""
+    return EigenBasis.from_weight(layer.weight, layer.bias)
+
+
+def split_final_map(visual: Any) -> tuple[nn.Module, EigenBasis | None]:
+    """Split an open_clip image tower before its last linear map.
+
+    Known ends: VisionTransformer's bare `proj`, ModifiedResNet's attention pool, TimmModel's
+    linear or MLP head. The tower passed in is not changed; the split one shares its weights.
+
+    Returns:
+        The tower without its last map, and that map; or the whole tower and None where the last
+        step is not linear.
+    """
+    headless = _twin(visual)
+    proj = getattr(visual, "proj", None)
+    if isinstance(proj, nn.Parameter):
+        headless._parameters["proj"] = None
+        return headless, EigenBasis.from_weight(proj.detach().T)
+    pool: Any = getattr(visual, "attnpool", None)
+    if isinstance(getattr(pool, "c_proj", None), nn.Linear):
+        # The pool's code reads c_proj's weight, so it becomes the identity instead of going.
+        headless.attnpool = _twin(pool)
+        width = pool.c_proj.in_features
+        headless.attnpool.c_proj = nn.Linear(width, width)
+        nn.init.eye_(headless.attnpool.c_proj.weight)
+        nn.init.zeros_(headless.attnpool.c_proj.bias)
+        return headless, linear_basis(pool.c_proj)
+    head: Any = getattr(visual, "head", None)
+    if isinstance(head, nn.Sequential) and len(head):
+        last, layer = list(head.named_children())[-1]
+        if isinstance(layer, nn.Linear):
+            headless.head = _twin(head)
+            headless.head._modules[last] = nn.Identity()
+            return headless, linear_basis(layer)
+        if last == "mlp" and isinstance(getattr(layer, "fc2", None), nn.Linear):
+            headless.head = _twin(head)
+            headless.head._modules[last] = _twin(layer)
+            headless.head._modules[last].fc2 = nn.Identity()
+            return headless, linear_basis(layer.fc2)
+    return visual, None
+
+
+def _twin(module: Any) -> Any:
+    """The same module with its own tables of parameters and children, sharing all of them."""
+    twin = copy.copy(module)
+    twin.__dict__["_parameters"] = dict(module._parameters)
+    twin.__dict__["_modules"] = dict(module._modules)
+    return twin
