@@ -33,8 +33,10 @@ LICENCES = {
     "Public domain": "/publicdomain/mark/1.0/",
     "CC0 1.0": "/publicdomain/zero/1.0/",
     "CC BY 2.0": "/licenses/by/2.0/",
+    "CC BY 2.5": "/licenses/by/2.5/",
     "CC BY 3.0": "/licenses/by/3.0/",
     "CC BY 4.0": "/licenses/by/4.0/",
+    "CC BY-SA 2.5": "/licenses/by-sa/2.5/",
     "CC BY-SA 3.0": "/licenses/by-sa/3.0/",
     "CC BY-SA 4.0": "/licenses/by-sa/4.0/",
 }
