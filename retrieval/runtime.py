@@ -208,7 +208,9 @@ def _to_openvino(openvino: Any, tower: nn.Module, size: tuple[int, int]) -> Any:
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     frontend = FrontEndManager().load_by_framework("pytorch")
-    graph = frontend.convert(frontend.load(TorchScriptPythonDecoder(traced, example_input=example)))
+    # A name of its own: the frontend reads from the decoder and does not keep it alive.
+    decoder = TorchScriptPythonDecoder(traced, example_input=example)
+    graph = frontend.convert(frontend.load(decoder))
     graph.reshape([-1, *size, 3])
     graph.validate_nodes_and_infer_types()
     return graph

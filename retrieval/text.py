@@ -110,7 +110,7 @@ class MiniLM:
         self._tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._end: int = self._tokenizer.token_to_id("[SEP]")
+        self._end = self._tokenizer.token_to_id("[SEP]")
         self._encoder = _Bert(load_file(directory / "model.safetensors")).to(device)
         self._device = device
         self.truncated = 0

@@ -82,7 +82,8 @@ def split_final_map(visual: Any) -> tuple[nn.Module, EigenBasis | None]:
         return headless, linear_basis(pool.c_proj)
     head: Any = getattr(visual, "head", None)
     if isinstance(head, nn.Sequential) and len(head):
-        last, layer = list(head.named_children())[-1]
+        last = next(reversed(head._modules))
+        layer: Any = head._modules[last]
         if isinstance(layer, nn.Linear):
             headless.head = _twin(head)
             headless.head._modules[last] = nn.Identity()

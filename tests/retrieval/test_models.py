@@ -291,7 +291,7 @@ def test_bad_files_are_named_with_the_reason(broken, file, message, capfd):
         ({"name": "local-dir:/no/such/dir"}, "directory not found"),
         ({"name": "long-eclip-mini", "checkpoint": "/no/such/dir"}, "config.json"),
         ({"name": "long-eclip-mini", "runtime": "tpu"}, "auto, openvino, torch"),
-        ({"name": "long-eclip-mini", "runtime": "openvino", "device": "cuda"}, "CPU|CUDA"),
+        ({"name": "long-eclip-mini", "runtime": "openvino", "device": "cuda"}, "NVIDIA|CUDA|CPU"),
     ],
 )
 def test_wrong_names_are_answered_in_one_line(arguments, message):
