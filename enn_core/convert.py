@@ -182,17 +182,16 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     report = ConversionReport()
     counted: set[int] = set()
     saved = 0
-    factored_tensors: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, EigenLayer):
-            shape, kind, label = module.weight_shape, type(module).__name__, name
+            shape, kind = module.weight_shape, type(module).__name__
+            label = name or module.plain_class.__name__
         elif isinstance(module, EigenWeight):
             shape, kind, label = module.shape, "parameter", name.removesuffix(SUFFIX)
         else:
             continue
         report.converted.append(ReportRow(label, kind, shape, module.Lambda.shape[-1]))
         factors = [module.Q, module.Lambda, module.P]
-        factored_tensors.update(map(id, factors))
         if id(module.Q) not in counted:
             counted.add(id(module.Q))
             saved += sum(f.numel() for f in factors) - prod(shape)
@@ -203,10 +202,11 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     for site in sites:
         shared = [other for other in users[id(site.value)] if other != site.name]
         reason = _why_plain(site) or (f"shared with {shared[0]}" if shared else "not selected")
-        report.plain.append(
-            ReportRow(site.name, _kind(site), tuple(site.value.shape), reason=reason)
-        )
-    report.parameters_stored = sum(p.numel() for p in model.parameters())
+        shape = () if isinstance(site.value, UninitializedParameter) else tuple(site.value.shape)
+        report.plain.append(ReportRow(site.name, _kind(site), shape, reason=reason))
+    report.parameters_stored = sum(
+        p.numel() for p in model.parameters() if not isinstance(p, UninitializedParameter)
+    )
     report.parameters_fused = report.parameters_stored - saved
     return report
 

@@ -24,7 +24,6 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from enn_core.layers import Factored
 
@@ -58,7 +57,7 @@ def _working(factor: Tensor) -> Tensor:
 def _gram_error(factor: Tensor) -> Tensor:
     """`Q^T Q - I` (..., r, r)."""
     gram = factor.mT @ factor
-    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1)  # in place: no identity matrix is built
     return gram
 
 
@@ -74,10 +73,12 @@ class _Penalty(Function):
         return error.square().sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         factor, error = ctx.saved_tensors
-        return ((_working(factor) @ error) * (4 * grad)).to(factor.dtype)
+        work = _working(factor)
+        if torch.is_grad_enabled():  # create_graph: this gradient will be differentiated
+            error = _gram_error(work)
+        return ((work @ error) * (4 * grad)).to(factor.dtype)
 
 
 def orthogonality_penalty(model: nn.Module, coefficient: float = 2e-4) -> Tensor:
@@ -88,7 +89,7 @@ def orthogonality_penalty(model: nn.Module, coefficient: float = 2e-4) -> Tensor
         coefficient: lambda, 2e-4 in the paper.
 
     Returns:
-        Scalar; its gradient is the closed form, so it cannot be differentiated twice.
+        Scalar, float32 at least; its gradient is the closed form, not autograd's.
     """
     total: Tensor | None = None
     for _, factor in factors(model):
@@ -154,7 +155,7 @@ def _retract(factor: nn.Parameter, method: Method, bound: float) -> float:
             elif rms <= bound:
                 break
             largest = _spectral_norm(error)
-            if method == "qr" or not largest < _FAR:  # also for NaN, which QR reports
+            if method == "qr" or not largest < _FAR:  # NaN goes this way too, once
                 work = _qr(work)
                 break
             if method == "newton-schulz":

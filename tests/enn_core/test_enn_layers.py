@@ -323,10 +323,10 @@ def test_a_checkpoint_of_another_shape_is_refused_as_torch_does(strict) -> None:
 
 
 def test_missing_and_unexpected_keys_are_reported() -> None:
-    with pytest.raises(RuntimeError, match="Missing key.*Lambda"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*Lambda"):
         ENNLinear(6, 4).load_state_dict({"bias": torch.zeros(4)})
     state = {**ENNLinear(6, 4).state_dict(), "extra": torch.zeros(1)}
-    with pytest.raises(RuntimeError, match="Unexpected key.*extra"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*extra"):
         ENNLinear(6, 4).load_state_dict(state)
 
 
