@@ -24,6 +24,7 @@ import numpy as np
 from PIL import (
     GifImagePlugin,
     Image,
+    ImageFile,
     ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
@@ -338,23 +339,21 @@ def decode_with_size(
 
 
 def _decode(data: bytes, draft_size: tuple[int, int] | None, max_pixels: int) -> Decoded:
-    with contextlib.closing(_open(data)) as image:
+    if data[4:8] == b"ftyp":
+        return _decode_heic(data, max_pixels)
+    stream = _Stream(data)
+    with contextlib.closing(_open(stream, data[:16])) as image:
         width, height = image.size
-        pixels = width * height
-        if pixels > max_pixels:
-            raise ImageError(
-                f"{width} x {height} pixels are more than the limit of "
-                f"{max_pixels / 1e6:,.0f} megapixels"
-            )
-        if pixels == 0:
-            raise ImageError("image without pixels")
-        method = _orientation(image)
+        _check_size(width, height, max_pixels)
         if draft_size is not None and image.format in ("JPEG", "MPO"):
             side = max(draft_size)  # the rotation is not applied yet, so both ways must do
             image.draft(image.mode, (side, side))
-        gate = _one_large if pixels > _LARGE_PIXELS else contextlib.nullcontext()
-        with gate:
+        with _gate(width * height):
+            stream.strict = True
             image.load()
+            stream.strict = False
+            # After loading: PIL turns TIFF images by itself and then deletes the tag.
+            method = _orientation(image)
             rgb = _to_rgb(image)
     if method is not None:
         rgb = rgb.transpose(method)
@@ -362,6 +361,34 @@ def _decode(data: bytes, draft_size: tuple[int, int] | None, max_pixels: int) ->
             width, height = height, width
     rgb.info = {}
     return Decoded(rgb, width, height)
+
+
+def _decode_heic(data: bytes, max_pixels: int) -> Decoded:
+    """HEIC turns its images itself; its EXIF orientation is a leftover to be ignored."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ImageError("HEIC needs the package pillow-heif, which is missing") from None
+    heif = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
+    _check_size(*heif.size, max_pixels)
+    with _gate(heif.size[0] * heif.size[1]):
+        rgb = _to_rgb(heif.to_pillow())
+    rgb.info = {}
+    return Decoded(rgb, *rgb.size)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{width} x {height} pixels are more than the limit of {max_pixels / 1e6:,.0f} "
+            "megapixels"
+        )
+    if width * height == 0:
+        raise ImageError("image without pixels")
+
+
+def _gate(pixels: int) -> contextlib.AbstractContextManager[Any]:
+    return _one_large if pixels > _LARGE_PIXELS else contextlib.nullcontext()
 
 
 _SWAPPING = frozenset(
@@ -392,13 +419,28 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _open(data: bytes) -> Image.Image:
+class _Stream(io.BytesIO):
+    """A file in memory that does not end quietly.
+
+    Other code may have set PIL's process-wide LOAD_TRUNCATED_IMAGES, and then half an image would
+    load as if it were whole.
+    """
+
+    strict = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if not data and size != 0 and self.strict and ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise ImageError("damaged image: image file is truncated")
+        return data
+
+
+def _open(stream: io.BytesIO, data: bytes) -> Image.Image:
     """Read the header with the plugin that the first bytes ask for.
 
     `PIL.Image.open` would do the same plus a size check against a process-wide limit that warns or
     raises by its own rules; other code may have changed it.
     """
-    stream = io.BytesIO(data)
     if data.startswith(b"\xff\xd8\xff"):
         return JpegImagePlugin.jpeg_factory(stream)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -409,13 +451,6 @@ def _open(data: bytes) -> Image.Image:
         return WebPImagePlugin.WebPImageFile(stream)
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return TiffImagePlugin.TiffImageFile(stream)
-    if data[4:8] == b"ftyp":
-        try:
-            from pillow_heif.as_plugin import HeifImageFile
-        except ImportError:
-            raise ImageError("HEIC needs the package pillow-heif, which is missing") from None
-        # The plugin's class applies the rotation itself and resets the EXIF tag to match.
-        return HeifImageFile(stream)
     raise ImageError("not a JPEG, PNG, WebP, TIFF, GIF or HEIC image")
 
 
