@@ -1,0 +1,124 @@
+// Shared by the page's components; loaded once, from the document's head.
+"use strict";
+window.enn = (() => {
+  const UPLOAD_LIMIT = 20 * 1024 * 1024;
+
+  // Light or dark: the visitor's choice, else what the system prefers (Gradio's default).
+  const remembered = () => {
+    try { return localStorage.getItem("enn-theme"); } catch { return null; }
+  };
+  const applyTheme = () => {
+    const choice = remembered();
+    if (choice && document.body) document.body.classList.toggle("dark", choice === "dark");
+  };
+  const switchTheme = () => {
+    const dark = !document.body.classList.contains("dark");
+    try { localStorage.setItem("enn-theme", dark ? "dark" : "light"); } catch { /* private mode */ }
+    document.body.classList.toggle("dark", dark);
+  };
+
+  // The larger view of one card, with a way to its neighbours. A native modal dialog keeps the
+  // keyboard inside, closes on Escape and gives the focus back.
+  let dialog, shown, act;
+  const part = (name) => dialog.querySelector(`[data-part="${name}"]`);
+  const cards = () => [...(shown?.parentElement?.children ?? [])];
+  const neighbour = (step) => cards()[cards().indexOf(shown) + step];
+
+  const build = () => {
+    dialog = document.createElement("dialog");
+    dialog.className = "enn-dialog";
+    dialog.setAttribute("aria-labelledby", "enn-dialog-name");
+    dialog.innerHTML = `
+      <div class="enn-stage">
+        <button type="button" class="enn-step" data-act="previous" aria-label="Previous picture">‹</button>
+        <img data-part="image" alt="">
+        <button type="button" class="enn-step" data-act="next" aria-label="Next picture">›</button>
+      </div>
+      <div class="enn-facts">
+        <button type="button" class="enn-close" data-act="close" aria-label="Close">✕</button>
+        <h2 id="enn-dialog-name" data-part="name"></h2>
+        <div class="enn-match" data-part="match">
+          <span class="enn-bar" aria-hidden="true"><i data-part="bar"></i></span>
+          <span class="enn-words" data-part="words"></span>
+        </div>
+        <dl>
+          <div><dt>Folder</dt><dd data-part="folder"></dd></div>
+          <div><dt>Size</dt><dd data-part="size"></dd></div>
+          <div data-part="score-row"><dt>Similarity</dt><dd data-part="score"></dd></div>
+        </dl>
+        <div class="enn-dialog-actions">
+          <button type="button" class="enn-button enn-main" data-act="like">More like this</button>
+          <button type="button" class="enn-button" data-act="describe">Match captions</button>
+        </div>
+      </div>`;
+    document.body.append(dialog);
+    dialog.addEventListener("click", (event) => {
+      const what = event.target.closest("[data-act]")?.dataset.act;
+      if (event.target === dialog || what === "close") dialog.close();
+      else if (what === "previous") step(-1);
+      else if (what === "next") step(1);
+      else if (what) {
+        const token = shown.dataset.token;
+        dialog.close();
+        act(what, token);
+      }
+    });
+    dialog.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowLeft") step(-1);
+      if (event.key === "ArrowRight") step(1);
+    });
+    dialog.addEventListener("close", () => {
+      shown?.querySelector(".enn-open")?.focus({ preventScroll: false });
+    });
+  };
+
+  const step = (by) => {
+    const next = neighbour(by);
+    if (next) fill(next);
+  };
+
+  const fill = (card) => {
+    shown = card;
+    const facts = card.dataset;
+    const image = part("image");
+    // The small view is there at once; the large one replaces it when it has arrived.
+    image.src = `pictures/card/${facts.token}`;
+    image.alt = facts.name;
+    const large = new Image();
+    large.onload = () => { if (shown === card) image.src = large.src; };
+    large.src = `pictures/large/${facts.token}`;
+    part("name").textContent = facts.name;
+    part("folder").textContent = facts.folder || "(top folder)";
+    part("size").textContent = `${facts.pixels}, ${facts.bytes}`;
+    part("match").hidden = !facts.words;
+    part("score-row").hidden = !facts.words;
+    if (facts.words) {
+      part("bar").style.width = `${facts.percent}%`;
+      part("words").textContent = facts.words;
+      part("score").textContent = facts.score;
+    }
+    dialog.querySelector('[data-act="previous"]').disabled = !neighbour(-1);
+    dialog.querySelector('[data-act="next"]').disabled = !neighbour(1);
+  };
+
+  const open = (card, onAct) => {
+    if (!dialog) build();
+    act = onAct;
+    fill(card);
+    dialog.showModal();
+    part("name").scrollIntoView?.({ block: "nearest" });
+    dialog.querySelector(".enn-main").focus();
+  };
+
+  // "/" goes to the search box, as on many sites.
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
+    if (event.key === "/" && !typing && !dialog?.open) {
+      const box = document.querySelector("#enn-text textarea, #enn-text input");
+      if (box?.offsetParent) { event.preventDefault(); box.focus(); box.select(); }
+    }
+  });
+
+  applyTheme();
+  return { UPLOAD_LIMIT, applyTheme, switchTheme, open };
+})();

@@ -1,0 +1,202 @@
+"""The search demo: opens or builds the indexes and serves the search page.
+
+    from apps.search_demo import serve
+    serve(folders=[Path("PHOTOS")])
+
+The page itself is in `apps.search_page`, the protection around it in `apps.server`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps import server
+
+server.prepare_environment()  # before anything imports gradio
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from apps.collection import Collection
+    from apps.pictures import Pictures, Uploads
+    from retrieval.models import RetrievalModel
+
+__all__ = ["create_app", "serve"]
+
+ASSETS = Path(__file__).parent / "assets"
+GALLERY = Path(__file__).parent / "gallery"
+
+
+def create_app(
+    collections: Sequence[Collection], pictures: Pictures, uploads: Uploads, **options: Any
+) -> FastAPI:
+    """A FastAPI application with the page, the pictures and /healthz; run it behind a `Guard`."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from apps.pictures import add_picture_routes
+    from apps.search_page import TITLE, build, head, theme
+
+    app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    add_picture_routes(app, pictures, uploads)
+    return gr.mount_gradio_app(
+        app,
+        build(collections, pictures, uploads, **options),
+        path="/",
+        theme=theme(),
+        head=head(),
+        favicon_path=str(ASSETS / "favicon.png"),
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=1,  # no component takes files; uploads have their own route
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+    )
+
+
+def serve(
+    index: Path | None = None,
+    folders: Sequence[Path] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth_file: Path | None = None,
+    open_browser: bool = False,
+    model: str | None = None,
+) -> None:
+    """Opens or builds the indexes and serves the page until Ctrl+C.
+
+    Args:
+        index: an index directory. None: that of each folder (inside it, or in the user's cache
+            when the folder is read-only).
+        folders: folders of pictures, indexed at first start. None at all: the shipped gallery.
+        host, port, auth_file, open_browser: see `apps.server.run`.
+        model: name of the model for folders that have no index yet.
+
+    Raises:
+        ValueError: arguments that do not go together, an unknown model, another model's index.
+        OSError: no such folder or index, the port is taken, and the like.
+    """
+    from apps.pictures import PICTURE_ROUTES, Pictures, Uploads
+
+    if auth_file is not None:
+        server.read_auth_file(auth_file, warn=lambda _: None)  # fail before the slow part
+    server.check_port(host, port)
+    collections: list[Collection] = []
+    pictures = Pictures(lambda ref: collections[ref.collection].read(ref))
+    collections.extend(_open_collections(index, list(folders), model, pictures))
+    app = create_app(collections, pictures, Uploads())
+    routes = (
+        server.Route("GET", "/healthz", public=True),
+        *server.GRADIO_ROUTES,
+        *PICTURE_ROUTES,
+    )
+    server.run(
+        app,
+        routes=routes,
+        host=host,
+        port=port,
+        auth_file=auth_file,
+        title="The search page",
+        open_browser=open_browser,
+    )
+
+
+def _open_collections(
+    index: Path | None, folders: list[Path], model_name: str | None, pictures: Pictures
+) -> Iterator[Collection]:
+    from apps.collection import Collection
+    from retrieval import load, open_index
+    from retrieval.index import EigenIndex, default_index_dir
+
+    if index is not None and len(folders) > 1:
+        raise ValueError(
+            f"one index holds one folder, got --index {index} with {len(folders)} folders; "
+            "leave --index out, then each folder has its own"
+        )
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is not a folder; give a folder of pictures")
+    if index is not None and not folders:
+        searcher = open_index(index)
+        root = searcher.index.root
+        name = root.name if root is not None else Path(index).resolve().name
+        yield Collection(name, searcher, root, token=pictures.token)
+        return
+
+    _say("Loading the model…")
+    model: RetrievalModel | None = None
+    shipped = not folders
+    for number, folder in enumerate(folders or [GALLERY]):
+        folder = folder.resolve()
+        directory = index if index is not None else default_index_dir(folder)
+        known = (directory / "manifest.json").exists()
+        if known and not shipped:
+            searcher = open_index(directory, model=model)
+            model = model or searcher.model
+        else:
+            model = model or (load(model_name) if model_name else load())
+            if shipped or (index is None and not _writable(folder)):
+                directory = _cached_index_dir(folder, model)
+            if not (directory / "manifest.json").exists():
+                EigenIndex.create(directory, model, root=folder).close()
+            with EigenIndex.open(directory, model=model) as built, _terminal_progress() as show:
+                built.update(folder, model, progress=show)
+            searcher = open_index(directory, model=model)
+        name = "the sample gallery" if shipped else folder.name
+        yield Collection(name, searcher, folder, number=number, token=pictures.token)
+
+
+def _cached_index_dir(folder: Path, model: RetrievalModel) -> Path:
+    """Where the index of a read-only folder lives; another model gets another directory."""
+    from platformdirs import user_cache_dir
+
+    what = f"{folder}\n{sorted(model.fingerprint().items())}".encode("utf-8", "surrogateescape")
+    name = f"{folder.name}-{hashlib.sha256(what).hexdigest()[:12]}"
+    return Path(user_cache_dir("eigen-suite", appauthor=False)) / "indexes" / name
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK)
+
+
+@contextlib.contextmanager
+def _terminal_progress() -> Iterator[Callable[[Any], None]]:
+    """Shows the progress of a first indexing on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("Looking at the folder", total=None)
+
+        def show(progress: Any) -> None:
+            if progress.stage == "index":
+                bar.update(
+                    task,
+                    description="Reading pictures",
+                    completed=progress.done,
+                    total=progress.total,
+                )
+
+        yield show
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

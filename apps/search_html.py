@@ -1,0 +1,267 @@
+"""The HTML of the search page: pure functions from values to strings, everything escaped.
+
+The strings are shown by `gr.HTML` with its default template, which inserts them as they are. Its
+other templates evaluate inserted values as JavaScript ("${...}" in a file name would run), so they
+are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import PurePosixPath
+
+__all__ = [
+    "STRENGTHS",
+    "Card",
+    "captions_html",
+    "cards_html",
+    "chips_html",
+    "file_size",
+    "header_html",
+    "message_html",
+    "notice_html",
+    "picker_html",
+    "progress_html",
+    "skipped_html",
+    "status_html",
+    "strength",
+    "tiles_html",
+]
+
+# (how many standard deviations above the collection's mean score, words), strongest first.
+STRENGTHS: tuple[tuple[float, str], ...] = (
+    (4.0, "Very close match"),
+    (3.0, "Close match"),
+    (2.0, "Some likeness"),
+    (float("-inf"), "Little likeness"),
+)
+FULL_BAR = 6.0  # standard deviations that fill a bar
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card shows of one image.
+
+    Args:
+        token: opaque id of the image in URLs and events.
+        path: path relative to the collection's folder, with forward slashes.
+        width, height: pixels.
+        size: bytes.
+        score: similarity of the search, or None when nothing was searched.
+        spread: standard deviations of `score` above the collection's mean.
+    """
+
+    token: str
+    path: str
+    width: int
+    height: int
+    size: int
+    score: float | None = None
+    spread: float | None = None
+
+
+def strength(spread: float) -> tuple[str, int]:
+    """Words and a bar length in percent (3..100) for a score `spread` deviations above the mean."""
+    words = next(words for least, words in STRENGTHS if spread >= least)
+    return words, max(3, min(100, round(100 * spread / FULL_BAR)))
+
+
+def file_size(count: int) -> str:
+    """1536 -> "1.5 KB"."""
+    if count < 1000:
+        return f"{count} bytes"
+    value, unit = count / 1000, "KB"
+    for larger in ("MB", "GB"):
+        if value >= 999.5:
+            value, unit = value / 1000, larger
+    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
+
+
+def header_html(title: str, subtitle: str) -> str:
+    """The top of the page with its light/dark switch."""
+    return (
+        f'<header class="enn-header"><div class="enn-brand">{_LOGO}<div><h1>{escape(title)}</h1>'
+        f"<p>{escape(subtitle)}</p></div></div>"
+        '<button type="button" class="enn-theme" data-do="theme" '
+        'aria-label="Switch between light and dark" title="Light or dark">'
+        f"{_MOON}{_SUN}</button></header>"
+    )
+
+
+def picker_html(
+    preview: str | None = None, *, caption: str = "", label: str = "Search with a picture"
+) -> str:
+    """The field for a query picture: empty with its invitation, or showing `preview` (a URL)."""
+    if preview is None:
+        return (
+            '<div class="enn-picker" data-state="empty"><label class="enn-drop">'
+            '<input type="file" accept="image/*,.heic,.heif" class="enn-file" '
+            f'aria-label="{escape(label)}">'
+            f'{_PICTURE}<span class="enn-drop-text"><b>{escape(label)}</b>'
+            "<small>choose, drop or paste one</small></span></label>"
+            '<p class="enn-problem" role="alert"></p></div>'
+        )
+    return (
+        '<div class="enn-picker" data-state="full"><div class="enn-preview">'
+        f'<img src="{escape(preview)}" alt="The picture to search with">'
+        f'<span class="enn-preview-text">{escape(caption)}</span>'
+        '<button type="button" class="enn-remove" data-do="remove" '
+        'aria-label="Remove this picture" title="Remove this picture">✕</button></div>'
+        '<p class="enn-problem" role="alert"></p></div>'
+    )
+
+
+def chips_html(queries: Sequence[str]) -> str:
+    """Example searches as buttons."""
+    chips = "".join(
+        f'<button type="button" class="enn-chip" data-query="{escape(q)}">{escape(q)}</button>'
+        for q in queries
+    )
+    return f'<div class="enn-chips" role="group" aria-label="Example searches">{chips}</div>'
+
+
+def status_html(text: str, *, hint: str = "", clear: bool = False) -> str:
+    """The line above the results, announced by screen readers."""
+    button = (
+        '<button type="button" class="enn-link" data-do="clear">Clear search</button>'
+        if clear
+        else ""
+    )
+    note = f'<span class="enn-hint">{escape(hint)}</span>' if hint else ""
+    return (
+        '<div class="enn-status" role="status" aria-live="polite">'
+        f"<span>{escape(text)}</span>{note}{button}</div>"
+    )
+
+
+def cards_html(cards: Sequence[Card], *, label: str) -> str:
+    """The grid of results. Every card carries what the larger view shows of it."""
+    items = "".join(_card(card, rank) for rank, card in enumerate(cards, start=1))
+    return f'<ul class="enn-grid" aria-label="{escape(label)}">{items}</ul>'
+
+
+def _card(card: Card, rank: int) -> str:
+    path = PurePosixPath(card.path)
+    folder = "" if str(path.parent) == "." else str(path.parent)
+    name = escape(path.name)
+    token = escape(card.token)
+    facts = {
+        "token": card.token,
+        "name": path.name,
+        "folder": folder,
+        "pixels": f"{card.width} × {card.height} pixels",
+        "bytes": file_size(card.size),
+    }
+    match = ""
+    spoken = ""
+    if card.score is not None and card.spread is not None:
+        words, percent = strength(card.spread)
+        facts |= {"words": words, "percent": str(percent), "score": f"{card.score:.3f}"}
+        match = (
+            f'<span class="enn-match" title="{words} (similarity {card.score:.3f})">'
+            f'<span class="enn-bar" aria-hidden="true"><i style="width:{percent}%"></i></span>'
+            f'<span class="enn-words">{words}</span></span>'
+        )
+        spoken = f", {words.lower()}"
+    data = " ".join(f'data-{key}="{escape(value)}"' for key, value in facts.items())
+    return (
+        f'<li class="enn-card" {data}>'
+        f'<button type="button" class="enn-open" data-do="open" '
+        f'aria-label="{rank}: {name}{spoken}. Show larger">'
+        f'<img src="pictures/card/{token}" alt="" loading="lazy" decoding="async"></button>'
+        f'<div class="enn-meta"><span class="enn-name" title="{escape(card.path)}">{name}</span>'
+        f'{match}<div class="enn-actions">'
+        f'<button type="button" class="enn-small" data-do="like" '
+        f'aria-label="More pictures like {name}">More like this</button></div></div></li>'
+    )
+
+
+def message_html(title: str, text: str) -> str:
+    """Shown in place of results: nothing searched, nothing found, something wrong."""
+    return f'<div class="enn-message">{_PICTURE}<h2>{escape(title)}</h2><p>{escape(text)}</p></div>'
+
+
+def captions_html(ranked: Sequence[tuple[str, float, int]]) -> str:
+    """Captions best first; each is (caption, score, bar length in percent)."""
+    rows = "".join(
+        f'<li class="{"enn-best" if rank == 1 else ""}"><span class="enn-rank">{rank}</span>'
+        f'<span class="enn-caption">{escape(caption)}</span>'
+        f'<span class="enn-bar" aria-hidden="true"><i style="width:{percent}%"></i></span>'
+        f'<span class="enn-score">{round(score, 2) + 0:.2f}</span></li>'
+        for rank, (caption, score, percent) in enumerate(ranked, start=1)
+    )
+    return f'<ol class="enn-captions" aria-label="Captions, best first">{rows}</ol>'
+
+
+def tiles_html(facts: Sequence[tuple[str, str]]) -> str:
+    """Numbers with their meaning, side by side."""
+    tiles = "".join(
+        f'<div class="enn-tile"><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>'
+        for name, value in facts
+    )
+    return f'<dl class="enn-tiles">{tiles}</dl>'
+
+
+def progress_html(text: str, *, done: int | None = None, total: int | None = None) -> str:
+    """A progress bar, moving without a number when `total` is unknown."""
+    if done is None or not total:
+        bar = '<progress class="enn-progress" aria-label="Progress"></progress>'
+    else:
+        bar = (
+            f'<progress class="enn-progress" max="{total}" value="{min(done, total)}" '
+            'aria-label="Progress"></progress>'
+        )
+    return f'<div class="enn-job" role="status">{bar}<p>{escape(text)}</p></div>'
+
+
+def notice_html(text: str, *, bad: bool = False) -> str:
+    """One line about something that has ended, well or badly."""
+    kind, role = ("enn-bad", "alert") if bad else ("enn-good", "status")
+    return f'<p class="enn-notice {kind}" role="{role}">{escape(text)}</p>'
+
+
+def skipped_html(skipped: Sequence[tuple[str, str]], total: int) -> str:
+    """Files left out and why; `skipped` may be the beginning of a list of `total`."""
+    if not total:
+        return '<p class="enn-note">No file had to be left out.</p>'
+    rows = "".join(
+        f"<tr><td>{escape(path)}</td><td>{escape(reason)}</td></tr>" for path, reason in skipped
+    )
+    rest = total - len(skipped)
+    more = f'<p class="enn-note">and {rest:,} more</p>' if rest > 0 else ""
+    return (
+        '<div class="enn-table" tabindex="0" role="region" aria-label="Files left out">'
+        "<table><thead><tr><th>File</th><th>Why it was left out</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>{more}"
+    )
+
+
+def _icon(body: str, *, cls: str, width: float = 1.8) -> str:
+    return (
+        f'<svg class="{cls}" viewBox="0 0 24 24" fill="none" stroke="currentColor" '
+        f'stroke-width="{width}" stroke-linecap="round" stroke-linejoin="round" '
+        f'aria-hidden="true">{body}</svg>'
+    )
+
+
+# A lens with two axes at right angles: the eigenbasis one looks through.
+_LOGO = _icon(
+    '<circle cx="10.5" cy="10.5" r="7.5"/><path d="m16 16 5 5"/>'
+    '<path d="M7 13.2 14 7.8M8.7 8.2l3.6 4.6"/>',
+    cls="enn-logo",
+    width=2,
+)
+_PICTURE = _icon(
+    '<rect x="3" y="4.5" width="18" height="15" rx="2.5"/><circle cx="8.5" cy="9.5" r="1.6"/>'
+    '<path d="m4 17 5-4.5 3.5 3 3.5-4L20.5 16"/>',
+    cls="enn-icon",
+)
+_MOON = _icon('<path d="M20 14.5A8 8 0 0 1 9.5 4a8 8 0 1 0 10.5 10.5z"/>', cls="enn-moon")
+_SUN = _icon(
+    '<circle cx="12" cy="12" r="4"/><path d="M12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2'
+    "M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4"
+    'M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4"/>',
+    cls="enn-sun",
+)
