@@ -80,7 +80,7 @@ GRADIO_ROUTES: tuple[Route, ...] = (
         "GET",
         r"/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?)?",
     ),
-    Route("GET", r"/(?:assets|static|svelte)/[\w./@+~-]+"),
+    Route("GET", r"/(?:assets|static|svelte)/(?:[\w.@+~-]+/)*[\w.@+~-]+"),
     Route("GET", r"/gradio_api/(?:info/?|startup-events|theme\.css|queue/data)"),
     Route("GET", r"/gradio_api/heartbeat/\w+"),
     Route("POST", r"/gradio_api/queue/join", max_body=JSON_LIMIT, json_body=True),
