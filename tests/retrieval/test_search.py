@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_test_model import TinyTestModel
+from index_cases import TinyTestModel
 from PIL import Image
 
 from retrieval import search
