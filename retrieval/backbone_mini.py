@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 __all__ = ["TEXT_DIM", "MiniTower", "load_mini", "save_mini"]
 
@@ -44,6 +45,7 @@ class MiniTower(nn.Module):
         import timm  # seconds to import, and needed by this model alone
 
         self.backbone = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        fold_batchnorm(self.backbone)
         width = self.backbone.num_features
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(width, hidden)
@@ -73,6 +75,26 @@ class MiniTower(nn.Module):
         """MiniLM embeddings (N, 384) -> unit text vectors (N, dim)."""
         centred = F.normalize(embedding - self.text_mean, dim=-1)
         return F.normalize(self.text_proj(centred), dim=-1)
+
+
+def fold_batchnorm(backbone: nn.Module) -> None:
+    """Fold each BatchNorm of a timm EfficientNet into the convolution before it, in place.
+
+    The eigen factors are then those of the map that the network really applies, and training and
+    inference both skip the normalisation. Uses the running statistics, as `eval()` would.
+    """
+    for owner in [backbone, *backbone.modules()]:
+        children = dict(owner.named_children())
+        # timm names them in the order in which they run: conv_stem, bn1; conv_pw, bn1, conv_dw, ...
+        previous: str | None = None
+        for name, child in children.items():
+            if isinstance(child, nn.Conv2d):
+                previous = name
+            elif isinstance(child, nn.BatchNorm2d) and previous is not None:
+                conv = children[previous]
+                setattr(owner, previous, fuse_conv_bn_eval(conv.eval(), child.eval()))
+                setattr(owner, name, getattr(child, "act", nn.Identity()))
+                previous = None
 
 
 def save_mini(tower: MiniTower, directory: Path | str, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,60 @@
+"""Image-text search over eigen-coordinates.
+
+>>> import retrieval                                                  # doctest: +SKIP
+>>> index = retrieval.open_index("Photos")                            # doctest: +SKIP
+>>> for hit in index.search("a dog in the snow", k=5):                # doctest: +SKIP
+...     print(hit.id, round(hit.score, 3), hit.path)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrieval.eigen import EigenBasis
+    from retrieval.images import ImageError
+    from retrieval.index import EigenIndex, default_index_dir
+    from retrieval.models import ModelError, RetrievalModel, list_models, load
+    from retrieval.search import Hit, Searcher, open_index
+
+# Imported on first use: torch, faiss and the models take seconds.
+_HOME = {
+    "EigenBasis": "retrieval.eigen",
+    "EigenIndex": "retrieval.index",
+    "Hit": "retrieval.search",
+    "ImageError": "retrieval.images",
+    "ModelError": "retrieval.models",
+    "RetrievalModel": "retrieval.models",
+    "Searcher": "retrieval.search",
+    "default_index_dir": "retrieval.index",
+    "list_models": "retrieval.models",
+    "load": "retrieval.models",
+    "open_index": "retrieval.search",
+}
+
+__all__ = [
+    "EigenBasis",
+    "EigenIndex",
+    "Hit",
+    "ImageError",
+    "ModelError",
+    "RetrievalModel",
+    "Searcher",
+    "default_index_dir",
+    "list_models",
+    "load",
+    "open_index",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
