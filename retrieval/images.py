@@ -370,11 +370,12 @@ def _decode_heic(data: bytes, max_pixels: int) -> Decoded:
     except ImportError:
         raise ImageError("HEIC needs the package pillow-heif, which is missing") from None
     heif = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
-    _check_size(*heif.size, max_pixels)
-    with _gate(heif.size[0] * heif.size[1]):
+    width, height = heif.size
+    _check_size(width, height, max_pixels)
+    with _gate(width * height):
         rgb = _to_rgb(heif.to_pillow())
     rgb.info = {}
-    return Decoded(rgb, *rgb.size)
+    return Decoded(rgb, width, height)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -173,17 +173,17 @@ def _cores() -> int:
 
 def _adopt_root(writer: Writer, root: Path) -> None:
     """Remember the folder; refuse another one while the remembered one still exists."""
+    if not root.is_dir():
+        return  # the scan says what is wrong with it
     known = writer.root()
     if known is not None:
         if os.path.abspath(known) == os.path.abspath(root):
             return
-        if known.is_dir() and not (root.is_dir() and os.path.samefile(known, root)):
+        if known.is_dir() and not os.path.samefile(known, root):
             raise IndexMismatch(
                 f"the index belongs to the folder {str(known)!r}, not {str(root)!r}; "
                 "give that folder, or another index directory"
             )
-    if not root.is_dir():
-        return  # the scan says what is wrong with it
     writer.set_root(root)
 
 

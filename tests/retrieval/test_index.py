@@ -1,0 +1,674 @@
+"""The index as its users see it: building, updating, searching, several at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_cases import (
+    TinyTestModel,
+    age,
+    assert_like_fresh,
+    assert_sound,
+    photo,
+    queries,
+    ranking,
+)
+from PIL import Image
+
+from retrieval import update as update_module
+from retrieval import writer as writer_module
+from retrieval.catalog import Entry
+from retrieval.eigen import scores
+from retrieval.images import decode
+from retrieval.index import (
+    EigenIndex,
+    IndexCorrupt,
+    IndexExists,
+    IndexLocked,
+    IndexMismatch,
+    NoIndex,
+    default_index_dir,
+)
+from retrieval.manifest import Manifest
+from retrieval.update import Progress
+
+
+@pytest.fixture
+def model() -> TinyTestModel:
+    return TinyTestModel()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "meine Fotos é 日本"
+    for number in range(8):
+        photo(folder / f"{number}.png", number)
+    photo(folder / "Ordner mit Leerzeichen" / "x.png", 100)
+    age(folder)
+    return folder
+
+
+@pytest.fixture
+def index(root: Path, model: TinyTestModel) -> EigenIndex:
+    index = EigenIndex.create(default_index_dir(root), model)
+    index.update(root, model)
+    return index
+
+
+def paths(index: EigenIndex) -> set[str]:
+    return {index.entry(int(id_)).path for id_ in index.ids()}
+
+
+# --- building and updating ---------------------------------------------------------------------
+
+
+def test_first_build(index: EigenIndex, root: Path, tmp_path: Path) -> None:
+    assert len(index) == 9
+    assert "Ordner mit Leerzeichen/x.png" in paths(index)
+    entry = next(entry for entry in index.entries() if entry.path == "3.png")
+    file = root / "3.png"
+    assert (entry.width, entry.height, entry.state) == (11, 9, "indexed")
+    assert (entry.size, entry.mtime_ns) == (file.stat().st_size, file.stat().st_mtime_ns)
+    assert index.file(entry.id) == file
+    assert index.root == root
+    assert_sound(index, root)
+    assert_like_fresh(index, root, tmp_path / "fresh")
+    names = sorted(os.listdir(index.path))
+    assert "vectors-1.faiss" in names
+    assert "manifest.json" in names
+
+
+def test_scores_equal_those_of_the_model(index, root, model) -> None:
+    q = queries(1)[0]
+    expected = {}
+    for file in root.rglob("*.png"):
+        vector = model.image_vectors(model.preprocess(decode(file))[None])[0]
+        expected[file.relative_to(root).as_posix()] = float(vector @ q)
+    for path, score in ranking(index, q):
+        assert score == pytest.approx(expected[path], abs=1e-6)
+
+
+def test_nothing_changed_reads_nothing(index, root, model, monkeypatch) -> None:
+    def forbidden(*_, **__):
+        raise AssertionError("an unchanged file was read")
+
+    monkeypatch.setattr("retrieval.update.read_stable", forbidden)
+    before = sorted(os.listdir(index.path))
+    report = index.update(root, model)
+    assert (report.unchanged, report.added, report.changed, report.embedded) == (9, 0, 0, 0)
+    assert sorted(os.listdir(index.path)) == before
+
+
+def test_added_changed_deleted_moved(index, root, model, tmp_path) -> None:
+    ids = {entry.path: entry.id for entry in index.entries()}
+    photo(root / "new.png", 50)
+    photo(root / "1.png", 51)
+    (root / "2.png").unlink()
+    (root / "sub").mkdir()
+    (root / "3.png").rename(root / "sub" / "moved.png")
+    report = index.update(root, model)
+    assert (report.added, report.changed, report.deleted, report.moved) == (1, 1, 1, 1)
+    assert (report.unchanged, report.embedded, report.total) == (6, 2, 9)
+    now = {entry.path: entry.id for entry in index.entries()}
+    assert now["1.png"] == ids["1.png"]
+    assert now["sub/moved.png"] == ids["3.png"]
+    assert "2.png" not in now
+    assert now["new.png"] not in ids.values()
+    assert index.entry(ids["2.png"]).state == "deleted"
+    assert_sound(index, root)
+    assert_like_fresh(index, root, tmp_path / "fresh")
+
+
+def test_touched_file_is_not_embedded_again(index, root, model) -> None:
+    os.utime(root / "1.png")
+    report = index.update(root, model)
+    assert (report.unchanged, report.embedded) == (9, 0)
+
+
+def test_same_size_and_time_right_after_reading_is_not_trusted(
+    root, model, tmp_path, monkeypatch
+) -> None:
+    # Written, read and written again within one tick of the file system's clock (a slow one here).
+    monkeypatch.setattr("retrieval.update._RACY_NS", 30_000_000_000)
+    image, pixels = root / "plain.tif", np.zeros((4, 4, 3), np.uint8)
+    Image.fromarray(pixels).save(image)
+    stamp = image.stat().st_mtime_ns
+    index = EigenIndex.create(tmp_path / "i", model)
+    index.update(root, model)
+    Image.fromarray(pixels + 200).save(image)
+    os.utime(image, ns=(stamp, stamp))
+    assert index.update(root, model).changed == 1
+    assert_like_fresh(index, root, tmp_path / "fresh")
+
+
+def test_copies_are_embedded_once(index, root, model) -> None:
+    for number in range(3):
+        shutil.copy(root / "1.png", root / f"copy {number}.png")
+    before = model.images
+    report = index.update(root, model)
+    assert (report.added, report.embedded, model.images - before) == (3, 0, 0)
+    assert_sound(index, root)
+
+
+def test_two_files_swap_their_names(index, root, model, tmp_path) -> None:
+    (root / "1.png").rename(root / "t")
+    (root / "2.png").rename(root / "1.png")
+    (root / "t").rename(root / "2.png")
+    os.utime(root / "1.png")
+    os.utime(root / "2.png")
+    index.update(root, model)
+    assert_sound(index, root)
+    assert_like_fresh(index, root, tmp_path / "fresh")
+
+
+def test_copy_of_a_file_that_is_damaged_in_the_same_update(index, root, model, tmp_path) -> None:
+    # The copy finds the old row by its hash; the old row is dropped in the same batch.
+    shutil.copy(root / "0.png", root / "z.png")
+    (root / "0.png").write_bytes(b"damaged")
+    index.update(root, model)
+    assert_sound(index, root)
+    assert_like_fresh(index, root, tmp_path / "fresh")
+
+
+def test_returning_file_has_its_old_id(index, root, model) -> None:
+    old = {entry.path: entry.id for entry in index.entries()}["4.png"]
+    data = (root / "4.png").read_bytes()
+    (root / "4.png").unlink()
+    index.update(root, model)
+    (root / "back.png").write_bytes(data)
+    index.update(root, model)
+    assert {entry.path: entry.id for entry in index.entries()}["back.png"] == old
+    assert_sound(index, root)
+
+
+def test_bad_files_are_skipped_with_a_reason_and_retried_on_change(root, model, tmp_path) -> None:
+    (root / "zero.jpg").write_bytes(b"")
+    (root / "text.jpg").write_text("no image")
+    (root / "cut.png").write_bytes((root / "1.png").read_bytes()[:100])
+    (root / "link.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    index = EigenIndex.create(tmp_path / "i", model)
+    seen = []
+    report = index.update(root, model, on_skip=lambda *skip: seen.append(skip))
+    assert (report.added, report.skipped, report.skipped_total) == (9, 5, 5)
+    reasons = {entry.path: entry.error for entry in index.skipped()}
+    assert reasons == dict(seen)
+    assert reasons["zero.jpg"] == "empty file (0 bytes)"
+    assert reasons["text.jpg"] == "not a JPEG, PNG, WebP, TIFF, GIF or HEIC image"
+    assert reasons["link.jpg"] == "dangling link"
+    assert reasons["pipe.jpg"] == "not a regular file"
+    assert "damaged image" in reasons["cut.png"]
+    age(root)
+    index.update(root, model)
+    report = index.update(root, model)
+    assert (report.skipped, report.skipped_total) == (0, 5)
+    photo(root / "cut.png", 77)
+    (root / "link.jpg").unlink()
+    (root / "zero.jpg").unlink()
+    report = index.update(root, model)
+    assert (report.added, report.skipped_total) == (1, 2)
+    assert_like_fresh(index, root, tmp_path / "fresh")
+
+
+def test_file_that_becomes_bad_loses_its_vector(index, root, model) -> None:
+    (root / "1.png").write_bytes(b"damaged")
+    report = index.update(root, model)
+    assert (report.skipped, report.total) == (1, 8)
+    assert "1.png" not in paths(index)
+
+
+def test_file_that_vanishes_during_the_update(index, root, model, monkeypatch) -> None:
+    photo(root / "fleeting.png", 60)
+    os.utime(root / "1.png")
+    real = update_module.read_stable
+
+    def vanish(path, **options):
+        os.unlink(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(update_module, "read_stable", vanish)
+    report = index.update(root, model)
+    assert (report.added, report.deleted, report.skipped) == (0, 1, 0)
+    assert paths(index) == {f"{n}.png" for n in (0, 2, 3, 4, 5, 6, 7)} | {
+        "Ordner mit Leerzeichen/x.png"
+    }
+
+
+def test_folder_that_cannot_be_read_keeps_its_images(index, root, model, monkeypatch) -> None:
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).rstrip("/").endswith("Leerzeichen"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval.images.os.scandir", scandir)
+        report = index.update(root, model)
+    assert (report.deleted, report.skipped_total, len(index)) == (0, 1, 9)
+    assert [entry.path for entry in index.skipped()] == ["Ordner mit Leerzeichen/"]
+    report = index.update(root, model)
+    assert (report.deleted, report.skipped_total, len(index)) == (0, 0, 9)
+
+
+def test_names_that_are_not_utf8(root, model, tmp_path) -> None:
+    name = os.fsdecode(b"caf\xe9 \xff.png")
+    try:
+        photo(root / name, 5)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    folder = tmp_path / os.fsdecode(b"index \xff")
+    index = EigenIndex.create(folder, model)
+    index.update(root, model)
+    assert name in paths(index)
+    index.remove([1])
+    assert index.update(root, model).added == 1
+    reopened = EigenIndex.open(folder)
+    assert ranking(reopened, queries(1)[0]) == ranking(index, queries(1)[0])
+
+
+def test_progress_and_batches(root, model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("retrieval.update._TELL_SECONDS", 0)
+    told: list[Progress] = []
+    index = EigenIndex.create(tmp_path / "i", model)
+    report = index.update(root, model, progress=told.append, batch_size=2, workers=3)
+    assert [step.stage for step in told] == sorted(
+        (step.stage for step in told), key=("scan", "index", "save").index
+    )
+    indexing = [step for step in told if step.stage == "index"]
+    assert [step.done for step in indexing] == list(range(1, 10))
+    assert all(step.total == 9 for step in indexing)
+    assert indexing[-1].rate > 0
+    assert indexing[-1].eta == 0
+    assert model.calls == 5
+    assert report.rate > 0
+    assert report.seconds > 0
+
+
+def test_an_exception_from_progress_keeps_what_is_done(root, model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("retrieval.update._TELL_SECONDS", 0)
+
+    def stop(step: Progress) -> None:
+        if step.stage == "index" and step.done == 6:
+            raise KeyboardInterrupt
+
+    index = EigenIndex.create(tmp_path / "i", model)
+    with pytest.raises(KeyboardInterrupt):
+        index.update(root, model, progress=stop, batch_size=2)
+    assert len(index) in (4, 6)
+    assert_sound(index, root)
+    done = len(index)
+    assert index.update(root, model).embedded == 9 - done
+
+
+def test_batch_size_does_not_matter(root, tmp_path) -> None:
+    results = []
+    for size in (1, 4, 64):
+        model = TinyTestModel()
+        index = EigenIndex.create(tmp_path / str(size), model)
+        index.update(root, model, batch_size=size)
+        results.append(ranking(index, queries(1)[0]))
+    assert [[path for path, _ in result] for result in results[1:]] == [
+        [path for path, _ in results[0]]
+    ] * 2
+
+
+def test_image_without_direction_is_skipped(root, tmp_path) -> None:
+    class Blind(TinyTestModel):
+        def image_vectors(self, pixels: np.ndarray) -> np.ndarray:
+            vectors = super().image_vectors(pixels)
+            vectors[0] = 0
+            vectors[1] = np.nan
+            return vectors
+
+    model = Blind()
+    index = EigenIndex.create(tmp_path / "i", model)
+    report = index.update(root, model)
+    assert (report.added, report.skipped) == (7, 2)
+    assert {entry.error for entry in index.skipped()} == {
+        "the model sees no direction in this image"
+    }
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def test_no_index(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(NoIndex, match=r"no index in .* build one"):
+            EigenIndex.open(path)
+
+
+def test_existing_index_is_not_overwritten(index, model) -> None:
+    with pytest.raises(IndexExists, match="already"):
+        EigenIndex.create(index.path, model)
+
+
+def test_another_model_is_refused(index, root) -> None:
+    other = TinyTestModel(seed=1)
+    for attempt in (
+        lambda: EigenIndex.open(index.path, model=other),
+        lambda: index.update(root, other),
+        lambda: index.check_model(other),
+    ):
+        with pytest.raises(IndexMismatch, match="built with model tiny-test-model-0") as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+        assert "tiny-test-model-1" in str(caught.value)
+
+
+def test_same_name_other_weights_is_refused(index) -> None:
+    other = TinyTestModel(seed=1)
+    other.name = "tiny-test-model-0"
+    with pytest.raises(IndexMismatch, match="weights"):
+        index.check_model(other)
+
+
+def test_other_preprocessing_is_refused(index, model) -> None:
+    model.preprocess.hash = "something else"
+    with pytest.raises(IndexMismatch, match="preprocessing"):
+        index.check_model(model)
+
+
+def test_another_factorisation_of_the_same_weights_is_refused(index, model) -> None:
+    basis = model.basis
+    flip = np.ones(model.dim)
+    flip[3] = -1
+    model.basis = replace(basis, Q=basis.Q * flip, P=basis.P * flip)
+    with pytest.raises(IndexMismatch, match="factor the same weights differently"):
+        index.check_model(model)
+
+
+def test_another_folder_is_refused_but_a_renamed_one_is_not(root, model, tmp_path) -> None:
+    index = EigenIndex.create(tmp_path / "i", model)
+    index.update(root, model)
+    photo(tmp_path / "other" / "1.png", 1)
+    with pytest.raises(IndexMismatch, match="belongs to the folder"):
+        index.update(tmp_path / "other", model)
+    root.rename(tmp_path / "renamed")
+    report = index.update(tmp_path / "renamed", model)
+    assert (report.unchanged, report.deleted) == (9, 0)
+    assert index.root == tmp_path / "renamed"
+
+
+def test_folder_and_index_move_together(index, root, model, tmp_path) -> None:
+    index.close()
+    root.rename(tmp_path / "elsewhere")
+    moved = EigenIndex.open(tmp_path / "elsewhere", model=model)
+    assert moved.root == tmp_path / "elsewhere"
+    assert moved.update(None, model).unchanged == 9
+
+
+def test_missing_folder_changes_nothing(index, root, model, tmp_path) -> None:
+    shutil.move(root / ".enn-index", tmp_path / "kept")
+    shutil.move(root, tmp_path / "away")
+    index = EigenIndex.open(tmp_path / "kept")
+    with pytest.raises(NotADirectoryError, match="give a photo folder"):
+        index.update(tmp_path / "typo", model)
+    assert len(index) == 9
+
+
+def test_damaged_files_are_reported_in_one_line(index, tmp_path) -> None:
+    index.close()
+    for name, damage in {
+        "manifest.json": lambda path: path.write_text("{"),
+        "catalog.sqlite": lambda path: path.write_bytes(b"garbage" * 1000),
+        "vectors-1.faiss": lambda path: path.write_bytes(path.read_bytes()[:-300]),
+        "catalog.sqlite ": lambda path: Path(str(path).strip()).unlink(),
+        "vectors-1.faiss ": lambda path: Path(str(path).strip()).unlink(),
+    }.items():
+        copy = tmp_path / f"copy of {name}"
+        shutil.copytree(index.path, copy)
+        for rest in ("catalog.sqlite-wal", "catalog.sqlite-shm"):
+            (copy / rest).unlink(missing_ok=True)
+        damage(copy / name)
+        with pytest.raises(IndexCorrupt) as caught:
+            EigenIndex.open(copy)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [np.zeros(3), np.full(16, np.nan), np.zeros((1, 16))])
+def test_unfit_queries(index, bad) -> None:
+    with pytest.raises(ValueError, match="q "):
+        index.search(bad, 3)
+    with pytest.raises(ValueError, match="delta "):
+        index.search(queries(1)[0], 3, delta=bad)
+    with pytest.raises(ValueError, match="k must"):
+        index.search(queries(1)[0], 0)
+
+
+# --- searching ---------------------------------------------------------------------------------
+
+
+def fill(index: EigenIndex, vectors: np.ndarray, first: int = 0) -> None:
+    """Put vectors into an index as if they were those of images."""
+    with index._writer() as writer:
+        with writer.catalog.writing():
+            for number, vector in enumerate(vectors, first):
+                writer.catalog.put_vector(writer.catalog.put(Entry(0, f"{number}.jpg")), vector)
+        writer.publish()
+    index.refresh()
+
+
+def unit(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("delta", [None, "signed", "zeros"])
+def test_exact_search_against_brute_force(tmp_path, model, monkeypatch, delta) -> None:
+    # Part in the snapshot, part pending, some removed in both.
+    monkeypatch.setattr(writer_module, "SMALL_SNAPSHOT", 100)
+    index = EigenIndex.create(tmp_path / "i", model)
+    vectors = unit((2000, 16))
+    fill(index, vectors[:1950])
+    fill(index, vectors[1950:], 1950)
+    assert index.stats()["pending"] == 50
+    gone = [1, 7, 400, 1960, 2000]
+    index.remove(gone)
+    assert index.stats()["pending"] == 48
+    if delta == "signed":
+        delta = np.linspace(-1, 2, 16).astype(np.float32)
+    elif delta == "zeros":
+        delta = np.r_[np.zeros(8), np.ones(8)].astype(np.float32)
+    for q in queries(4):
+        expected = scores(q, vectors, delta)
+        expected[np.array(gone) - 1] = -np.inf
+        order = np.argsort(-expected, kind="stable")
+        for k in (1, 10, 500, 1995, 5000):
+            ids, found = index.search_arrays(q, k, delta=delta)
+            count = min(k, 1995)
+            assert len(set(ids.tolist())) == count
+            np.testing.assert_allclose(found, expected[order[:count]], atol=2e-6)
+            np.testing.assert_allclose(found, expected[ids - 1], atol=2e-6)
+        chosen = [2, 3, 400, 1999, 99999]
+        ids, found = index.search_arrays(q, 3, delta=delta, ids=chosen)
+        best = sorted((2, 3, 1999), key=lambda id_: -expected[id_ - 1])
+        assert ids.tolist() == best
+
+
+def test_ties_come_in_the_order_of_ids(tmp_path, model) -> None:
+    index = EigenIndex.create(tmp_path / "i", model)
+    vectors = np.repeat(unit((3, 16)), 100, axis=0)
+    fill(index, vectors)
+    q = vectors[150]
+    for k in (1, 5, 99, 100, 130):
+        ids = index.search_arrays(q, k)[0]
+        assert ids[:100].tolist() == list(range(101, 201))[: min(k, 100)]
+
+
+def test_empty_index_answers_nothing(tmp_path, model) -> None:
+    index = EigenIndex.create(tmp_path / "i", model)
+    assert len(index) == 0
+    assert index.search(queries(1)[0], 5) == []
+    assert index.ids().tolist() == []
+    assert index.vectors([]).shape == (0, 16)
+    mean, covariance = index.moments()
+    assert not mean.any()
+    assert not covariance.any()
+    assert index.stats()["images"] == 0
+
+
+def test_moments(tmp_path, model) -> None:
+    index = EigenIndex.create(tmp_path / "i", model)
+    vectors = unit((500, 16))
+    fill(index, vectors)
+    mean, covariance = index.moments()
+    np.testing.assert_allclose(mean, vectors.mean(0), atol=1e-6)
+    np.testing.assert_allclose(covariance, np.cov(vectors.T, bias=True), atol=1e-6)
+    assert index.moments() is index.moments()
+    index.remove([1])
+    np.testing.assert_allclose(index.moments()[0], vectors[1:].mean(0), atol=1e-6)
+
+
+def test_vectors_of_unknown_ids(index) -> None:
+    with pytest.raises(KeyError, match="12345"):
+        index.vectors([1, 12345])
+    with pytest.raises(KeyError, match="12345"):
+        index.entry(12345)
+
+
+def test_stats_are_plain_json(index, model) -> None:
+    stats = json.loads(json.dumps(index.stats()))
+    assert (stats["images"], stats["skipped"], stats["dim"]) == (9, 0, 16)
+    assert stats["model"] == model.name
+    assert stats["bytes"] > 1000
+    assert Manifest.from_dict(index.manifest) == Manifest.read(index.path)
+
+
+# --- readers and the writer --------------------------------------------------------------------
+
+
+def test_reader_keeps_its_state_until_refresh(index, root, model) -> None:
+    with EigenIndex.open(index.path) as reader:
+        q = queries(1)[0]
+        before = reader.search(q, 9)
+        for number in range(4):
+            photo(root / f"new {number}.png", 200 + number)
+            (root / f"{number}.png").unlink()
+            index.update(root, model)
+        index.compact()
+        assert reader.search(q, 9) == before
+        assert len(reader.ids()) == 9
+        assert reader.refresh() is True
+        assert reader.refresh() is False
+        assert ranking(reader, q) == ranking(index, q)
+
+
+def test_deleted_images_still_have_a_row_for_older_readers(index, root, model) -> None:
+    with EigenIndex.open(index.path) as reader:
+        (root / "1.png").unlink()
+        index.update(root, model)
+        for id_, _ in reader.search(queries(1)[0], 9):
+            reader.entry(id_)
+
+
+def test_readers_beside_a_writer(root, model, tmp_path) -> None:
+    index = EigenIndex.create(tmp_path / "i", model)
+    index.update(root, model)
+    stop, problems = threading.Event(), []
+
+    def read() -> None:
+        try:
+            with EigenIndex.open(tmp_path / "i") as reader:
+                while not stop.is_set():
+                    reader.refresh()
+                    ids, found = reader.search_arrays(queries(1)[0], 50)
+                    assert len(ids) == len(reader.ids()) or reader.refresh()
+                    assert np.isfinite(found).all()
+                    reader.vectors(ids[:5])
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for turn in range(12):
+            photo(root / f"t{turn}.png", 300 + turn)
+            if turn % 3 == 2:
+                (root / f"t{turn - 1}.png").unlink()
+            index.update(root, model)
+            if turn % 5 == 4:
+                index.compact()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+    assert_like_fresh(index, root, tmp_path / "fresh")
+
+
+def test_second_writer_is_refused_and_told_who_writes(index, root, model) -> None:
+    with (
+        index._writer(),
+        pytest.raises(IndexLocked, match=rf"written by process {os.getpid()} on .+ since 20"),
+    ):
+        EigenIndex.open(index.path).update(root, model)
+    index.update(root, model)
+
+
+def test_writer_in_another_process_is_named_and_its_death_frees_the_lock(
+    index, root, model
+) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from retrieval.writer import index_lock\n"
+        "with index_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(index.path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(IndexLocked, match=f"process {other.pid} "):
+            index.update(root, model)
+    finally:
+        other.kill()
+        other.communicate()
+    index.update(root, model)
+
+
+def test_compact_forgets_what_was_deleted(index, root, model, tmp_path) -> None:
+    gone = {entry.path: entry.id for entry in index.entries()}["5.png"]
+    (root / "5.png").unlink()
+    index.update(root, model)
+    index.compact()
+    with pytest.raises(KeyError):
+        index.entry(gone)
+    assert index.stats()["deleted"] == 0
+    photo(root / "6a.png", 66)
+    index.update(root, model)
+    assert max(entry.id for entry in index.entries()) > 9
+    assert_like_fresh(index, root, tmp_path / "fresh")
+
+
+def test_large_index_keeps_small_changes_in_the_catalog(tmp_path, model, monkeypatch) -> None:
+    monkeypatch.setattr(writer_module, "SMALL_SNAPSHOT", 50)
+    index = EigenIndex.create(tmp_path / "i", model)
+    vectors = unit((1030, 16))
+    fill(index, vectors[:1000])
+    name = [name for name in os.listdir(index.path) if name.startswith("vectors")]
+    fill(index, vectors[1000:], 1000)
+    assert [name for name in os.listdir(index.path) if name.startswith("vectors")] == name
+    assert len(index) == 1030
+    np.testing.assert_array_equal(index.vectors(range(1, 1031)), vectors)
+    index.compact()
+    assert [name for name in os.listdir(index.path) if name.startswith("vectors")] != name
+    np.testing.assert_array_equal(index.vectors(range(1, 1031)), vectors)
+
+
+def test_removed_images_return_while_their_file_is_there(index, root, model) -> None:
+    assert index.remove([1, 2, 12345]) == 2
+    assert len(index) == 7
+    assert index.update(root, model).added == 2
+    assert sorted(index.ids().tolist()) == list(range(1, 10))
