@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from retrieval.models import RetrievalModel
 
-__all__ = ["Hit", "Part", "QueryError", "Searcher", "open_index", "parse_query"]
+__all__ = ["Hit", "Part", "QueryError", "Searcher", "open_index", "parse_query", "rank_captions"]
 
 # Spaces before a sign make it an operator; a hyphen inside a word is text.
 _OPERATOR = re.compile(r"(?:^|(?<=\s))[+-]")
@@ -199,7 +199,7 @@ class Searcher:
         rows = [self.model.text_vectors([part.text for part in parts])] if parts else []
         weights = [part.weight for part in parts]
         if image is not None:
-            rows.append(self._image_vectors(image))
+            rows.append(_image_vectors(self.model, image))
             weights.append(1.0)
         vectors = np.concatenate(rows)
         if len(vectors) == 1:
@@ -236,26 +236,7 @@ class Searcher:
             ValueError: if k < 1.
             ImageError: if the image cannot be read.
         """
-        if isinstance(captions, str) or not len(captions):
-            raise QueryError("captions must be a list of at least one text")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        scores = self.model.text_vectors(captions) @ self._image_vectors(image)[0]
-        order = np.argsort(-scores, kind="stable")[:k]
-        return [(int(i), float(scores[i]), captions[i]) for i in order]
-
-    def _image_vectors(
-        self, image: str | os.PathLike[str] | bytes | Image
-    ) -> npt.NDArray[np.float32]:
-        """(1, r) stored form of a picture."""
-        from retrieval.images import decode
-
-        preprocess = self.model.preprocess
-        if isinstance(image, bytes | str | os.PathLike):
-            upright = decode(image, draft_size=preprocess.draft_size)
-        else:
-            upright = _upright(image)
-        return self.model.image_vectors(preprocess(upright)[None])
+        return rank_captions(self.model, image, captions, k)
 
     def _hits(self, found: list[tuple[int, float]]) -> list[Hit]:
         root = self.index.root
@@ -293,6 +274,36 @@ def open_index(path: str | os.PathLike[str], model: RetrievalModel | str | None 
         index.close()
         raise
     return Searcher(index, model)
+
+
+def rank_captions(
+    model: RetrievalModel,
+    image: str | os.PathLike[str] | bytes | Image,
+    captions: Sequence[str],
+    k: int = 5,
+) -> list[tuple[int, float, str]]:
+    """`Searcher.caption` without an index: the k captions closest to an image."""
+    if isinstance(captions, str) or not len(captions):
+        raise QueryError("captions must be a list of at least one text")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    scores = model.text_vectors(captions) @ _image_vectors(model, image)[0]
+    order = np.argsort(-scores, kind="stable")[:k]
+    return [(int(i), float(scores[i]), captions[i]) for i in order]
+
+
+def _image_vectors(
+    model: RetrievalModel, image: str | os.PathLike[str] | bytes | Image
+) -> npt.NDArray[np.float32]:
+    """(1, r) stored form of a picture."""
+    from retrieval.images import decode
+
+    preprocess = model.preprocess
+    if isinstance(image, bytes | str | os.PathLike):
+        upright = decode(image, draft_size=preprocess.draft_size)
+    else:
+        upright = _upright(image)
+    return model.image_vectors(preprocess(upright)[None])
 
 
 def _outside_quotes(text: str) -> list[str]:
