@@ -44,9 +44,10 @@ class MiniTower(nn.Module):
         super().__init__()
         import timm  # seconds to import, and needed by this model alone
 
-        self.backbone = timm.create_model("tf_efficientnet_lite0", num_classes=0)
-        fold_batchnorm(self.backbone)
-        width = self.backbone.num_features
+        backbone: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        fold_batchnorm(backbone)
+        width: int = backbone.num_features
+        self.backbone = backbone
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(width, hidden)
         self.dropout = nn.Dropout(dropout)
@@ -91,7 +92,7 @@ def fold_batchnorm(backbone: nn.Module) -> None:
             if isinstance(child, nn.Conv2d):
                 previous = name
             elif isinstance(child, nn.BatchNorm2d) and previous is not None:
-                conv = children[previous]
+                conv: Any = children[previous]
                 setattr(owner, previous, fuse_conv_bn_eval(conv.eval(), child.eval()))
                 setattr(owner, name, getattr(child, "act", nn.Identity()))
                 previous = None

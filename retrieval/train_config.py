@@ -1,0 +1,109 @@
+"""What decides a training run, as data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+__all__ = ["TrainConfig", "TrainError"]
+
+_CONFIGS = Path(__file__).parent / "configs"
+
+
+class TrainError(ValueError):
+    """A configuration or data set that cannot be trained on."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What decides a training run.
+
+    Attributes:
+        dataset: Karpathy JSON, relative to the data directory.
+        images: folder of its images, likewise.
+        splits: splits to train on.
+        holdout: images of the first split kept out and reported on (0 trains on everything).
+        hidden, dim, dropout: of `MiniTower`.
+        first_block: backbone blocks from this one on are trained.
+        views: cached views of each image; 0 is the image, 1 its mirror image, others are random
+            crops, stretched to the input size and jittered in brightness, contrast and colour.
+        rule: "enn" (eigen layers, retracted) or "plain" (ordinary layers, for comparison).
+        epochs, batch_size, seed: as usual.
+        backbone_lr, head_lr: peak learning rates (AdamW; 10 % linear warm-up, then cosine).
+        weight_decay: of Lambda and of plain weights, never of Q and P.
+        label_smoothing: of both cross-entropies.
+        distill: weight of the ImageNet classifier's opinion of each view over the 1,000 class
+            names, which keeps words that the captions lack in the space.
+        retract_every: optimizer steps between retractions.
+        ema: decay of the averaged weights, which are the ones saved.
+        stop_after: epochs after which to stop, at the schedule of `epochs` (0: run them all).
+    """
+
+    dataset: str = "flickr8k/dataset_flickr8k.json"
+    images: str = "flickr8k/images"
+    splits: tuple[str, ...] = ("train", "restval")
+    holdout: int = 0
+    hidden: int = 1024
+    dim: int = 384
+    dropout: float = 0.2
+    first_block: int = 4
+    views: int = 10
+    rule: str = "enn"
+    epochs: int = 12
+    batch_size: int = 256
+    backbone_lr: float = 4e-4
+    head_lr: float = 1e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.0
+    distill: float = 0.0
+    retract_every: int = 5
+    ema: float = 0.998
+    seed: int = 0
+    stop_after: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("enn", "plain"):
+            raise TrainError(f"rule must be 'enn' or 'plain', got {self.rule!r}")
+        if not 0 <= self.first_block <= 6:
+            raise TrainError(f"first_block must be in 0..6, got {self.first_block}")
+        for name in ("views", "epochs", "batch_size", "hidden", "dim", "retract_every"):
+            if getattr(self, name) < 1:
+                raise TrainError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("dropout", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainError(f"{name} must be in 0..1, got {getattr(self, name)}")
+
+    @classmethod
+    def load(cls, name: str | Path) -> TrainConfig:
+        """A named configuration, or a JSON file of this class's fields.
+
+        Raises:
+            TrainError: unknown name, or a file with unknown or ill-typed fields.
+        """
+        path = Path(name)
+        if path.suffix != ".json":
+            path = _CONFIGS / f"{name}.json"
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            named = ", ".join(sorted(p.stem for p in _CONFIGS.glob("*.json")))
+            raise TrainError(
+                f"no training configuration {str(name)!r}; give one of {named}, or a .json file"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise TrainError(f"cannot read {path}: {error}") from error
+        if not isinstance(given, dict):
+            raise TrainError(f"{path} must hold a JSON object of training options")
+        valid = [field.name for field in fields(cls)]
+        unknown = sorted(set(given) - set(valid))
+        if unknown:
+            raise TrainError(f"{path}: unknown {', '.join(unknown)}; valid: {', '.join(valid)}")
+        for key, value in given.items():
+            default = getattr(cls, key)
+            wanted = (int, float) if isinstance(default, float) else type(default)
+            if key == "splits":
+                given[key], wanted = tuple(value), tuple
+            if not isinstance(given[key], wanted) or isinstance(value, bool):
+                raise TrainError(f"{path}: {key} must be like {default!r}, got {value!r}")
+        return cls(**given)
