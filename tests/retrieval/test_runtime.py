@@ -1,0 +1,185 @@
+"""The compiled tower gives torch's numbers or none at all; caches may vanish or rot."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from retrieval import runtime
+from retrieval.preprocess import Preprocess
+from retrieval.runtime import ImageRuntime, available_runtimes
+from retrieval.towers import PixelTower
+
+SIZE = (16, 20)
+
+needs_openvino = pytest.mark.skipif(
+    "openvino" not in available_runtimes(), reason="openvino is not installed"
+)
+
+
+class Block(nn.Module):
+    """Convolution, attention and normalisation: what towers are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 16, 4, 4)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        return self.norm(x + self.attention(x, x, x, need_weights=False)[0]).mean(1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache é"
+    monkeypatch.setattr(runtime, "cache_dir", lambda: folder)
+    return folder
+
+
+def make(name: str = "auto", key: str = "key", tower=None) -> ImageRuntime:
+    module = PixelTower(Block(), Preprocess(size=SIZE, mean=(0.1, 0.2, 0.3)))
+    return ImageRuntime(tower or (lambda: module), SIZE, key=key, runtime=name)
+
+
+def pixels(n: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, *SIZE, 3), dtype=np.uint8)
+
+
+def expected(n: int) -> np.ndarray:
+    x = torch.from_numpy(pixels(n)).permute(0, 3, 1, 2).double() / 255
+    x = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
+    with torch.no_grad():
+        return Block().double().eval()(x).float().numpy()
+
+
+def never() -> nn.Module:
+    raise AssertionError("the tower was asked for")
+
+
+@pytest.mark.parametrize("name", available_runtimes())
+def test_numbers_are_torchs_in_double(name):
+    run = make(name)
+    assert run.name == name
+    np.testing.assert_allclose(run(pixels(11)), expected(11), atol=1e-5)
+    assert run(pixels(11)).dtype == np.float32
+    assert run(pixels(0)).shape == (0, 16)
+
+
+@needs_openvino
+def test_an_answer_does_not_depend_on_its_batch():
+    run = make("openvino")
+    together = run(pixels(11))
+    for rows in ([3], [0, 1, 2], [10, 4], list(range(10))):
+        np.testing.assert_array_equal(run(pixels(11)[rows]), together[rows])
+
+
+@needs_openvino
+def test_the_second_start_needs_no_tower(cache):
+    first = make()(pixels(3))
+    np.testing.assert_array_equal(make(tower=never)(pixels(3)), first)
+    assert len(list(cache.iterdir())) == 1
+    make(key="other weights")(pixels(1))
+    assert len(list(cache.iterdir())) == 2
+
+
+@needs_openvino
+@pytest.mark.parametrize("file", ["tower.xml", "tower.bin", "probe.npy"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
+def test_a_damaged_cache_is_made_again(cache, file, damage, caplog):
+    first = make()(pixels(3))
+    path = next(cache.glob(f"*/{file}"))
+    data = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        middle = len(data) // 2
+        data[middle : middle + 64] = bytes(255 - b for b in data[middle : middle + 64])
+        path.write_bytes(data)
+    np.testing.assert_array_equal(make("openvino")(pixels(3)), first)
+    assert "discarding the cached model" in caplog.text
+    np.testing.assert_array_equal(make(tower=never)(pixels(3)), first)
+
+
+@needs_openvino
+def test_a_cache_that_cannot_be_written_is_no_error(cache, tmp_path):
+    cache.write_text("a file where the directory should be")
+    np.testing.assert_allclose(make("openvino")(pixels(3)), expected(3), atol=1e-5)
+
+
+@needs_openvino
+def test_lower_precision_is_found_out(monkeypatch, caplog):
+    """A compiled tower that rounds must not write vectors."""
+    compile_tower = runtime._compile
+
+    def rounding(core, graph):
+        run = compile_tower(core, graph)
+        return lambda batch: torch.from_numpy(run(batch)).bfloat16().float().numpy()
+
+    monkeypatch.setattr(runtime, "_compile", rounding)
+    with pytest.raises(RuntimeError, match="differs from torch"):
+        make("openvino")(pixels(1))
+    with caplog.at_level(logging.WARNING):
+        run = make("auto")
+        np.testing.assert_allclose(run(pixels(3)), expected(3), atol=1e-5)
+    assert run.name == "torch"
+    assert "using torch" in caplog.text
+
+
+def test_without_openvino_torch_runs(monkeypatch):
+    monkeypatch.setattr(runtime, "available_runtimes", lambda: ["torch"])
+    run = make("auto")
+    assert run.name == "torch"
+    np.testing.assert_allclose(run(pixels(3)), expected(3), atol=1e-5)
+    with pytest.raises(ValueError, match=r"eigen-suite\[fast\]"):
+        make("openvino")
+
+
+def test_threads_may_share_a_runtime():
+    run = make()
+    want = expected(8)
+    got: dict[int, np.ndarray] = {}
+
+    def work(i: int) -> None:
+        got[i] = run(pixels(8)[i : i + 2])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(6):
+        np.testing.assert_allclose(got[i], want[i : i + 2], atol=1e-5)
+
+
+def test_other_pixels_and_names_are_refused():
+    with pytest.raises(ValueError, match=r"uint8 \(N, 16, 20, 3\), got float64"):
+        make()(np.zeros((1, *SIZE, 3)))
+    with pytest.raises(ValueError, match="auto, openvino, torch"):
+        make("onnx")
+    with pytest.raises(ValueError, match="CPU"):
+        ImageRuntime(never, SIZE, key="", runtime="openvino", device="cuda")
+
+
+@needs_openvino
+def test_openvino_is_imported_without_its_telemetry(tmp_path):
+    """It would report every import to its maker, and leave an id in the user's home."""
+    code = (
+        "import sys; from retrieval.runtime import _import_openvino; _import_openvino().Core();"
+        "sys.exit('openvino_telemetry' in sys.modules)"
+    )
+    env = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=120)
+    assert not (tmp_path / "intel").exists()
