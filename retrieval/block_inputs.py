@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockInputs", "Progress", "imagenet_backbone", "random_view"]
 
+_SIZE = (224, 224)
 _CACHE_BATCH = 16  # also part of the random stream of the views: changing it changes them
 
 Progress = Callable[[str, int, int, str], None]
@@ -90,13 +91,14 @@ def imagenet_backbone() -> nn.Module:
 
 
 class Stem(nn.Module):
-    """Pixels in 0..255 -> inputs of the first trained block, and ImageNet logits."""
+    """Pixels in 0..255 -> inputs of the first trained block and ImageNet logits, side by side."""
 
     def __init__(self, backbone: nn.Module, first_block: int) -> None:
         super().__init__()
         self.backbone, self.first_block = backbone, first_block
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C * h * w + 1000)."""
         b: Any = self.backbone
         x = b.bn1(b.conv_stem(pixels / 127.5 - 1.0))
         inputs = x
@@ -104,7 +106,17 @@ class Stem(nn.Module):
             if i == self.first_block:
                 inputs = x
             x = block(x)
-        return inputs, b.forward_head(b.bn2(b.conv_head(x)))
+        logits = b.forward_head(b.bn2(b.conv_head(x)))
+        return torch.cat([inputs.flatten(1), logits], dim=1)
+
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one block input."""
+        b: Any = self.backbone
+        with torch.no_grad():
+            x = b.bn1(b.conv_stem(torch.zeros(1, 3, *_SIZE)))
+            for block in b.blocks[: self.first_block]:
+                x = block(x)
+        return x.shape[1], x.shape[2], x.shape[3]
 
 
 class BlockInputs:
@@ -195,11 +207,12 @@ class BlockInputs:
         from PIL import Image as PILImage
 
         from retrieval.images import decode
+        from retrieval.runtime import ImageRuntime
+        from retrieval.towers import PixelTower
 
         paths, views = self.paths, self._views
         stem = Stem(imagenet_backbone(), self._first_block)
-        with torch.no_grad():
-            shape = stem(torch.zeros(1, 3, 224, 224))[0].shape[1:]
+        shape = stem.input_shape()
         inputs_path, logits_path = folder / "inputs.npy", folder / "logits.npy"
         done_path = folder / "done.json"
         done = json.loads(done_path.read_text()) if done_path.exists() else 0
@@ -209,15 +222,17 @@ class BlockInputs:
         )
         logits = np.lib.format.open_memmap(logits_path, mode, np.float16, (len(paths), views, 1000))
         jobs = [(v, b) for v in range(views) for b in range(0, len(paths), _CACHE_BATCH)]
-        run = _fast(stem)
+        run = ImageRuntime(
+            lambda: PixelTower(stem, None), _SIZE, key=f"training stem {self._first_block}"
+        )
         for number, (view, start) in enumerate(jobs[done:], done):
             rng = np.random.default_rng([view, start])
             part = paths[start : start + _CACHE_BATCH]
-            photos = [decode(path).resize((224, 224), PILImage.Resampling.BICUBIC) for path in part]
+            photos = [decode(path).resize(_SIZE, PILImage.Resampling.BICUBIC) for path in part]
             pixels = np.stack([random_view(photo, view, rng) for photo in photos])
-            a, b = run(pixels.transpose(0, 3, 1, 2).astype(np.float32))
-            inputs[start : start + len(part), view] = a
-            logits[start : start + len(part), view] = b
+            outputs = run(pixels)
+            inputs[start : start + len(part), view] = outputs[:, :-1000].reshape(-1, *shape)
+            logits[start : start + len(part), view] = outputs[:, -1000:]
             if (number + 1) % 200 == 0 or number + 1 == len(jobs):
                 inputs.flush()
                 logits.flush()
@@ -229,31 +244,6 @@ class BlockInputs:
         """Block inputs (N, C, H, W) float32, channels last."""
         rows = np.stack([self.inputs[i, v] for i, v in zip(images, views, strict=True)])
         return torch.from_numpy(rows).float().contiguous(memory_format=torch.channels_last)
-
-
-def _fast(stem: nn.Module) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """The frozen half, by OpenVINO in float32 where installed, else by torch."""
-    try:
-        import openvino
-    except ImportError:
-
-        def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            with torch.no_grad():
-                a, b = stem(torch.from_numpy(pixels))
-            return a.numpy(), b.numpy()
-
-        return run
-    example = torch.zeros(_CACHE_BATCH, 3, 224, 224)
-    with torch.no_grad():
-        traced = torch.jit.trace(stem, example, check_trace=False)
-    model = openvino.convert_model(traced, example_input=example)
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def run_compiled(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        outputs = compiled(pixels)
-        return outputs[0], outputs[1]
-
-    return run_compiled
 
 
 def _write(path: Path, text: str) -> None:

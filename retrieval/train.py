@@ -203,7 +203,7 @@ class _Run:
                 report("training", self.step, self.steps, f"loss {np.mean(losses[-20:]):.3f}")
             self.epoch += 1
             row = {"epoch": self.epoch, "step": self.step, "loss": float(np.mean(losses))}
-            row["temperature"] = float(torch.exp(-self.model.log_scale))
+            row["temperature"] = self.model.log_scale.neg().exp().item()
             row["orthogonality"] = max(orthogonality_error(self.model.tower).values(), default=0.0)
             if len(self.held):
                 row.update(self.recalls())
