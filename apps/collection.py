@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,12 @@ from apps.pictures import ImageRef
 from apps.search_html import Card
 
 if TYPE_CHECKING:
-    import numpy as np
-    from retrieval.search import Searcher
-
     from retrieval.index import EigenIndex, Entry
     from retrieval.models import RetrievalModel
+    from retrieval.search import Searcher
     from retrieval.update import Progress
 
-__all__ = ["Collection", "Job", "UpdateRunning"]
+__all__ = ["Collection", "Job", "UpdateRunning", "share"]
 
 
 class UpdateRunning(RuntimeError):
@@ -71,6 +68,7 @@ class Collection:
             there are no pictures, only names).
         number: position among the server's collections.
         token: makes the opaque id under which a browser knows an image.
+        credits: author and licence by path, for pictures that must name them.
     """
 
     def __init__(
@@ -81,12 +79,14 @@ class Collection:
         *,
         number: int = 0,
         token: Callable[[ImageRef], str],
+        credits: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.root = root
         self.number = number
         self._searcher = searcher
         self._token = token
+        self._credits = credits or {}
         self._job = Job()
         self._job_lock = threading.Lock()
         self._cancel = threading.Event()
@@ -117,20 +117,20 @@ class Collection:
         """
         index = self.index
         if like is not None and not text:
-            hits = self._searcher.similar(like, k=k)
             query = index.vectors([like])[0]
+            found = [hit for hit in index.search(query, k + 1) if hit[0] != like][:k]
         else:
             if like is not None:
                 image, _ = self.read(self.ref(like))
-            hits = self._searcher.search(text or None, image=image, k=k)
             query = self._searcher.query_vector(text or None, image)
-        mean, spread = _score_range(index, query)
+            found = index.search(query, k)
+        average = float(query.astype("float64") @ index.moments()[0])
+        best = found[0][1] if found else 0.0
         cards = []
-        for hit in hits:
+        for id, score in found:
             # An update may delete an image between the search and this line.
             with contextlib.suppress(KeyError):
-                entry = index.entry(hit.id)
-                cards.append(self._card(entry, hit.score, (hit.score - mean) / spread))
+                cards.append(self._card(index.entry(id), score, share(score, average, best)))
         return cards
 
     def browse(self, k: int) -> list[Card]:
@@ -157,7 +157,7 @@ class Collection:
     def stats(self) -> dict[str, Any]:
         return self.index.stats()
 
-    def _card(self, entry: Entry, score: float | None, spread: float | None) -> Card:
+    def _card(self, entry: Entry, score: float | None, share: float | None) -> Card:
         return Card(
             token=self._token(ImageRef(self.number, entry.id, _version(entry))),
             path=_printable(entry.path),
@@ -165,7 +165,8 @@ class Collection:
             height=entry.height or 0,
             size=entry.size or 0,
             score=score,
-            spread=spread,
+            share=share,
+            credit=self._credits.get(entry.path, ""),
         )
 
     # -- pictures ----------------------------------------------------------------------------
@@ -259,11 +260,11 @@ class Collection:
             self._job = replace(self._job, state=state, text=text, ended=time.monotonic())
 
 
-def _score_range(index: EigenIndex, query: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of a query's scores over the whole index."""
-    mean, covariance = index.moments()
-    query = query.astype("float64")
-    return float(query @ mean), math.sqrt(max(float(query @ covariance @ query), 1e-12))
+def share(score: float, average: float, best: float) -> float:
+    """How far a score is on the way from the average to the best, 0..1."""
+    if best - average <= 1e-6:
+        return 1.0
+    return min(1.0, max(0.0, (score - average) / (best - average)))
 
 
 def _version(entry: Entry) -> str:

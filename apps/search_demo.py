@@ -9,6 +9,7 @@ The page itself is in `apps.search_page`, the protection around it in `apps.serv
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import os
 import sys
@@ -99,7 +100,8 @@ def serve(
     collections: list[Collection] = []
     pictures = Pictures(lambda ref: collections[ref.collection].read(ref))
     collections.extend(_open_collections(index, list(folders), model, pictures))
-    app = create_app(collections, pictures, Uploads())
+    options = {} if index is not None or folders else {"examples": _gallery_examples()}
+    app = create_app(collections, pictures, Uploads(), **options)
     routes = (
         server.Route("GET", "/healthz", public=True),
         *server.GRADIO_ROUTES,
@@ -120,8 +122,9 @@ def _open_collections(
     index: Path | None, folders: list[Path], model_name: str | None, pictures: Pictures
 ) -> Iterator[Collection]:
     from apps.collection import Collection
-    from retrieval import load, open_index
     from retrieval.index import EigenIndex, default_index_dir
+    from retrieval.models import load
+    from retrieval.search import open_index
 
     if index is not None and len(folders) > 1:
         raise ValueError(
@@ -158,7 +161,26 @@ def _open_collections(
                 built.update(folder, model, progress=show)
             searcher = open_index(directory, model=model)
         name = "the sample gallery" if shipped else folder.name
-        yield Collection(name, searcher, folder, number=number, token=pictures.token)
+        yield Collection(
+            name,
+            searcher,
+            folder,
+            number=number,
+            token=pictures.token,
+            credits=_gallery_credits() if shipped else None,
+        )
+
+
+def _gallery_credits() -> dict[str, str]:
+    """Author and licence of every shipped photo, which their licences ask to be shown."""
+    with (GALLERY / "credits.csv").open(encoding="utf-8", newline="") as stream:
+        return {r["file"]: f"{r['author']}, {r['licence']}" for r in csv.DictReader(stream)}
+
+
+def _gallery_examples() -> list[str]:
+    """Every other one of the gallery's example searches: as many as fit on the page."""
+    lines = (GALLERY / "queries.txt").read_text("utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()][::2]
 
 
 def _cached_index_dir(folder: Path, model: RetrievalModel) -> Path:

@@ -13,7 +13,6 @@ from html import escape
 from pathlib import PurePosixPath
 
 __all__ = [
-    "STRENGTHS",
     "Card",
     "captions_html",
     "cards_html",
@@ -26,18 +25,10 @@ __all__ = [
     "progress_html",
     "skipped_html",
     "status_html",
-    "strength",
     "tiles_html",
 ]
 
-# (how many standard deviations above the collection's mean score, words), strongest first.
-STRENGTHS: tuple[tuple[float, str], ...] = (
-    (4.0, "Very close match"),
-    (3.0, "Close match"),
-    (2.0, "Some likeness"),
-    (float("-inf"), "Little likeness"),
-)
-FULL_BAR = 6.0  # standard deviations that fill a bar
+BAR_MEANING = "A full bar is the best match of this search, an empty one an average picture."
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,8 @@ class Card:
         width, height: pixels.
         size: bytes.
         score: similarity of the search, or None when nothing was searched.
-        spread: standard deviations of `score` above the collection's mean.
+        share: how far `score` is on the way from the collection's average to the best, 0..1.
+        credit: who made the picture and under which licence, if known.
     """
 
     token: str
@@ -59,13 +51,8 @@ class Card:
     height: int
     size: int
     score: float | None = None
-    spread: float | None = None
-
-
-def strength(spread: float) -> tuple[str, int]:
-    """Words and a bar length in percent (3..100) for a score `spread` deviations above the mean."""
-    words = next(words for least, words in STRENGTHS if spread >= least)
-    return words, max(3, min(100, round(100 * spread / FULL_BAR)))
+    share: float | None = None
+    credit: str = ""
 
 
 def file_size(count: int) -> str:
@@ -122,17 +109,16 @@ def chips_html(queries: Sequence[str]) -> str:
     return f'<div class="enn-chips" role="group" aria-label="Example searches">{chips}</div>'
 
 
-def status_html(text: str, *, hint: str = "", clear: bool = False) -> str:
+def status_html(text: str, *, clear: bool = False) -> str:
     """The line above the results, announced by screen readers."""
     button = (
         '<button type="button" class="enn-link" data-do="clear">Clear search</button>'
         if clear
         else ""
     )
-    note = f'<span class="enn-hint">{escape(hint)}</span>' if hint else ""
     return (
         '<div class="enn-status" role="status" aria-live="polite">'
-        f"<span>{escape(text)}</span>{note}{button}</div>"
+        f"<span>{escape(text)}</span>{button}</div>"
     )
 
 
@@ -154,17 +140,20 @@ def _card(card: Card, rank: int) -> str:
         "pixels": f"{card.width} × {card.height} pixels",
         "bytes": file_size(card.size),
     }
+    if card.credit:
+        facts["credit"] = card.credit
     match = ""
     spoken = ""
-    if card.score is not None and card.spread is not None:
-        words, percent = strength(card.spread)
-        facts |= {"words": words, "percent": str(percent), "score": f"{card.score:.3f}"}
+    if card.score is not None and card.share is not None:
+        score = f"{card.score:.2f}"
+        percent = max(3, min(100, round(100 * card.share)))
+        facts |= {"percent": str(percent), "score": score}
         match = (
-            f'<span class="enn-match" title="{words} (similarity {card.score:.3f})">'
+            f'<span class="enn-match" title="{BAR_MEANING}">'
             f'<span class="enn-bar" aria-hidden="true"><i style="width:{percent}%"></i></span>'
-            f'<span class="enn-words">{words}</span></span>'
+            f'<span class="enn-score">{score}</span></span>'
         )
-        spoken = f", {words.lower()}"
+        spoken = f", similarity {score}"
     data = " ".join(f'data-{key}="{escape(value)}"' for key, value in facts.items())
     return (
         f'<li class="enn-card" {data}>'

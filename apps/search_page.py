@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 
 from apps import search_html as html
-from apps.collection import Collection, Job, UpdateRunning
+from apps.collection import Collection, Job, UpdateRunning, share
 from apps.pictures import Pictures, Uploads
 
 __all__ = ["CAPTIONS", "EXAMPLES", "TITLE", "Query", "build", "head", "theme"]
@@ -28,7 +28,6 @@ TEXT_LIMIT = 500  # characters of a query; the text tower reads fewer words than
 CAPTIONS_LIMIT = 200
 COUNTS = (12, 24, 48, 96, 192)
 SHOWN_SKIPPED = 500
-NOTHING_STANDS_OUT = 2.5  # standard deviations; the best of some hundred random scores reach it
 
 EXAMPLES: tuple[str, ...] = (
     "a dog in the snow",
@@ -184,7 +183,7 @@ def build(
             with gr.Tab("Captions", id="captions"):
                 _html(
                     '<p class="enn-lead">Give a picture and a list of captions: '
-                    "the page ranks the captions by how well they fit.</p>"
+                    "the page ranks the captions by how well they fit. Longer bars fit better.</p>"
                 )
                 with gr.Row(elem_id="enn-caption-row"):
                     with gr.Column(scale=2, min_width=280):
@@ -342,12 +341,8 @@ class _Page:
             body = html.message_html("Please put it in other words", _one_line(error))
             return query.text, picker, status, body, query
         seconds = time.monotonic() - started
-        best = max((card.spread or 0.0 for card in cards), default=0.0)
-        hint = ""
-        if best < NOTHING_STANDS_OUT:
-            hint = "Nothing stands out; these come nearest."
         text = f"{_asked(query)}: best {len(cards):,} of {total:,} pictures, {seconds:.2f} s"
-        status = html.status_html(text, hint=hint, clear=True)
+        status = html.status_html(text, clear=True)
         return query.text, picker, status, html.cards_html(cards, label="Search results"), query
 
     # -- captions tab ------------------------------------------------------------------------
@@ -383,9 +378,9 @@ class _Page:
             text = "Write at least one caption, each on its own line."
             return picker, html.message_html("No captions", text), subject
         ranked = self.collections[which].caption(image, captions[:CAPTIONS_LIMIT])
-        top = max(ranked[0][1], 1e-6)
+        average = sum(score for _, score in ranked) / len(ranked)
         rows = [
-            (caption, score, max(2, min(100, round(100 * score / top))))
+            (caption, score, max(2, round(100 * share(score, average, ranked[0][1]))))
             for caption, score in ranked
         ]
         return picker, html.captions_html(rows), subject

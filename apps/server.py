@@ -64,6 +64,7 @@ class Route:
         pattern: regular expression for the whole decoded path.
         max_body: bytes; longer requests get 413.
         json_body: parse and re-write the body as JSON before the application sees it.
+        forever: what it serves never changes under the same name, so browsers may keep it.
         public: answer without a password, even when the server has an auth file.
     """
 
@@ -71,6 +72,7 @@ class Route:
     pattern: str
     max_body: int = 0
     json_body: bool = False
+    forever: bool = False
     public: bool = False
 
 
@@ -80,7 +82,9 @@ GRADIO_ROUTES: tuple[Route, ...] = (
         "GET",
         r"/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?)?",
     ),
-    Route("GET", r"/(?:assets|static|svelte)/(?:[\w.@+~-]+/)*[\w.@+~-]+"),
+    Route("GET", r"/(?:static|svelte)/(?:[\w.@+~-]+/)*[\w.@+~-]+"),
+    # These file names contain a hash of the content.
+    Route("GET", r"/assets/(?:[\w.@+~-]+/)*[\w.@+~-]+", forever=True),
     Route("GET", r"/gradio_api/(?:info/?|startup-events|theme\.css|queue/data)"),
     Route("GET", r"/gradio_api/heartbeat/\w+"),
     Route("POST", r"/gradio_api/queue/join", max_body=JSON_LIMIT, json_body=True),
@@ -191,14 +195,18 @@ class Guard:
         if scope["type"] != "http":  # no page of ours uses websockets
             return
 
+        refusal = self._refusal(scope)
+        added = list(SECURITY_HEADERS)
+        if isinstance(refusal, Route) and refusal.forever:
+            added.append((b"cache-control", b"private, max-age=31536000, immutable"))
+
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                ours = {name for name, _ in SECURITY_HEADERS}
+                ours = {name for name, _ in added}
                 kept = [h for h in message.get("headers", []) if h[0].lower() not in ours]
-                message = {**message, "headers": [*kept, *SECURITY_HEADERS]}
+                message = {**message, "headers": [*kept, *added]}
             await send(message)
 
-        refusal = self._refusal(scope)
         if isinstance(refusal, _Refusal):
             if refusal.slow:
                 await asyncio.sleep(0.5)  # makes guessing passwords slow

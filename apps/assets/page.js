@@ -39,12 +39,12 @@ window.enn = (() => {
         <h2 id="enn-dialog-name" data-part="name"></h2>
         <div class="enn-match" data-part="match">
           <span class="enn-bar" aria-hidden="true"><i data-part="bar"></i></span>
-          <span class="enn-words" data-part="words"></span>
+          <span class="enn-score" data-part="score"></span>
         </div>
         <dl>
           <div><dt>Folder</dt><dd data-part="folder"></dd></div>
           <div><dt>Size</dt><dd data-part="size"></dd></div>
-          <div data-part="score-row"><dt>Similarity</dt><dd data-part="score"></dd></div>
+          <div data-part="credit-row"><dt>Photo</dt><dd data-part="credit"></dd></div>
         </dl>
         <div class="enn-dialog-actions">
           <button type="button" class="enn-button enn-main" data-act="like">More like this</button>
@@ -90,13 +90,13 @@ window.enn = (() => {
     part("name").textContent = facts.name;
     part("folder").textContent = facts.folder || "(top folder)";
     part("size").textContent = `${facts.pixels}, ${facts.bytes}`;
-    part("match").hidden = !facts.words;
-    part("score-row").hidden = !facts.words;
-    if (facts.words) {
+    part("match").hidden = !facts.score;
+    if (facts.score) {
       part("bar").style.width = `${facts.percent}%`;
-      part("words").textContent = facts.words;
-      part("score").textContent = facts.score;
+      part("score").textContent = `similarity ${facts.score}`;
     }
+    part("credit-row").hidden = !facts.credit;
+    part("credit").textContent = facts.credit || "";
     dialog.querySelector('[data-act="previous"]').disabled = !neighbour(-1);
     dialog.querySelector('[data-act="next"]').disabled = !neighbour(1);
   };

@@ -1,4 +1,4 @@
-"""The guard in front of the pages: routes, hosts, passwords, body limits; and starting to listen."""
+"""The guard in front of the pages: routes, hosts, passwords, limits; and starting to listen."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_everything_but_health_needs_the_password():
         assert reply.status_code == 401, path
         assert reply.headers["www-authenticate"].startswith("Basic ")
     assert client.get("/open", auth=("ann", "s3cret:with:colons")).status_code == 200
-    assert client.get("/open", auth=("bob".encode(), "pässword".encode())).status_code == 200
+    assert client.get("/open", auth=(b"bob", "pässword".encode())).status_code == 200
 
 
 @pytest.mark.parametrize(
