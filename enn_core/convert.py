@@ -18,7 +18,7 @@ True
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
@@ -31,8 +31,10 @@ from enn_core.factors import FactorError
 from enn_core.layers import (
     FACTORS,
     EigenLayer,
+    ENNConv,
     as_matrix,
     eigen_class,
+    is_channels_last,
     make_parameters,
     plain_base,
     replace_parameter,
@@ -300,13 +302,17 @@ def _convert(sites: list[_Site]) -> None:
 
 
 def _convert_layer(layer: nn.Module, shared: dict[str, nn.Parameter]) -> None:
+    plain = layer._parameters["weight"]
+    if plain is None:  # for the type checker: a site has a value
+        return
     if not shared:
-        plain = layer._parameters["weight"]
-        matrix = as_matrix(plain, getattr(layer, "groups", 1))  # type: ignore[arg-type]
-        factors = make_parameters(matrix, plain.requires_grad)  # type: ignore[union-attr]
-        shared.update(zip(FACTORS, factors, strict=True))
+        matrix = as_matrix(plain, getattr(layer, "groups", 1))
+        shared.update(zip(FACTORS, make_parameters(matrix, plain.requires_grad), strict=True))
+    channels_last = is_channels_last(plain)
     replace_parameter(layer, "weight", shared)
     _set_class(layer, eigen_class(type(layer)))
+    if isinstance(layer, ENNConv):
+        layer._channels_last = channels_last
 
 
 def _convert_bare(site: _Site, form: Form, shared: dict[str, nn.Parameter]) -> None:
@@ -332,12 +338,12 @@ def _factors(value: Tensor, form: Form) -> dict[str, nn.Parameter]:
 
 def _fuse_layer(layer: EigenLayer, done: dict[int, nn.Parameter]) -> None:
     """Put the plain weight of `layer` where its factors stand."""
-    shape = layer.weight_shape
-    weight = _fused(layer, done, lambda dense: dense.reshape(shape))
+    weight = _fused(layer, done)
     for name in FACTORS[1:]:
         del layer._parameters[name]
     replace_parameter(layer, "Q", {"weight": weight})
-    layer.__dict__.pop("_cache", None)
+    for name in ("_cache", "_channels_last"):
+        layer.__dict__.pop(name, None)
     _set_class(layer, layer.plain_class)
 
 
@@ -348,7 +354,7 @@ def _fuse_owner(owner: EigenOwner, done: dict[int, nn.Parameter]) -> None:
     for name in owner.eigen_names:
         child = owner.eigen_weight(name)
         order = child.plain_order
-        parameters[name] = _fused(child, done, child.form.as_parameter)
+        parameters[name] = _fused(child, done)
         del owner._modules[name + SUFFIX]
     owner._parameters.clear()
     owner._parameters.update({name: parameters.pop(name) for name in order if name in parameters})
@@ -357,11 +363,7 @@ def _fuse_owner(owner: EigenOwner, done: dict[int, nn.Parameter]) -> None:
     _set_class(owner, owner.plain_class)
 
 
-def _fused(
-    module: EigenLayer | EigenWeight,
-    done: dict[int, nn.Parameter],
-    shape: Callable[[Tensor], Tensor],
-) -> nn.Parameter:
+def _fused(module: EigenLayer | EigenWeight, done: dict[int, nn.Parameter]) -> nn.Parameter:
     """Dense weight of `module` as a parameter in its plain shape."""
     Q, Lambda, P = module.Q, module.Lambda, module.P
     known = done.get(id(Q))
@@ -371,6 +373,8 @@ def _fused(
         device = Q.device if Q.device.type != "mps" else torch.device("cpu")
         q, scale, p = (t.to(device, torch.float64) for t in (Q, Lambda, P))
         weight: Tensor = (q * scale.unsqueeze(-2)) @ p.mT
-        weight = shape(weight).to(Q.device, Q.dtype).contiguous()
+        weight = module._shaped(weight.to(Q.device, Q.dtype))
+        if isinstance(module, EigenWeight):
+            weight = weight.contiguous()  # the transpose of a product
     done[id(Q)] = nn.Parameter(weight, requires_grad=Q.requires_grad)
     return done[id(Q)]

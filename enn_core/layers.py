@@ -32,27 +32,17 @@ from enn_core.factors import (
 )
 
 FACTORS = ("Q", "Lambda", "P")
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class _Cached(NamedTuple):
-    """A rebuilt weight and what it was rebuilt from."""
+    """A dense weight and what it was built from."""
 
-    sources: tuple[nn.Parameter, ...]
-    state: tuple[int, ...]  # version and address of every source
+    Q: nn.Parameter
+    Lambda: nn.Parameter
+    P: nn.Parameter
+    state: tuple[int, ...]  # versions and addresses of the factors, version of the weight
     weight: Tensor
-    weight_version: int
-
-
-def _state(sources: tuple[nn.Parameter, ...]) -> tuple[int, ...]:
-    Q, Lambda, P = sources
-    return (
-        Q._version,
-        Lambda._version,
-        P._version,
-        Q.data_ptr(),
-        Lambda.data_ptr(),
-        P.data_ptr(),
-    )
 
 
 class Factored(nn.Module):
@@ -64,50 +54,55 @@ class Factored(nn.Module):
     _cache: _Cached | None = None
 
     def dense(self) -> Tensor:
-        """Dense weight (..., out, n).
+        """Dense weight in the shape of the plain one: differentiable, or cached in eval.
 
-        In eval mode, where the factors need no gradient, the tensor is cached until a factor
+        In eval mode, where the factors need no gradient, the tensor is kept until a factor
         changes (in place, by `load_state_dict`, by assignment or by `.to()`) or `train()` is
         called. Writing through `Tensor.data` of a factor in eval mode leaves no trace that could
         be checked: call `train()` and `eval()` after it.
         """
-        parameters = self._parameters
+        weight = self._cached()
+        if weight is None:
+            weight = self._shaped(rebuild(self.Q, self.Lambda, self.P))
+        return weight
+
+    def _shaped(self, dense: Tensor) -> Tensor:
+        """(..., out, n) in the shape of the plain weight."""
+        return dense
+
+    def _cached(self) -> Tensor | None:
+        """The dense weight if it may be cached now, else None; called in every forward."""
+        if self.training or torch.compiler.is_compiling():
+            return None
+        parameters = self._parameters  # three times faster than attributes
         Q, Lambda, P = parameters["Q"], parameters["Lambda"], parameters["P"]
-        if not self._may_cache():
-            return rebuild(Q, Lambda, P)  # type: ignore[arg-type]
-        sources = (Q, Lambda, P)
+        if torch.is_grad_enabled() and (
+            Q.requires_grad or Lambda.requires_grad or P.requires_grad  # type: ignore[union-attr]
+        ):
+            return None
         cache = self._cache
         if (
             cache is not None
-            and cache.sources[0] is Q
-            and cache.sources[1] is Lambda
-            and cache.sources[2] is P
-            and cache.state == _state(sources)  # type: ignore[arg-type]
-            and cache.weight._version == cache.weight_version
+            and cache.Q is Q
+            and cache.Lambda is Lambda
+            and cache.P is P
+            and cache.state == _state(Q, Lambda, P, cache.weight)
         ):
             return cache.weight
+        factors = (Q, Lambda, P)
+        # Anything but a plain Parameter (functional_call, vmap, fake tensors) is transient.
+        if any(type(f) is not nn.Parameter or f.is_inference() or f.is_meta for f in factors):
+            return None
         # Outside inference mode and autocast, so that the tensor serves every later context.
         with (
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast(Q.device.type, enabled=False),  # type: ignore[union-attr]
         ):
-            weight = rebuild(Q, Lambda, P)  # type: ignore[arg-type]
-        self._cache = _Cached(sources, _state(sources), weight, weight._version)  # type: ignore[arg-type]
+            weight = self._shaped(rebuild(*factors))  # type: ignore[arg-type]
+        state = _state(*factors, weight)  # type: ignore[arg-type]
+        self._cache = _Cached(*factors, state, weight)  # type: ignore[arg-type]
         return weight
-
-    def _may_cache(self) -> bool:
-        if self.training or torch.compiler.is_compiling():
-            return False
-        differentiable = torch.is_grad_enabled()
-        for name in FACTORS:
-            factor = self._parameters[name]
-            # Anything but a plain Parameter (functional_call, vmap, fake tensors) is transient.
-            if type(factor) is not nn.Parameter or factor.is_inference() or factor.is_meta:
-                return False
-            if differentiable and factor.requires_grad:
-                return False
-        return True
 
     @torch.no_grad()
     def factor_(self, weight: Tensor) -> None:
@@ -140,6 +135,19 @@ class Factored(nn.Module):
         return state
 
 
+def _state(Q: Tensor, Lambda: Tensor, P: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """Changes with every write to the factors or to the weight itself."""
+    return (
+        Q._version,
+        Lambda._version,
+        P._version,
+        weight._version,
+        Q.data_ptr(),
+        Lambda.data_ptr(),
+        P.data_ptr(),
+    )
+
+
 def make_parameters(
     weight: Tensor, requires_grad: bool = True
 ) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
@@ -160,6 +168,13 @@ def replace_parameter(module: nn.Module, old: str, new: dict[str, nn.Parameter])
             module._parameters.update(new)
         else:
             module._parameters[name] = parameter
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether a convolution weight is stored channels last, and only so."""
+    if weight.ndim not in _CHANNELS_LAST or weight.is_contiguous():
+        return False
+    return weight.is_contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
 
 
 def as_matrix(weight: Tensor, groups: int) -> Tensor:
@@ -191,7 +206,10 @@ class EigenLayer(Factored):
             return plain
         if "Q" not in self._parameters:
             raise AttributeError("weight")
-        return self.dense().view(self.weight_shape)
+        return self.dense()
+
+    def _shaped(self, dense: Tensor) -> Tensor:
+        return dense.view(self.weight_shape)
 
     def _split_weight(self) -> None:
         plain = self._parameters["weight"]
@@ -293,14 +311,16 @@ class ENNLinear(EigenLayer, nn.Linear):  # type: ignore[override]
         return (self.out_features, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._may_cache():
+        weight = self._cached()
+        if weight is None:
             rows = input.numel() // max(self.in_features, 1)
             if not rebuild_is_cheaper(rows, self.out_features, self.in_features):
                 return apply_factors(input, self.Q, self.Lambda, self.P, self.bias)
-        return F.linear(input, self.dense(), self.bias)
+            weight = rebuild(self.Q, self.Lambda, self.P)
+        return F.linear(input, weight, self._parameters["bias"])
 
 
-class _ENNConv(EigenLayer):
+class ENNConv(EigenLayer):
     """Shared by the three convolutions, which take all arguments of their twins.
 
     Rebuilds the kernel when there are more output positions than `max(out, n)`; otherwise
@@ -314,17 +334,40 @@ class _ENNConv(EigenLayer):
     padding: str | tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    _channels_last: bool = False
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.groups == 1 and not self._may_cache():
-            n = self.P.shape[0]
-            if not rebuild_is_cheaper(self._positions(input), self.out_channels, n):
-                return self._apply_factors(input)
-        return self._conv_forward(input, self.weight, self.bias)  # type: ignore[operator]
+        weight = self._cached()
+        if weight is None:
+            if self.groups == 1:
+                n = self.P.shape[0]
+                if not rebuild_is_cheaper(self._positions(input), self.out_channels, n):
+                    return self._apply_factors(input)
+            weight = self._shaped(rebuild(self.Q, self.Lambda, self.P))
+        return self._conv_forward(input, weight, self._parameters["bias"])  # type: ignore[operator]
+
+    def _shaped(self, dense: Tensor) -> Tensor:
+        weight = dense.view(self.weight_shape)
+        if self._channels_last and weight.ndim > 3:
+            weight = weight.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
+        return weight
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # The factors are matrices, so `model.to(memory_format=...)` passes them by; a probe in the
+        # layer's present format tells what it would have done to the plain weight.
+        ndim = len(self.kernel_size) + 2
+        if ndim in _CHANNELS_LAST:
+            shape = (2,) * ndim
+            probe = torch.empty(shape, dtype=self.Q.dtype, device=self.Q.device)
+            last = _CHANNELS_LAST[ndim]
+            if self._channels_last:
+                probe = probe.contiguous(memory_format=last)
+            self._channels_last = fn(probe).is_contiguous(memory_format=last)
+        return super()._apply(fn, recurse)
 
     def _positions(self, input: Tensor) -> int:
         """Output positions of the whole batch."""
@@ -350,12 +393,14 @@ class _ENNConv(EigenLayer):
             P = P * self.Lambda
         ones = (1,) * len(self.kernel_size)
         kernels = P.mT.reshape(-1, *self.weight_shape[1:])
+        if self._channels_last and kernels.ndim > 3:
+            kernels = kernels.contiguous(memory_format=_CHANNELS_LAST[kernels.ndim])
         maps = self._conv_forward(input, kernels, None)  # type: ignore[operator]
         mix = (F.conv1d, F.conv2d, F.conv3d)[len(ones) - 1]
         return mix(maps, Q.reshape(*Q.shape, *ones), self._parameters["bias"])
 
 
-class ENNConv1d(_ENNConv, nn.Conv1d):  # type: ignore[override]
+class ENNConv1d(ENNConv, nn.Conv1d):  # type: ignore[override]
     """`nn.Conv1d` with factored weight: (N, in, L) -> (N, out, L_out)."""
 
     plain_class = nn.Conv1d
@@ -380,7 +425,7 @@ class ENNConv1d(_ENNConv, nn.Conv1d):  # type: ignore[override]
         )  # fmt: skip
 
 
-class ENNConv2d(_ENNConv, nn.Conv2d):  # type: ignore[override]
+class ENNConv2d(ENNConv, nn.Conv2d):  # type: ignore[override]
     """`nn.Conv2d` with factored weight: (N, in, H, W) -> (N, out, H_out, W_out)."""
 
     plain_class = nn.Conv2d
@@ -405,7 +450,7 @@ class ENNConv2d(_ENNConv, nn.Conv2d):  # type: ignore[override]
         )  # fmt: skip
 
 
-class ENNConv3d(_ENNConv, nn.Conv3d):  # type: ignore[override]
+class ENNConv3d(ENNConv, nn.Conv3d):  # type: ignore[override]
     """`nn.Conv3d` with factored weight: (N, in, D, H, W) -> (N, out, D_out, H_out, W_out)."""
 
     plain_class = nn.Conv3d

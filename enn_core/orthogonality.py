@@ -154,7 +154,10 @@ def _retract(factor: nn.Parameter, method: Method, bound: float) -> float:
                 first = rms
             elif rms <= bound:
                 break
-            largest = _spectral_norm(error)
+            # The Frobenius norm bounds the spectral one; often that is all one needs to know.
+            largest = rms * error.shape[-1] ** 0.5
+            if not largest < 0.1:
+                largest = _spectral_norm(error)
             if method == "qr" or not largest < _FAR:  # NaN goes this way too, once
                 work = _qr(work)
                 break
@@ -175,7 +178,7 @@ def _spectral_norm(error: Tensor) -> float:
     start = error.square().sum(-1, keepdim=True).argmax(-2, keepdim=True)
     vector = torch.take_along_dim(error, start, dim=-1)
     norm = vector.norm(dim=-2, keepdim=True)
-    for _ in range(6):
+    for _ in range(4):
         vector = error @ (vector / norm.clamp_min(torch.finfo(error.dtype).tiny))
         norm = vector.norm(dim=-2, keepdim=True)
     return float(norm.max())

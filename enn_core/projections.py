@@ -78,7 +78,10 @@ class EigenWeight(Factored):
             self.register_parameter(name, factors[name])
 
     def forward(self) -> Tensor:
-        return self.form.as_parameter(self.dense())
+        return self.dense()
+
+    def _shaped(self, dense: Tensor) -> Tensor:
+        return self.form.as_parameter(dense)
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, rank={self.Lambda.shape[-1]}, form={self.form}"

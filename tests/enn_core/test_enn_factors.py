@@ -91,6 +91,13 @@ def _factors(shape: tuple[int, ...], dtype=torch.float64) -> list[torch.Tensor]:
     return [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
 
 
+@pytest.fixture(params=[0, 2**17], ids=["function", "autograd"])
+def either_way(request, monkeypatch) -> None:
+    """Both ways of rebuilding, whatever the size."""
+    monkeypatch.setattr("enn_core.factors._SMALL", request.param)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rebuild_has_the_right_first_and_second_derivatives(shape) -> None:
     factors = _factors(shape)
@@ -98,6 +105,7 @@ def test_rebuild_has_the_right_first_and_second_derivatives(shape) -> None:
     assert gradgradcheck(rebuild, factors)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2)])
 def test_rebuild_gives_gradients_to_the_factors_that_want_them(needed) -> None:
     factors = _factors((4, 3))
@@ -122,16 +130,18 @@ def _saved_bytes(function) -> int:
 
 
 def test_rebuild_saves_half_of_what_autograd_saves() -> None:
-    factors = _factors((64, 64), torch.float32)
+    n = 512
+    factors = _factors((n, n), torch.float32)
     Q, Lambda, P = factors
-    x = torch.randn(256, 64)
+    x = torch.randn(8, n)
     own = sum(f.untyped_storage().nbytes() for f in factors) + x.untyped_storage().nbytes()
     plain = _saved_bytes(lambda: F.linear(x.requires_grad_(), (Q * Lambda) @ P.mT)) - own
     ours = _saved_bytes(lambda: F.linear(x.requires_grad_(), rebuild(Q, Lambda, P))) - own
-    assert ours == 64 * 64 * 4  # the weight, which the product needs
+    assert ours == n * n * 4  # the weight, which the product needs
     assert plain == 2 * ours
 
 
+@pytest.mark.usefixtures("either_way")
 def test_rebuild_works_under_vmap_and_grad() -> None:
     Q, Lambda, P = (f.detach() for f in _factors((4, 3)))
     spectra = torch.randn(5, 3, dtype=torch.float64)
@@ -140,6 +150,19 @@ def test_rebuild_works_under_vmap_and_grad() -> None:
     gradient = torch.func.grad(lambda s: rebuild(Q, s, P).square().sum())(Lambda)
     expected = torch.func.grad(lambda s: ((Q * s) @ P.mT).square().sum())(Lambda)
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_rebuild_under_autocast_keeps_gradients_in_the_factors_dtype() -> None:
+    Q, Lambda, P = _factors((6, 4), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        W = rebuild(Q, Lambda, P)
+    assert W.dtype == torch.bfloat16
+    W.float().square().sum().backward()
+    exact = torch.autograd.grad(rebuild(Q, Lambda, P).square().sum(), [Q, Lambda, P])
+    for factor, expected in zip((Q, Lambda, P), exact, strict=True):
+        assert factor.grad.dtype == torch.float32
+        assert (factor.grad - expected).norm() <= 0.02 * expected.norm()
 
 
 @settings(max_examples=40, deadline=None)

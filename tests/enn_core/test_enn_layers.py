@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from enn_core import ENNConv1d, ENNConv2d, ENNConv3d, ENNLinear, FactorError
+from enn_core import ENNConv1d, ENNConv2d, ENNConv3d, ENNLinear, FactorError, fuse, to_enn
 
 TWINS = {nn.Linear: ENNLinear, nn.Conv1d: ENNConv1d, nn.Conv2d: ENNConv2d, nn.Conv3d: ENNConv3d}
 
@@ -136,9 +136,42 @@ def test_autocast(rows) -> None:
         assert layer(x).dtype == torch.float32  # nothing of the autocast region was kept
 
 
+@pytest.mark.parametrize("cls", [nn.Conv2d, nn.Conv3d])
+def test_channels_last_follows_the_model(cls) -> None:
+    """`model.to(memory_format=...)` cannot see a kernel in Q and P; the layer follows anyway."""
+    last = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}[cls]
+
+    def is_last(layer) -> bool:
+        return layer.weight.is_contiguous(memory_format=last)
+
+    plain, eigen = _pair(cls, (4, 6, 3), {})
+    assert not is_last(eigen)
+    eigen.to(memory_format=last)
+    assert is_last(eigen)
+    assert is_last(eigen.double().float())
+    assert is_last(copy.deepcopy(eigen))
+    for train in (True, False):
+        eigen.train(train)
+        for side in (3, 12):
+            x = torch.randn(2, 4, *[side] * (plain.weight.ndim - 2)).contiguous(memory_format=last)
+            with torch.no_grad():
+                torch.testing.assert_close(eigen(x), plain(x))
+                assert is_last(eigen)
+    assert is_last(fuse(eigen))
+    assert is_last(to_enn(plain.to(memory_format=last)))
+    assert not is_last(eigen.to(memory_format=torch.contiguous_format))
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_torch_compile_is_one_graph_and_agrees(mode) -> None:
-    model = nn.Sequential(ENNConv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), ENNLinear(8 * 16, 5))
+    model = nn.Sequential(
+        ENNConv2d(3, 8, 3),
+        to_enn(nn.Conv2d(8, 8, 3, padding=1).to(memory_format=torch.channels_last)),
+        nn.ReLU(),
+        nn.Flatten(),
+        ENNLinear(8 * 16, 600),
+        ENNLinear(600, 5),
+    )
     model.train(mode == "train")
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for batch in (2, 200):
