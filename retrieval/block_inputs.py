@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ class BlockInputs:
     """Everything frozen, computed once: block inputs and logits of all views, caption vectors.
 
     Args:
-        sets: the training images with their captions.
+        images: the training images with their captions.
         first_block: backbone blocks before this one are frozen.
         views: cached views of each image.
         classes: also embed the names of ImageNet's classes.
@@ -139,7 +139,7 @@ class BlockInputs:
 
     def __init__(
         self,
-        sets: Sequence[CaptionDataset],
+        images: CaptionDataset,
         first_block: int,
         views: int,
         classes: bool,
@@ -147,17 +147,11 @@ class BlockInputs:
         report: Progress,
     ) -> None:
         self._first_block, self._views = first_block, views
-        self.paths = [path for one in sets for path in one.images]
+        self.paths = images.images
         self.captions: list[list[str]] = [[] for _ in self.paths]
-        start = 0
-        for one in sets:
-            for caption, image in zip(one.captions, one.image_of_caption, strict=True):
-                self.captions[start + image].append(caption)
-            start += len(one.images)
-        few = min(map(len, self.captions))
-        if few < 1:
-            raise TrainError("every training image needs a caption")
-        self.per_image = few
+        for caption, image in zip(images.captions, images.image_of_caption, strict=True):
+            self.captions[image].append(caption)
+        self.per_image = min(map(len, self.captions))
         folder.mkdir(parents=True, exist_ok=True)
         self._check(folder)
         self.text = self._texts(folder, report)

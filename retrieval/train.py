@@ -62,18 +62,16 @@ def train(
     root = Path(data or os.environ.get("ENN_DATA", "../shared/data"))
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    sets = [
-        load_karpathy(root / config.dataset, root / config.images, split) for split in config.splits
-    ]
+    images = load_karpathy(root / config.dataset, root / config.images, config.splits)
     cache = BlockInputs(
-        sets,
+        images,
         config.first_block,
         config.views,
         config.distill > 0,
         output / "cache",
         report,
     )
-    fit, held = _hold_out(len(sets[0].images), len(cache), config.holdout)
+    fit, held = _hold_out(len(cache), config.holdout)
     if len(fit) < config.batch_size:
         raise TrainError(
             f"{len(fit)} training images are fewer than one batch of {config.batch_size}"
@@ -84,11 +82,11 @@ def train(
     return run.finish()
 
 
-def _hold_out(first: int, total: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(total: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices to train on and to keep out; the choice is fixed, whatever the run's seed."""
-    if count >= first:
-        raise TrainError(f"holdout of {count} images leaves nothing of {first}")
-    held = np.sort(np.random.default_rng(2026).permutation(first)[:count])
+    if count >= total:
+        raise TrainError(f"holdout of {count} images leaves nothing of {total}")
+    held = np.sort(np.random.default_rng(2026).permutation(total)[:count])
     return np.setdiff1d(np.arange(total), held), held
 
 
@@ -156,7 +154,6 @@ class _Run:
         mine, theirs = asdict(self.config), dict(state["config"])
         for one in (mine, theirs):
             one.pop("stop_after")
-            one["splits"] = list(one["splits"])
         if mine != theirs:
             changed = ", ".join(k for k in mine if mine[k] != theirs.get(k))
             raise TrainError(
@@ -169,9 +166,8 @@ class _Run:
         self.epoch, self.step, self.log = state["epoch"], state["step"], state["log"]
 
     def _save(self) -> None:
-        config = {**asdict(self.config), "splits": list(self.config.splits)}
         state = {
-            "config": config,
+            "config": asdict(self.config),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -295,7 +291,7 @@ class _Run:
                 "preprocess": preprocess,
                 "text": "all-MiniLM-L6-v2",
                 "context_length": 248,
-                "training": {**asdict(self.config), "splits": list(self.config.splits)},
+                "training": asdict(self.config),
             },
         )
         self._plot()

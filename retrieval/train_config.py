@@ -22,8 +22,8 @@ class TrainConfig:
     Attributes:
         dataset: Karpathy JSON, relative to the data directory.
         images: folder of its images, likewise.
-        splits: splits to train on.
-        holdout: images of the first split kept out and reported on (0 trains on everything).
+        splits: splits to train on, joined by "+".
+        holdout: images kept out and reported on (0 trains on everything).
         hidden, dim, dropout: of `MiniTower`.
         first_block: backbone blocks from this one on are trained.
         views: cached views of each image; 0 is the image, 1 its mirror image, others are random
@@ -42,7 +42,7 @@ class TrainConfig:
 
     dataset: str = "flickr8k/dataset_flickr8k.json"
     images: str = "flickr8k/images"
-    splits: tuple[str, ...] = ("train", "restval")
+    splits: str = "train+restval"
     holdout: int = 0
     hidden: int = 1024
     dim: int = 384
@@ -102,8 +102,6 @@ class TrainConfig:
         for key, value in given.items():
             default = getattr(cls, key)
             wanted = (int, float) if isinstance(default, float) else type(default)
-            if key == "splits":
-                given[key], wanted = tuple(value), tuple
-            if not isinstance(given[key], wanted) or isinstance(value, bool):
+            if not isinstance(value, wanted) or isinstance(value, bool):
                 raise TrainError(f"{path}: {key} must be like {default!r}, got {value!r}")
         return cls(**given)

@@ -127,7 +127,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     import retrieval
 
     config = TrainConfig(
-        splits=("train",), views=2, batch_size=4, epochs=2, hidden=32, holdout=4, rule=rule,
+        splits="train", views=2, batch_size=4, epochs=2, hidden=32, holdout=4, rule=rule,
         first_block=6, distill=0.1,
     )  # fmt: skip
     whole = train(config, data=small_data, output=tmp_path / "whole")
@@ -150,7 +150,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 @needs_data
 def test_loss_falls_on_real_photos(small_data: Path, tmp_path: Path) -> None:
     config = TrainConfig(
-        splits=("train",), views=1, batch_size=12, epochs=12, hidden=64, first_block=6, dropout=0.0,
+        splits="train", views=1, batch_size=12, epochs=12, hidden=64, first_block=6, dropout=0.0,
     )  # fmt: skip
     train(config, data=small_data, output=tmp_path / "run")
     losses = [
