@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-__all__ = ["TEXT_DIM", "MiniTower", "load_mini", "save_mini"]
+__all__ = ["TEXT_DIM", "MiniTower", "load_mini", "map_text", "save_mini"]
 
 TEXT_DIM = 384  # of all-MiniLM-L6-v2
 WEIGHTS = "model.safetensors"
@@ -74,8 +74,19 @@ class MiniTower(nn.Module):
 
     def adapt_text(self, embedding: Tensor) -> Tensor:
         """MiniLM embeddings (N, 384) -> unit text vectors (N, dim)."""
-        centred = F.normalize(embedding - self.text_mean, dim=-1)
-        return F.normalize(self.text_proj(centred), dim=-1)
+        return map_text(embedding, self.text_mean, self.text_proj.weight)
+
+
+def map_text(embedding: Tensor, mean: Tensor, weight: Tensor) -> Tensor:
+    """MiniLM embeddings (N, 384) -> unit text vectors (N, dim); needs no image tower.
+
+    Args:
+        embedding: unit vectors.
+        mean: (384,) mean training caption, `text_mean` of the weights file.
+        weight: (dim, 384), `text_proj.weight` of the weights file.
+    """
+    centred = F.normalize(embedding - mean, dim=-1)
+    return F.normalize(F.linear(centred, weight), dim=-1)
 
 
 def fold_batchnorm(backbone: nn.Module) -> None:

@@ -12,13 +12,20 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.checkpoints import ModelError, load_open_clip, one_line, weights_hash
+from retrieval.checkpoints import (
+    ModelError,
+    load_open_clip,
+    one_line,
+    read_tensors,
+    weights_hash,
+)
 from retrieval.eigen import EigenBasis
 from retrieval.preprocess import Preprocess
 from retrieval.runtime import ImageRuntime
@@ -226,35 +233,58 @@ def _is_mini(directory: Path) -> bool:
 
 
 def _load_mini(name: str, directory: Path, device: str, runtime: str) -> RetrievalModel:
-    from enn_core import to_enn
-    from retrieval.backbone_mini import load_mini
+    """Text side and final map now; the image network only when the compiled one is not cached.
+
+    A search by words then neither imports timm nor builds the network: half the start-up time.
+    """
+    from retrieval.backbone_mini import map_text
     from retrieval.text import MiniLM, MiniLMText
-    from retrieval.towers import PixelTower, linear_basis
 
     if not _is_mini(directory):
         raise ModelError(f"{directory} has no config.json and model.safetensors of {MINI}")
+    state = read_tensors(directory / "model.safetensors")
     try:
-        tower = load_mini(directory, device).requires_grad_(False)
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        preprocess = Preprocess.from_config(config.get("preprocess", {}))
+        basis = EigenBasis.from_weight(state["proj.weight"], state["proj.bias"])
+        mean, weight = (state[key].to(device) for key in ("text_mean", "text_proj.weight"))
+    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"cannot read {MINI} from {directory}: {one_line(error)}") from error
-    preprocess = Preprocess.from_config(config.get("preprocess", {}))
-    tensors = weights_hash(tower.state_dict())
+    tensors = weights_hash(state)
+
+    @lru_cache(maxsize=1)
+    def tower() -> Any:
+        from retrieval.backbone_mini import load_mini
+
+        try:
+            return load_mini(directory, device).requires_grad_(False)
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise ModelError(f"cannot read {MINI} from {directory}: {one_line(error)}") from error
+
+    def pixel_tower() -> nn.Module:
+        from retrieval.towers import PixelTower
+
+        return PixelTower(tower(), None, tower().features)
+
+    def image_tower() -> nn.Module:
+        from enn_core import to_enn
+
+        return to_enn(tower())
 
     return RetrievalModel(
         name=name,
         weights_hash=tensors,
         preprocess=preprocess,
-        basis=linear_basis(tower.proj),
-        text=MiniLMText(MiniLM(device=device), tower.adapt_text, device),
+        basis=basis,
+        text=MiniLMText(MiniLM(device=device), lambda e: map_text(e, mean, weight), device),
         images=ImageRuntime(
-            lambda: PixelTower(tower, None, tower.features),
+            pixel_tower,
             preprocess.size,
             key=f"{tensors}|{preprocess.hash}",
             runtime=runtime,
             device=device,
         ),
-        image_tower=lambda: to_enn(tower),
+        image_tower=image_tower,
     )
 
 

@@ -241,13 +241,14 @@ class _Bert(nn.Module):
         self.positions = nn.Parameter(state["embeddings.position_embeddings.weight"] + segment)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         # MiniLM's heads are 32 wide; the checkpoint does not say so.
-        layer = nn.TransformerEncoderLayer(
-            width, width // 32, inner, 0.0, "gelu", layer_norm_eps=1e-12, batch_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        with torch.device("meta"):  # no random initialisation just to overwrite it
+            layer = nn.TransformerEncoderLayer(
+                width, width // 32, inner, 0.0, "gelu", layer_norm_eps=1e-12, batch_first=True
+            )
+            self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.norm.load_state_dict(_pair(state, "embeddings.LayerNorm"))
         for i, block in enumerate(self.layers.layers):
-            block.load_state_dict(_bert_layer(state, f"encoder.layer.{i}."))
+            block.load_state_dict(_bert_layer(state, f"encoder.layer.{i}."), assign=True)
         self.eval().requires_grad_(False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
