@@ -107,15 +107,21 @@ def serve(
         *server.GRADIO_ROUTES,
         *PICTURE_ROUTES,
     )
-    server.run(
-        app,
-        routes=routes,
-        host=host,
-        port=port,
-        auth_file=auth_file,
-        title="The search page",
-        open_browser=open_browser,
-    )
+    try:
+        server.run(
+            app,
+            routes=routes,
+            host=host,
+            port=port,
+            auth_file=auth_file,
+            title="The search page",
+            open_browser=open_browser,
+        )
+    finally:
+        for collection in collections:
+            collection.cancel_update()
+        for collection in collections:
+            collection.wait(10)
 
 
 def _open_collections(
@@ -178,9 +184,9 @@ def _gallery_credits() -> dict[str, str]:
 
 
 def _gallery_examples() -> list[str]:
-    """Every other one of the gallery's example searches: as many as fit on the page."""
+    """Every third of the gallery's example searches: as many as fit on the page."""
     lines = (GALLERY / "queries.txt").read_text("utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()][::2]
+    return [line.strip() for line in lines if line.strip()][::3]
 
 
 def _cached_index_dir(folder: Path, model: RetrievalModel) -> Path:

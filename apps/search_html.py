@@ -20,6 +20,7 @@ __all__ = [
     "file_size",
     "header_html",
     "message_html",
+    "note_html",
     "notice_html",
     "picker_html",
     "progress_html",
@@ -106,7 +107,11 @@ def chips_html(queries: Sequence[str]) -> str:
         f'<button type="button" class="enn-chip" data-query="{escape(q)}">{escape(q)}</button>'
         for q in queries
     )
-    return f'<div class="enn-chips" role="group" aria-label="Example searches">{chips}</div>'
+    return (
+        f'<div class="enn-chips" role="group" aria-label="Example searches">{chips}</div>'
+        '<p class="enn-tip">Tip: <b>beach - people</b> leaves something out, '
+        "<b>2:red car + snow</b> makes a part count more.</p>"
+    )
 
 
 def status_html(text: str, *, clear: bool = False) -> str:
@@ -205,6 +210,11 @@ def progress_html(text: str, *, done: int | None = None, total: int | None = Non
     return f'<div class="enn-job" role="status">{bar}<p>{escape(text)}</p></div>'
 
 
+def note_html(text: str) -> str:
+    """A quiet explanation."""
+    return f'<p class="enn-note">{escape(text)}</p>'
+
+
 def notice_html(text: str, *, bad: bool = False) -> str:
     """One line about something that has ended, well or badly."""
     kind, role = ("enn-bad", "alert") if bad else ("enn-good", "status")
@@ -214,12 +224,12 @@ def notice_html(text: str, *, bad: bool = False) -> str:
 def skipped_html(skipped: Sequence[tuple[str, str]], total: int) -> str:
     """Files left out and why; `skipped` may be the beginning of a list of `total`."""
     if not total:
-        return '<p class="enn-note">No file had to be left out.</p>'
+        return note_html("No file had to be left out.")
     rows = "".join(
         f"<tr><td>{escape(path)}</td><td>{escape(reason)}</td></tr>" for path, reason in skipped
     )
     rest = total - len(skipped)
-    more = f'<p class="enn-note">and {rest:,} more</p>' if rest > 0 else ""
+    more = note_html(f"and {rest:,} more") if rest > 0 else ""
     return (
         '<div class="enn-table" tabindex="0" role="region" aria-label="Files left out">'
         "<table><thead><tr><th>File</th><th>Why it was left out</th></tr></thead>"

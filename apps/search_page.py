@@ -104,7 +104,7 @@ def build(
     """
     page = _Page(collections, pictures, uploads)
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    latest: dict[str, Any] = {**hidden, "trigger_mode": "always_last"}
+    latest: dict[str, Any] = {**hidden, "trigger_mode": "always_last", "concurrency_id": "search"}
 
     with gr.Blocks(
         title=TITLE,
@@ -245,7 +245,7 @@ def build(
 
         state = [tiles, job, skipped, update, stop, timer]
         gr.on([index_tab.select, which.change], page.index_state, which, state, **hidden)
-        timer.tick(page.index_state, which, state, **latest)
+        timer.tick(page.index_state, which, state, **hidden)
         update.click(page.start_update, which, state, **hidden)
         stop.click(page.stop_update, which, state, **hidden)
 
@@ -339,6 +339,10 @@ class _Page:
         except ValueError as error:
             status = html.status_html("This search could not be understood.", clear=True)
             body = html.message_html("Please put it in other words", _one_line(error))
+            return query.text, picker, status, body, query
+        except RuntimeError as error:
+            status = html.status_html("The search could not be done.", clear=True)
+            body = html.message_html("Something is wrong with the collection", _one_line(error))
             return query.text, picker, status, body, query
         seconds = time.monotonic() - started
         text = f"{_asked(query)}: best {len(cards):,} of {total:,} pictures, {seconds:.2f} s"
@@ -484,11 +488,12 @@ def _job_html(job: Job, collection: Collection) -> str:
         return html.progress_html(job.text, done=job.done, total=job.total)
     if job.state == "idle":
         text = (
-            "Looks for new, changed and deleted pictures. Searching goes on meanwhile."
+            f"Looks for new, changed and deleted pictures in the folder “{collection.root.name}” "
+            "that the server was started with. Searching goes on meanwhile."
             if collection.root is not None
             else "The server was started with an index alone, so there is no folder to read."
         )
-        return f'<p class="enn-note">{text}</p>'
+        return html.note_html(text)
     return html.notice_html(job.text, bad=job.state == "failed")
 
 

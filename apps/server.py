@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 JSON_LIMIT = 1024 * 1024
-BODY_SECONDS = 30
+BODY_SECONDS = 30  # for a whole body to arrive
+LARGE_REQUESTS = 8  # bodies above JSON_LIMIT held at once
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -182,6 +183,7 @@ class Guard:
         self.app = app
         self.routes = [(route, re.compile(route.pattern)) for route in routes]
         self.hosts = hosts
+        self.large_requests = asyncio.Semaphore(LARGE_REQUESTS)
         self.digests = (
             None
             if users is None
@@ -196,12 +198,13 @@ class Guard:
             return
 
         refusal = self._refusal(scope)
-        added = list(SECURITY_HEADERS)
-        if isinstance(refusal, Route) and refusal.forever:
-            added.append((b"cache-control", b"private, max-age=31536000, immutable"))
+        keep = isinstance(refusal, Route) and refusal.forever
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
+                added = list(SECURITY_HEADERS)
+                if keep and message["status"] == 200:
+                    added.append((b"cache-control", b"private, max-age=31536000, immutable"))
                 ours = {name for name, _ in added}
                 kept = [h for h in message.get("headers", []) if h[0].lower() not in ours]
                 message = {**message, "headers": [*kept, *added]}
@@ -213,14 +216,22 @@ class Guard:
             await refusal.answer(scope, receive, send_safely)
             return
         route = refusal
+        if route.max_body > JSON_LIMIT:
+            async with self.large_requests:  # bounds the memory that uploads can take
+                await self._pass(route, scope, receive, send_safely)
+        else:
+            await self._pass(route, scope, receive, send_safely)
+
+    async def _pass(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands a request on, its body read and checked."""
         if scope["method"] == "POST":
             body = await _read_body(receive, scope, route)
             if isinstance(body, _Refusal):
-                await body.answer(scope, receive, send_safely)
+                await body.answer(scope, receive, send)
                 return
             scope = {**scope, "headers": _with_length(scope["headers"], len(body))}
             receive = _replay(body, receive)
-        await self.app(scope, receive, send_safely)
+        await self.app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> _Refusal | Route:
         """The matching route, or why the request is refused."""

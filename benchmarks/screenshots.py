@@ -1,0 +1,113 @@
+"""Makes the README's pictures: the search page with the sample gallery, as a visitor sees it.
+
+    python benchmarks/screenshots.py [--out docs/images] [NAME ...]
+
+Needs Chromium (Debian: apt-get install chromium fonts-dejavu-core). The pages are driven by the
+same code as the tests in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+
+from search_driver import SearchPage, Server, browser, chromium  # noqa: E402
+
+SIZE = {"width": 1200, "height": 800}
+GALLERY = ROOT / "apps" / "gallery"
+
+
+def search(page: SearchPage) -> None:
+    page.search("horses standing on a grassy field")
+
+
+def search_dark(page: SearchPage) -> None:
+    page.search("a bridge at night with city lights")
+
+
+def captions(page: SearchPage) -> None:
+    page.tab("Captions")
+    page.choose_picture(GALLERY / "gc_swan_family.webp", "#enn-subject")
+    page.page.wait_for_selector("#enn-ranking .enn-captions li")
+
+
+def larger(page: SearchPage) -> None:
+    page.search("an insect on a flower")
+    page.open(0)
+    page.page.wait_for_function(
+        "document.querySelector('.enn-dialog img').src.includes('pictures/large/')"
+    )
+
+
+def index(page: SearchPage) -> None:
+    page.tab("Collection")
+    page.page.wait_for_selector(".enn-tile")
+    page.page.click("#enn-update")
+    page.page.wait_for_selector("#enn-job >> text=Up to date")
+
+
+def phone(page: SearchPage) -> None:
+    page.search("tropical fish")
+
+
+SHOTS: dict[str, tuple[Callable[[SearchPage], None], dict]] = {
+    "search": (search, {"viewport": SIZE}),
+    "search_dark": (search_dark, {"viewport": SIZE, "color_scheme": "dark"}),
+    "captions": (captions, {"viewport": SIZE}),
+    "larger": (larger, {"viewport": SIZE}),
+    "index": (index, {"viewport": {"width": 1200, "height": 520}}),
+    "phone": (phone, {"viewport": {"width": 390, "height": 800}, "device_scale_factor": 1.5}),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(SHOTS)}; default: all")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(SHOTS)
+    if unknown:
+        parser.error(f"no picture is called {sorted(unknown)[0]!r}; there are {', '.join(SHOTS)}")
+    if chromium() is None:
+        print("no Chromium found; run: apt-get install chromium fonts-dejavu-core", file=sys.stderr)
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    server = Server()
+    problems: list[str] = []
+    try:
+        with browser() as chrome:
+            for name in options.names or SHOTS:
+                prepare, context = SHOTS[name]
+                page = SearchPage(chrome.new_context(**context), server)
+                prepare(page)
+                page.wait_pictures()
+                page.page.mouse.move(0, 0)
+                page.page.wait_for_timeout(400)  # transitions
+                target = options.out / f"{name}.png"
+                save(page.page.screenshot(), target)
+                print(f"{target} {target.stat().st_size // 1000} KB")
+                problems += page.problems
+                page.close()
+    finally:
+        server.kill()
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def save(png: bytes, target: Path) -> None:
+    """Writes a PNG of 256 colours: a third of the bytes, and photos still look like photos."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

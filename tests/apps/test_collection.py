@@ -1,0 +1,187 @@
+"""A collection: results as cards, files behind tokens, background updates."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("faiss")
+pytest.importorskip("fastapi")
+from PIL import Image
+
+from apps.collection import Collection, UpdateRunning, share
+from apps.pictures import ImageRef
+from retrieval.eigen import EigenBasis
+from retrieval.index import EigenIndex
+
+
+class _Small:
+    draft_size = (4, 4)
+    hash = "4x4"
+
+    def __call__(self, image):
+        return np.asarray(image.resize((4, 4)), np.uint8)
+
+
+class _Colours:
+    """A model whose vectors are mean colours; can be held up to watch a running update."""
+
+    name = "colours"
+    basis = EigenBasis.identity(3)
+    dim = 3
+    preprocess = _Small()
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+
+    def image_vectors(self, pixels):
+        assert self.go.wait(30)
+        rows = pixels.reshape(len(pixels), -1, 3).mean(1).astype(np.float32) + 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def fingerprint(self):
+        return {"model": "colours", "weights": "0" * 64, "preprocess": "4x4", "dim": 3}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "Bilder ä"
+    root.mkdir()
+    for number, colour in enumerate(("red", "darkred", "green", "blue", "navy", "yellow")):
+        Image.new("RGB", (8, 6), colour).save(root / f"{number} {colour}.png")
+    (root / "broken.jpg").write_bytes(b"no")
+    return root
+
+
+@pytest.fixture
+def collection(folder, tmp_path):
+    model = _Colours()
+    index = EigenIndex.create(tmp_path / "index", model, root=folder)
+    index.update(folder, model)
+
+    def query_vector(text=None, image=None):
+        names = {"red": (1, 0, 0), "blue": (0, 0, 1)}
+        return np.asarray(names[text], np.float32)
+
+    searcher = SimpleNamespace(index=index, model=model, query_vector=query_vector)
+    yield Collection(
+        "Bilder",
+        searcher,
+        folder,
+        number=3,
+        token=lambda ref: f"{ref.collection}-{ref.id}-{ref.version}",
+        credits={"0 red.png": "Ann, CC0"},
+    )
+    index.close()
+
+
+def test_cards_best_first(collection):
+    cards = collection.search("red", None, None, 3)
+    assert {card.path for card in cards[:2]} == {"0 red.png", "1 darkred.png"}
+    assert cards[0].share == 1.0
+    assert all(0 <= card.share <= 1 for card in cards)
+    assert {card.credit for card in cards if card.path == "0 red.png"} == {"Ann, CC0"}
+    assert cards[0].token.startswith("3-")
+    assert (cards[0].width, cards[0].height) == (8, 6)
+
+
+def test_more_like_one_leaves_itself_out(collection):
+    id_ = next(e.id for e in collection.index.entries("indexed") if "navy" in e.path)
+    cards = collection.search("", None, id_, 5)
+    assert len(cards) == 5
+    assert cards[0].path == "3 blue.png"
+    assert all("navy" not in card.path for card in cards)
+
+
+def test_a_look_into_the_collection(collection):
+    assert len(collection.browse(4)) == 4
+    assert len(collection.browse(100)) == len(collection) == 6
+    assert all(card.score is None for card in collection.browse(4))
+
+
+def test_skipped_files_have_reasons(collection):
+    assert [path for path, _ in collection.skipped(10)] == ["broken.jpg"]
+    assert all(reason for _, reason in collection.skipped(10))
+
+
+def test_files_are_read_by_reference(collection, folder):
+    id_ = int(collection.index.ids()[0])
+    ref = collection.ref(id_)
+    data, same = collection.read(ref)
+    assert same
+    assert data == (folder / collection.index.entry(id_).path).read_bytes()
+    assert collection.read(ImageRef(3, id_, "f" * 14))[1] is False
+    (folder / collection.index.entry(id_).path).write_bytes(b"changed")
+    assert collection.read(ref) == (b"changed", False)
+    (folder / collection.index.entry(id_).path).unlink()
+    with pytest.raises(OSError, match="No such file"):
+        collection.read(ref)
+    with pytest.raises(LookupError):
+        collection.read(ImageRef(3, 10_000, "0" * 14))
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../outside.png", "a/../../outside.png"])
+def test_paths_outside_the_folder_are_refused(collection, path, monkeypatch):
+    entry = SimpleNamespace(path=path, state="indexed", sha256="0" * 64, id=1)
+    monkeypatch.setattr(collection._searcher.index, "entry", lambda id_: entry)
+    with pytest.raises(LookupError, match="outside"):
+        collection.read(ImageRef(3, 1, "0" * 14))
+
+
+def test_an_update_runs_beside_searches_and_is_announced(collection, folder):
+    model = collection.model
+    shutil.copy(folder / "0 red.png", folder / "copy.png")
+    Image.new("RGB", (8, 6), "white").save(folder / "white.png")
+    model.go.clear()
+    collection.start_update()
+    assert collection.job.active
+    with pytest.raises(UpdateRunning):
+        collection.start_update()
+    assert len(collection.search("red", None, None, 3)) == 3
+    model.go.set()
+    assert collection.wait(30)
+    assert collection.job.state == "done", collection.job.text
+    assert "2 new" in collection.job.text
+    assert len(collection.browse(100)) == 8
+
+
+def test_an_update_can_be_cancelled_and_taken_up_again(collection, folder):
+    for number in range(200):
+        Image.new("RGB", (8, 6), (number, 99, 99)).save(folder / f"new {number}.png")
+    collection.model.go.clear()
+    collection.start_update()
+    collection.cancel_update()
+    assert collection.job.state == "cancelling"
+    collection.model.go.set()
+    assert collection.wait(30)
+    assert collection.job.state == "cancelled", collection.job.text
+    collection.start_update()
+    assert collection.wait(60)
+    assert collection.job.state == "done"
+    assert len(collection.browse(1000)) == 206
+
+
+def test_a_failing_update_is_one_line(collection, folder):
+    shutil.rmtree(folder)
+    collection.start_update()
+    assert collection.wait(30)
+    assert collection.job.state == "failed"
+    assert "\n" not in collection.job.text
+
+
+def test_without_a_folder_there_is_no_update(collection):
+    collection.root = None
+    with pytest.raises(ValueError, match="folder"):
+        collection.start_update()
+
+
+def test_share():
+    assert share(0.5, 0.0, 0.5) == 1
+    assert share(0.25, 0.0, 0.5) == 0.5
+    assert share(-1, 0, 1) == 0
+    assert share(0.3, 0.3, 0.3) == 1

@@ -1,0 +1,114 @@
+"""What the search page shows is escaped and complete."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apps import search_html as html
+from apps.search_html import Card
+
+VOID = {"img", "input", "circle", "path", "rect", "br"}
+
+
+class _Structure(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.stack: list[str] = []
+        self.text = ""
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(text)
+        self.close()
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _all(text: str) -> list[str]:
+    card = Card("token", f"{text}/{text or 'x'}", 1, 2, 3, 0.5, 0.5, credit=text)
+    return [
+        html.header_html(text, text),
+        html.picker_html(text, caption=text, label=text),
+        html.picker_html(label=text),
+        html.chips_html([text]),
+        html.status_html(text, clear=True),
+        html.cards_html([card], label=text),
+        html.message_html(text, text),
+        html.captions_html([(text, 0.5, 50)]),
+        html.tiles_html([(text, text)]),
+        html.progress_html(text, done=1, total=2),
+        html.notice_html(text, bad=True),
+        html.note_html(text),
+        html.skipped_html([(text, text)], 9),
+    ]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=40))
+def test_text_never_becomes_markup(text):
+    plain = [_Structure(part).tags for part in _all("x")]
+    assert [_Structure(part).tags for part in _all(text)] == plain
+
+
+@pytest.mark.parametrize("text", ["<b>&'\"`</b>", "${alert(1)}", "{{value}}", "'><script>x"])
+def test_hostile_names_come_out_as_they_are(text):
+    shown = _Structure(html.cards_html([Card("t", text, 1, 2, 3)], label="r"))
+    assert ("data-name", text.rpartition("/")[2]) in shown.attributes
+    assert text.rpartition("/")[2] in shown.text
+
+
+def test_a_card_says_what_it_shows():
+    card = Card("tok", "Zoo & Park/cat.jpg", 640, 480, 123_456, 0.4217, 0.5, credit="Ann, CC0")
+    shown = dict(_Structure(html.cards_html([card], label="r")).attributes)
+    assert shown["data-folder"] == "Zoo & Park"
+    assert shown["data-name"] == "cat.jpg"
+    assert shown["data-pixels"] == "640 × 480 pixels"
+    assert shown["data-bytes"] == "123 KB"
+    assert shown["data-score"] == "0.42"
+    assert shown["data-percent"] == "50"
+    assert shown["data-credit"] == "Ann, CC0"
+    assert shown["src"] == "pictures/card/tok"
+
+
+def test_cards_without_a_search_have_no_score():
+    text = html.cards_html([Card("t", "a.jpg", 1, 1, 1)], label="r")
+    assert "enn-bar" not in text
+    assert "similarity" not in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 KB"),
+        (9_949, "9.9 KB"),
+        (9_950, "10 KB"),
+        (999_499, "999 KB"),
+        (999_500, "1.0 MB"),
+        (2_500_000_000, "2.5 GB"),
+        (7_000_000_000_000, "7000 GB"),
+    ],
+)
+def test_file_sizes(count, text):
+    assert html.file_size(count) == text
+
+
+def test_a_long_list_of_skipped_files_is_cut():
+    text = html.skipped_html([("a", "b")], 1234)
+    assert "1,233 more" in text
+    assert "No file" in html.skipped_html([], 0)
