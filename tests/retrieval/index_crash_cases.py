@@ -11,16 +11,22 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from index_cases import TinyTestModel, queries, ranking
 
-from retrieval import transfer, update  # noqa: F401  (imported before the fork, not in each child)
+from retrieval import transfer, update, writer  # noqa: F401  (imported before the fork)
 from retrieval.catalog import Catalog
 from retrieval.index import EigenIndex
+
+if "SMALL_SNAPSHOT" in os.environ:
+    writer.SMALL_SNAPSHOT = int(os.environ["SMALL_SNAPSHOT"])
+    writer.PENDING_SHARE = 0.3
 
 
 def die_at(step: int) -> None:
@@ -89,6 +95,44 @@ def read_as_nobody(folder: str, expected: list) -> None:
     with EigenIndex.open(folder) as reader:
         if [list(item) for item in ranking(reader, queries(1)[0])] != expected:
             os._exit(5)
+
+
+class Server:
+    """Runs scenarios of this module, each in a process of its own."""
+
+    def __init__(self, **environment: str) -> None:
+        here = Path(__file__).parent
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # none before a fork
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **threads, **environment, "PYTHONPATH": str(here)},
+        )
+        assert self._line().endswith("ready")
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def start(self, name: str, *args: object) -> int:
+        """Start a scenario; returns its pid."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([name, args], default=os.fspath) + "\n")
+        self._process.stdin.flush()
+        return int(self._line())
+
+    def ended(self) -> int:
+        """Wait for the scenario; returns its exit code, negative for a signal."""
+        return int(self._line())
+
+    def run(self, name: str, *args: object) -> int:
+        self.start(name, *args)
+        return self.ended()
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def main() -> None:

@@ -6,13 +6,11 @@ Every scenario runs in a process of its own; see `index_crash_cases`.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -26,49 +24,12 @@ from index_cases import (
     queries,
     ranking,
 )
+from index_crash_cases import Server
 
 from retrieval.index import EigenIndex
 from retrieval.manifest import NoIndex
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and limits processes the POSIX way")
-
-
-class Server:
-    """Runs scenarios of `index_crash_cases`, each in a process of its own."""
-
-    def __init__(self) -> None:
-        here = Path(__file__).parent
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # none before a fork
-        self._process = subprocess.Popen(
-            [sys.executable, str(here / "index_crash_cases.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **threads, "PYTHONPATH": str(here)},
-        )
-        assert self._line().endswith("ready")
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def start(self, name: str, *args: object) -> int:
-        """Start a scenario; returns its pid."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([name, args], default=os.fspath) + "\n")
-        self._process.stdin.flush()
-        return int(self._line())
-
-    def ended(self) -> int:
-        """Wait for the scenario; returns its exit code, negative for a signal."""
-        return int(self._line())
-
-    def run(self, name: str, *args: object) -> int:
-        self.start(name, *args)
-        return self.ended()
-
-    def close(self) -> None:
-        self._process.communicate()
 
 
 @pytest.fixture(scope="module")
