@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import warnings
 
 import numpy as np
@@ -325,6 +326,61 @@ def test_a_local_file_for_a_name_with_a_quickgelu_twin_is_remarked_on(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load("enn-vit-quickgelu", checkpoint=file)
+
+
+@pytest.fixture(scope="module")
+def mini_photos() -> np.ndarray:
+    rng = np.random.default_rng(2)
+    small = rng.integers(0, 256, (5, 7, 7, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(s).resize((224, 224))) for s in small])
+
+
+def test_the_shipped_model_equals_its_network(mini_photos):
+    """Vectors and coordinates give the cosines of the plain network, by either runtime."""
+    from retrieval.backbone_mini import load_mini
+    from retrieval.models import _MINI_WEIGHTS
+    from retrieval.text import MiniLM
+
+    model = load()
+    tower = load_mini(_MINI_WEIGHTS)
+    with torch.no_grad():
+        z = tower(torch.from_numpy(mini_photos).permute(0, 3, 1, 2).float())
+        t = tower.adapt_text(torch.from_numpy(MiniLM().embed(TEXTS)))
+    got = scores(model.text_vectors(TEXTS), model.image_vectors(mini_photos))
+    np.testing.assert_allclose(got, (t @ z.T).numpy(), atol=1e-5)
+    plain = load(runtime="torch").image_vectors(mini_photos)
+    np.testing.assert_allclose(model.image_vectors(mini_photos), plain, atol=1e-4)
+    assert model.name == "long-eclip-mini"
+    assert model.context_length == 248
+    assert model.dim == model.basis.dim <= tower.proj.out_features
+
+
+def test_the_shipped_image_tower_is_eigen(mini_photos):
+    model = load(runtime="torch")
+    assert conversion_report(model.image_tower).converted
+    with torch.no_grad():
+        z = model.image_tower(torch.from_numpy(mini_photos).permute(0, 3, 1, 2).float()).numpy()
+    v0 = model.image_vectors(mini_photos)
+    np.testing.assert_allclose(v0 @ v0.T, z @ z.T, atol=1e-4)
+
+
+def test_a_directory_of_the_mini_is_a_model(tmp_path, mini_photos):
+    from retrieval.models import _MINI_WEIGHTS
+
+    own = tmp_path / "my mini"
+    shutil.copytree(_MINI_WEIGHTS, own)
+    model, shipped = load(own), load()
+    assert model.weights_hash == shipped.weights_hash
+    assert model.name == f"local-dir:{own}"
+    assert load(model.name).fingerprint() == model.fingerprint()
+    assert load(checkpoint=own).weights_hash == shipped.weights_hash
+    state = read_tensors(own / "model.safetensors")
+    save_file({k: v for k, v in state.items() if k != "text_mean"}, own / "model.safetensors")
+    with pytest.raises(ModelError, match=r"cannot read long-eclip-mini .*text_mean"):
+        load(own)
+    save_file({k: v for k, v in state.items() if "conv_stem" not in k}, own / "model.safetensors")
+    with pytest.raises(ModelError, match=r"cannot read long-eclip-mini .*does not fit"):
+        load(own).image_vectors(mini_photos)
 
 
 def test_models_are_listed_as_they_are_loaded():

@@ -124,8 +124,8 @@ def test_lower_precision_is_found_out(monkeypatch, caplog):
     """A compiled tower that rounds must not write vectors."""
     compile_tower = runtime._compile
 
-    def rounding(core, graph):
-        run = compile_tower(core, graph)
+    def rounding(*arguments):
+        run = compile_tower(*arguments)
         return lambda batch: torch.from_numpy(run(batch)).bfloat16().float().numpy()
 
     monkeypatch.setattr(runtime, "_compile", rounding)
