@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from apps import cli_evaluate  # noqa: F401  (adds its commands)
-from apps.cli_core import convert, fuse
+from apps.cli_core import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
 from apps.cli_search import search_app
 from apps.cli_terminal import (
     EXIT_INTERRUPTED,
@@ -92,8 +92,14 @@ class _Root(TyperGroup):
             note(f"{command}: {text}")
             return code
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        # Here and in `invoke`: before typer's own handling, which would exit with 1.
+        try:
+            return super().make_context(*args, **options)
+        except BrokenPipeError as error:
+            raise _ClosedPipe from error
+
     def invoke(self, ctx: Any) -> Any:
-        # Before typer's own handling, which would make these an exit code 1 or a bare message.
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
@@ -177,8 +183,8 @@ Examples:
 )
 app.add_typer(search_app)
 app.add_typer(demo_app)
-app.command("convert")(convert)
-app.command("fuse")(fuse)
+app.command("convert", epilog=CONVERT_EPILOG)(convert)
+app.command("fuse", epilog=FUSE_EPILOG)(fuse)
 
 
 def _version(wanted: bool) -> None:

@@ -17,7 +17,6 @@ from apps.cli_search import (
     ModelOption,
     PretrainedOption,
     load_model,
-    refuse_overwrite,
     search_app,
 )
 from apps.cli_terminal import (
@@ -29,6 +28,7 @@ from apps.cli_terminal import (
     emit,
     emit_json,
     quote,
+    refuse_overwrite,
 )
 
 __all__ = ["evaluate", "train"]

@@ -23,6 +23,7 @@ from apps.cli_terminal import (
     note,
     printable,
     quote,
+    refuse_overwrite,
     size,
     write_paths,
 )
@@ -40,7 +41,6 @@ __all__ = [
     "PretrainedOption",
     "find_index",
     "load_model",
-    "refuse_overwrite",
     "search_app",
 ]
 
@@ -133,15 +133,6 @@ def load_model(name: str | None, pretrained: str | None) -> RetrievalModel:
     from retrieval.models import MINI, load
 
     return load(name if name is not None else MINI, checkpoint=pretrained)
-
-
-def refuse_overwrite(path: Path, force: bool) -> None:
-    if path.is_dir():
-        raise CommandError(f"{quote(path)} is a directory; give the name of a file")
-    if path.exists() and not force:
-        raise CommandError(f"{quote(path)} exists; give another name, or --force to overwrite it")
-    if not path.absolute().parent.is_dir():
-        raise CommandError(f"there is no directory {quote(path.absolute().parent)}; make it first")
 
 
 # --- index -------------------------------------------------------------------------------------
@@ -610,7 +601,7 @@ Examples:
   enn search import out.parquet --index /data/idx   a new or existing index there
 
 \b
-Exit codes: 0 ok, 2 user error (other model, damaged file, ...); then nothing is changed.""",
+Exit codes: 0 ok, 2 user error (other model, damaged file, ...): nothing is changed.""",
 )
 def import_(
     file: Annotated[Path, typer.Argument(metavar="IN.parquet", help="A file written by export.")],

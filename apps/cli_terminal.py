@@ -33,6 +33,7 @@ __all__ = [
     "prepare_streams",
     "printable",
     "quote",
+    "refuse_overwrite",
     "size",
     "write_paths",
 ]
@@ -241,3 +242,13 @@ class ProgressLine:
 def absolute(path: Path) -> Path:
     """Absolute without following links, so that names stay those the user knows."""
     return Path(os.path.abspath(path))
+
+
+def refuse_overwrite(path: Path, force: bool) -> None:
+    """Refuse an output file that exists, or cannot, before any work is done."""
+    if path.is_dir():
+        raise CommandError(f"{quote(path)} is a directory; give the name of a file")
+    if path.exists() and not force:
+        raise CommandError(f"{quote(path)} exists; give another name, or --force to overwrite it")
+    if not path.absolute().parent.is_dir():
+        raise CommandError(f"there is no directory {quote(path.absolute().parent)}; make it first")

@@ -1,0 +1,244 @@
+"""What all `enn` commands share: help, errors in one line, exit codes, pipes, Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from apps import cli, cli_terminal
+from apps.cli import app
+from apps.cli_reference import commands, reference
+from apps.cli_terminal import CommandError, ProgressLine, duration, printable, size, write_paths
+
+ENN = Path(sys.executable).with_name("enn")
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def run(*args: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(args))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
+def test_every_command_has_help_with_examples_and_exit_codes(path):
+    code, out, err = run(*path[1:], "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: {' '.join(path)}")
+    assert "Examples:" in out
+    if path not in {("enn", "search"), ("enn", "demo")}:
+        assert "Exit codes:" in out
+    assert max(map(len, out.splitlines())) <= 90
+
+
+def test_the_commands_of_the_manual_are_there():
+    search = ["index", "query", "caption", "info", "export", "import", "eval", "train"]
+    expected = {("enn",), ("enn", "search"), ("enn", "demo"), ("enn", "demo", "search")}
+    expected |= {("enn", "search", name) for name in search}
+    assert {path for path, _ in commands()} == expected | {("enn", "convert"), ("enn", "fuse")}
+
+
+def test_reference_page_equals_the_help():
+    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    assert page == reference(), "rebuild it: python -m apps.cli_reference > docs/cli.md"
+
+
+def test_a_group_alone_shows_its_help():
+    for args in ((), ("search",), ("demo",)):
+        code, out, err = run(*args)
+        assert (code, err) == (0, "")
+        assert out.startswith("Usage: enn")
+
+
+def test_version():
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out.startswith("enn ")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["serch"], "enn: No such command 'serch'"),
+        (["search", "quer", "x"], "enn search: No such command 'quer'"),
+        (["search", "query", "x", "--kk", "3"], "No such option: --kk"),
+        (["search", "query", "x", "-k", "many"], "enn search query: Invalid value"),
+        (["search", "query", "x", "-k", "0"], "Invalid value for"),
+        (["search", "caption"], "Missing argument 'PHOTO'"),
+        (["demo", "search", "--port", "99999"], "enn demo search: Invalid value"),
+    ],
+)
+def test_usage_errors_are_one_line(args, expected):
+    code, out, err = run(*args)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert "--help`" in err
+    assert err.count("\n") == 1
+
+
+def test_unexpected_errors_are_one_line_and_traced_on_demand(monkeypatch):
+    def broken(*_args: object, **_options: object) -> None:
+        raise TypeError("two\nlines")
+
+    monkeypatch.setattr("apps.search_demo.serve", broken)
+    code, out, err = run("demo", "search")
+    assert (code, out) == (cli.EXIT_BUG, "")
+    assert err == ("enn demo search: unexpected TypeError: two lines (ENN_DEBUG=1 shows where)\n")
+    monkeypatch.setenv("ENN_DEBUG", "1")
+    with pytest.raises(TypeError, match="two"):
+        run("demo", "search")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "a\nb"), "'a\\nb': No such file"),
+        (ModuleNotFoundError("No module", name="gradio"), "pip install 'eigen-suite[demo]'"),
+        (MemoryError(), "not enough memory"),
+        (CommandError("one line"), "enn demo search: one line\n"),
+        (OSError("disk full"), "disk full"),
+    ],
+)
+def test_errors_of_users_and_machines_end_with_2(error, expected, monkeypatch):
+    def broken(*_args: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("apps.search_demo.serve", broken)
+    code, out, err = run("demo", "search")
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_demo_passes_its_options_on(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr("apps.search_demo.serve", lambda *args, **kw: calls.append((args, kw)))
+    assert run("demo", "search")[0] == 0
+    options = ["--index", "i", "--host", "::1", "--port", "0", "--auth-file", "a", "--model", "m"]
+    assert run("demo", "search", str(tmp_path), "b", *options, "--open")[0] == 0
+    assert calls[0][0] == (None, [])
+    assert calls[1][0] == (Path("i"), [tmp_path, Path("b")])
+    assert calls[1][1] == {
+        "host": "::1",
+        "port": 0,
+        "auth_file": Path("a"),
+        "open_browser": True,
+        "model": "m",
+    }
+
+
+def test_ctrl_c_anywhere_ends_with_130(monkeypatch):
+    def interrupted(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("apps.search_demo.serve", interrupted)
+    code, out, err = run("demo", "search")
+    assert (code, out, err.strip()) == (130, "", "stopped")
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys\n"
+        "from apps.cli import app\n"
+        "app(['search', 'index', '--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'numpy', 'faiss', 'gradio', 'retrieval', 'enn_core', 'rich.progress'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+
+
+def test_installed_command_runs():
+    done = subprocess.run([ENN, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run([ENN, "search", "nothing"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_closed_pipe_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([ENN, "--help"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- texts -------------------------------------------------------------------------------------
+
+
+@given(st.text(alphabet=st.characters(codec=None)))
+def test_printable_text_is_one_harmless_line(text):
+    assert printable(text).isprintable()
+    if text.isprintable():
+        assert printable(text) == text
+
+
+def test_printable_names_the_bytes():
+    assert printable(os.fsdecode(b"a\xffb\nc\x1b[0m")) + "é" == r"a\xffb\nc\x1b[0m" + "é"
+
+
+def test_sizes_and_durations():
+    assert [size(n) for n in (0, 999, 1500, 25e6, 3e15)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "25.0 MB",
+        "3000.0 TB",
+    ]
+    assert [duration(s) for s in (0, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]
+
+
+def test_paths_keep_their_bytes(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    names = [b"a b.jpg", b"na\xefve.jpg", "日本.jpg".encode()]
+    write_paths([os.fsdecode(name) for name in names])
+    write_paths([os.fsdecode(name) for name in names], nul=True)
+    assert raw.getvalue() == b"".join(n + b"\n" for n in names) + b"".join(n + b"\0" for n in names)
+
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_is_a_bar_that_goes_away(monkeypatch):
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with ProgressLine() as line:
+        line.show("looking", 5, None)
+        line.show("indexing", 1, 10, "1 skipped")
+        line.say("skipped [red]a.jpg[/red]: broken")
+        line.show("indexing", 10, 10)
+    text = terminal.getvalue()
+    assert "skipped [red]a.jpg[/red]: broken" in text
+    assert "indexing" in text
+    assert "10/10" in text
+
+
+def test_progress_elsewhere_is_plain_lines_now_and_then(monkeypatch):
+    stream, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(cli_terminal.time, "monotonic", lambda: clock[0])
+    with ProgressLine() as line:
+        for second in range(26):
+            clock[0] = float(second)
+            line.show("indexing", second * 20, 1000)
+    assert stream.getvalue().splitlines() == [
+        "indexing: 200 of 1,000, 20/s, 0:40 left",
+        "indexing: 400 of 1,000, 20/s, 0:30 left",
+    ]
