@@ -12,25 +12,19 @@ image stands beside the rate: on a busy machine only that says something. Append
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import os
-import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from record import write_rows
 
 import retrieval.models
 from retrieval.evaluate import embed_images
 from retrieval.images import decode, find_images
 from retrieval.runtime import available_runtimes
-
-RESULTS = Path(__file__).parent / "results" / "embed_speed.csv"
 
 
 def main() -> None:
@@ -93,18 +87,11 @@ def main() -> None:
                 "largest_difference_from_torch": difference,
                 "images": len(paths),
                 "batch_size": arguments.batch_size,
-                **origin(),
             }
         )
     for row in rows:
         print({key: row[key] for key in list(row)[2:8]})
-    new = not RESULTS.exists()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    print(write_rows("embed_speed", rows))
 
 
 def pixels(path: Path, preprocess: retrieval.models.Preprocess) -> np.ndarray:
@@ -116,30 +103,6 @@ def clock(work: Callable[[], object]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def origin() -> dict[str, str | int]:
-    """Where the numbers come from: command, commit, machine, load, date."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "machine": f"{cpu_name()}, {cores} cores",
-        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",
-        "commit": commit,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", *sys.argv]),
-    }
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

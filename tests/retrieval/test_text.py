@@ -110,7 +110,7 @@ def test_the_hubs_cache_serves_where_the_package_is_missing(tmp_path, monkeypatc
 def test_leaving_padding_out_is_exact(pool_type, tmp_path, monkeypatch):
     config = {
         "embed_dim": 24,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 16},
         "text_cfg": {"width": 32, "heads": 2, "layers": 3, "pool_type": pool_type},
     }
     (tmp_path / "enn-text.json").write_text(json.dumps(config))
