@@ -55,6 +55,10 @@ __all__ = [
     "default_index_dir",
 ]
 
+# Spread of log delta up to which the ANN's candidates hold under a changed spectrum: at 0.35 they
+# hold 99.8 % of the ten best of clustered vectors, at 0.7 only 87 %.
+_ANN_LOG_SPREAD = 0.35
+
 DEFAULT_NAME = ".enn-index"
 
 
@@ -485,25 +489,38 @@ class EigenIndex:
     def _search_snapshot(
         self, view: _View, snapshot: Snapshot, q: np.ndarray, k: int, delta: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        if snapshot.has_ann:
-            direction = q if delta is None else q * delta
-            # Deleted images still stand in the lists: ask for as many more.
-            wanted = max(self.ann_candidates, 4 * k) + min(len(view.dead), len(snapshot) // 10)
-            if wanted < len(snapshot) // 4:
-                probes = max(16, round(self.ann_probes * snapshot.lists))
-                rows = snapshot.propose(direction, wanted, probes)
-                rows = np.sort(rows[~np.isin(rows, view.dead)])
-                if len(rows) >= k:
-                    return snapshot.ids[rows], _score(q, snapshot.vectors[rows], delta)
-        if delta is None:
-            rows, scores = snapshot.exact(q, k, view.bits)
-            return snapshot.ids[rows], scores
-        every = np.empty(len(snapshot), np.float32)
-        for part, block in snapshot.blocks():
-            every[part] = _score(q, block, delta)
-        live = np.ones(len(snapshot), bool)
-        live[view.dead] = False
-        return snapshot.ids[live], every[live]
+        """Ids and scores of the rows of the snapshot among which the k best are."""
+        rows = self._candidates(view, snapshot, q, k, delta)
+        if rows is None:
+            if delta is None:
+                rows, scores = snapshot.exact(q, k, view.bits)
+                return snapshot.ids[rows], scores
+            # A fast scan in float32 finds them, with a margin for its rounding.
+            rough = snapshot.scan(q, delta)
+            rough[view.dead] = -np.inf
+            count = min(k + 100, len(rough) - len(view.dead))
+            rows = np.sort(np.argpartition(-rough, max(count - 1, 0))[:count])
+        return snapshot.ids[rows], _score(q, snapshot.vectors[rows], delta)
+
+    def _candidates(
+        self, view: _View, snapshot: Snapshot, q: np.ndarray, k: int, delta: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Positions that the ANN proposes, or None where only a full scan will do."""
+        if not snapshot.has_ann or (delta is not None and _log_spread(delta) > _ANN_LOG_SPREAD):
+            return None
+        # Deleted images still stand in the lists: ask for as many more.
+        wanted = max(self.ann_candidates, 4 * k) + min(len(view.dead), len(snapshot) // 10)
+        if wanted > len(snapshot) // 4:
+            return None
+        probes = max(16, round(self.ann_probes * snapshot.lists))
+        # Under a changed spectrum the unchanged query proposes better than the changed one, which
+        # sees the numerator of the score alone; both together do best.
+        directions = [q] if delta is None else [q, q * delta]
+        rows = np.unique(
+            np.concatenate([snapshot.propose(each, wanted, probes) for each in directions])
+        )
+        rows = rows[~np.isin(rows, view.dead)]
+        return rows if len(rows) >= k else None
 
     def _row(self, values: npt.ArrayLike, name: str) -> np.ndarray:
         row = np.asarray(values, np.float32)
@@ -588,6 +605,13 @@ class EigenIndex:
                 return import_parquet(writer, path)
         finally:
             self.refresh()
+
+
+def _log_spread(delta: np.ndarray) -> float:
+    """How unlike a constant a spectrum change is; infinite with a zero or a change of sign."""
+    if not (np.all(delta > 0) or np.all(delta < 0)):
+        return np.inf
+    return float(np.std(np.log(np.abs(delta))))
 
 
 def _score(q: np.ndarray, vectors: np.ndarray, delta: np.ndarray | None) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,31 @@ class Snapshot:
         found = self.positions(ids[0][ids[0] >= 0])
         return found[found >= 0]
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Vectors in aligned blocks of rows; a block is overwritten by the next one."""
-        buffer = np.empty((min(CHUNK_ROWS, max(len(self), 1)), self._index.d), np.float32)
+    def scan(self, q: np.ndarray, delta: np.ndarray) -> np.ndarray:
+        """Scores (N,) of every row under a changed spectrum, in float32.
+
+        Args:
+            q: (r,) float32.
+            delta: (r,) float32; only its direction matters.
+        """
+        # Scaled, so that squares neither over- nor underflow.
+        ratio = delta / max(float(np.abs(delta).max()), np.finfo(np.float32).tiny)
+        weighted, squares = q * ratio, ratio * ratio
+        rows = min(CHUNK_ROWS, len(self))
+        block, squared = np.empty((2, rows, self.dim), np.float32)
+        scores = np.empty(len(self), np.float32)
         for start in range(0, len(self), CHUNK_ROWS):
             part = self.vectors[start : start + CHUNK_ROWS]
-            np.copyto(buffer[: len(part)], part)
-            yield slice(start, start + len(part)), buffer[: len(part)]
+            count = len(part)
+            np.copyto(block[:count], part)
+            np.multiply(block[:count], block[:count], out=squared[:count])
+            norms = np.sqrt(squared[:count] @ squares)
+            raw = block[:count] @ weighted
+            np.divide(
+                raw, norms, out=scores[start : start + count], where=norms > 0, casting="same_kind"
+            )
+            scores[start : start + count][norms == 0] = 0
+        return scores
 
 
 def _read(path: Path, *, map_file: bool = True) -> Any:
