@@ -13,6 +13,7 @@ import csv
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,7 @@ def serve(
     collections: list[Collection] = []
     pictures = Pictures(lambda ref: collections[ref.collection].read(ref))
     collections.extend(_open_collections(index, list(folders), model, pictures))
+    _warm_up(collections)
     options = {} if index is not None or folders else {"examples": _gallery_examples()}
     app = create_app(collections, pictures, Uploads(), **options)
     routes = (
@@ -128,7 +130,7 @@ def _open_collections(
     index: Path | None, folders: list[Path], model_name: str | None, pictures: Pictures
 ) -> Iterator[Collection]:
     from apps.collection import Collection
-    from retrieval.index import EigenIndex, default_index_dir
+    from retrieval.index import EigenIndex, IndexLocked, default_index_dir
     from retrieval.models import load
     from retrieval.search import open_index
 
@@ -164,7 +166,11 @@ def _open_collections(
             if not (directory / "manifest.json").exists():
                 EigenIndex.create(directory, model, root=folder).close()
             with EigenIndex.open(directory, model=model) as built, _terminal_progress() as show:
-                built.update(folder, model, progress=show)
+                try:
+                    built.update(folder, model, progress=show)
+                except IndexLocked:
+                    if not len(built):  # else another server is at it, and there is something
+                        raise
             searcher = open_index(directory, model=model)
         name = "the sample gallery" if shipped else folder.name
         yield Collection(
@@ -177,6 +183,24 @@ def _open_collections(
         )
 
 
+def _warm_up(collections: Sequence[Collection]) -> None:
+    """Builds the networks before the first visitor waits for them: words now, pictures beside."""
+    from PIL import Image
+
+    models = list({id(c.model): c.model for c in collections}.values())
+    for model in models:
+        model.text_vectors(["warm up"])
+
+    def warm_pictures() -> None:
+        for model in models:
+            # What fails here fails again, visibly, when a visitor asks for it.
+            with contextlib.suppress(Exception):
+                blank = Image.new("RGB", (64, 64), "white")
+                model.image_vectors(model.preprocess(blank)[None])
+
+    threading.Thread(target=warm_pictures, name="warm-up", daemon=True).start()
+
+
 def _gallery_credits() -> dict[str, str]:
     """Author and licence of every shipped photo, which their licences ask to be shown."""
     with (GALLERY / "credits.csv").open(encoding="utf-8", newline="") as stream:
@@ -184,9 +208,11 @@ def _gallery_credits() -> dict[str, str]:
 
 
 def _gallery_examples() -> list[str]:
-    """Every third of the gallery's example searches: as many as fit on the page."""
+    """The shortest of the gallery's example searches: they fit side by side."""
     lines = (GALLERY / "queries.txt").read_text("utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()][::3]
+    queries = [line.strip() for line in lines if line.strip()]
+    short = sorted(queries, key=len)[:6]
+    return [query for query in queries if query in short]
 
 
 def _cached_index_dir(folder: Path, model: RetrievalModel) -> Path:

@@ -91,7 +91,7 @@ def main() -> int:
                 page.wait_pictures()
                 page.page.mouse.move(0, 0)
                 page.page.wait_for_timeout(400)  # transitions
-                target = options.out / f"{name}.png"
+                target = options.out / f"{name}.webp"
                 save(page.page.screenshot(), target)
                 print(f"{target} {target.stat().st_size // 1000} KB")
                 problems += page.problems
@@ -104,9 +104,8 @@ def main() -> int:
 
 
 def save(png: bytes, target: Path) -> None:
-    """Writes a PNG of 256 colours: a third of the bytes, and photos still look like photos."""
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(target, optimize=True)
+    """WebP shows photos and small letters well in a tenth of a PNG's bytes."""
+    Image.open(io.BytesIO(png)).convert("RGB").save(target, quality=86, method=6)
 
 
 if __name__ == "__main__":

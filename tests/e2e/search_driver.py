@@ -37,7 +37,9 @@ def browser() -> Iterator[Browser]:
     """A headless Chromium of the system."""
     with sync_playwright() as playwright:
         # Chromium's sandbox needs rights that containers lack; the pages are our own.
-        started = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        started = playwright.chromium.launch(
+            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
+        )
         try:
             yield started
         finally:
