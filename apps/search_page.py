@@ -18,6 +18,7 @@ import gradio as gr
 from apps import search_html as html
 from apps.collection import Collection, Job, UpdateRunning, share
 from apps.pictures import Pictures, Uploads
+from retrieval.images import ImageError
 
 __all__ = ["CAPTIONS", "EXAMPLES", "TITLE", "Query", "build", "head", "theme"]
 
@@ -106,12 +107,7 @@ def build(
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     latest: dict[str, Any] = {**hidden, "trigger_mode": "always_last", "concurrency_id": "search"}
 
-    with gr.Blocks(
-        title=TITLE,
-        analytics_enabled=False,
-        fill_width=True,
-        delete_cache=(3600, 3600),
-    ) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
         query = gr.State(Query())
         subject = gr.State(Query())  # the picture of the captions tab
         header = _html(
@@ -230,10 +226,9 @@ def build(
             **latest,
         )
         gr.on([count.change, which.change], page.again, [query, which, count], found, **latest)
-        which.change(page.header, which, header, **hidden)
-        chips.pick(page.search_example, [query, which, count], found, **latest)
-        picker.chosen(page.search_upload, [text, query, which, count], found, **latest)
-        picker.removed(page.search_without_picture, [text, query, which, count], found, **latest)
+        chips.pick(page.search_example, [which, count], found, **latest)
+        picker.chosen(page.search_upload, [text, which, count], found, **latest)
+        picker.removed(page.search_without_picture, [text, which, count], found, **latest)
         results.like(page.search_like, [which, count], found, **latest)
         status.clear(page.start_again, [which, count], found, **latest)
 
@@ -243,7 +238,7 @@ def build(
         rank.click(page.describe_again, [lines, subject, which], described, **latest)
         results.describe(page.describe_found, [lines, which], [*described, tabs], **latest)
 
-        state = [tiles, job, skipped, update, stop, timer]
+        state = [header, tiles, job, skipped, update, stop, timer]
         gr.on([index_tab.select, which.change], page.index_state, which, state, **hidden)
         timer.tick(page.index_state, which, state, **hidden)
         update.click(page.start_update, which, state, **hidden)
@@ -272,25 +267,21 @@ class _Page:
         return self._show(Query(text=asked), which, count)
 
     def search_text(self, text: str, query: Query, which: int, count: int) -> tuple:
-        return self._show(replace(query, text=_clean(text)), which, count)
+        return self._show(replace(query, text=_clean(text)), which, count, typed=True)
 
     def again(self, query: Query, which: int, count: int) -> tuple:
-        if query.like and self._picture(query, which) is None:
-            query = replace(query, like=None)
-        return self._show(query, which, count)
+        return self._show(query, which, count, typed=True)
 
-    def search_example(self, query: Query, which: int, count: int, event: gr.EventData) -> tuple:
+    def search_example(self, which: int, count: int, event: gr.EventData) -> tuple:
         asked = _clean(_field(event, "query"))
         return self._show(Query(text=asked), which, count)
 
-    def search_upload(
-        self, text: str, query: Query, which: int, count: int, event: gr.EventData
-    ) -> tuple:
+    def search_upload(self, text: str, which: int, count: int, event: gr.EventData) -> tuple:
         asked = Query(text=_clean(text), upload=_field(event, "token"))
-        return self._show(asked, which, count)
+        return self._show(asked, which, count, typed=True)
 
-    def search_without_picture(self, text: str, query: Query, which: int, count: int) -> tuple:
-        return self._show(Query(text=_clean(text)), which, count)
+    def search_without_picture(self, text: str, which: int, count: int) -> tuple:
+        return self._show(Query(text=_clean(text)), which, count, typed=True)
 
     def search_like(self, which: int, count: int, event: gr.EventData) -> tuple:
         return self._show(Query(like=_field(event, "token")), which, count)
@@ -298,56 +289,70 @@ class _Page:
     def start_again(self, which: int, count: int) -> tuple:
         return self._show(Query(), which, count)
 
-    def _show(self, query: Query, which: int, count: int) -> tuple:
-        """(text, picker, status, results, query) for a query."""
-        collection = self.collections[which]
-        picker = html.picker_html()
-        total = len(collection)
+    def _show(self, query: Query, which: int, count: int, *, typed: bool = False) -> tuple:
+        """(text, picker, status, results, query) for a query.
+
+        With `typed` the text box stays as it is: its visitor may be typing on.
+        """
+        text = gr.skip() if typed else query.text
         try:
-            if query.upload:
-                self.uploads.get(query.upload)
-                picker = html.picker_html(f"uploads/{query.upload}", caption="Your picture")
-            elif query.like:
-                self.pictures.resolve(query.like)
-                picker = html.picker_html(f"pictures/card/{query.like}", caption="Pictures like it")
+            picker = self._picker(query)
         except LookupError:
             query = replace(query, upload=None, like=None)
-            status = html.status_html("That picture is no longer here. Please choose it again.")
-            body = html.message_html("Choose the picture again", "It was kept for a while only.")
-            return query.text, picker, status, body, query
-        if not total:
+            status = html.status_html("That picture is no longer here.", clear=True)
             body = html.message_html(
-                "No pictures yet",
-                "Open the Collection tab and press “Update now” to read the folder.",
+                "Please choose the picture again", "Pictures to search with are kept for a while."
             )
-            return query.text, picker, html.status_html(""), body, query
-        if query.empty:
-            cards = collection.browse(count)
-            status = html.status_html(
-                f"A look into {collection.name}: {len(cards):,} of {total:,} pictures."
-            )
-            return "", picker, status, html.cards_html(cards, label="Some pictures"), query
-        started = time.monotonic()
+            return text, html.picker_html(), status, body, query
         try:
-            image = self.uploads.get(query.upload) if query.upload else None
-            like = self.pictures.resolve(query.like).id if query.like else None
-            cards = collection.search(query.text, image, like, count)
-        except (LookupError, OSError) as error:
+            status, body = self._found(query, which, count)
+        except (LookupError, OSError, ImageError) as error:
             status = html.status_html("This picture cannot be used any more.", clear=True)
             body = html.message_html("The picture is gone", _one_line(error))
-            return query.text, picker, status, body, query
         except ValueError as error:
             status = html.status_html("This search could not be understood.", clear=True)
             body = html.message_html("Please put it in other words", _one_line(error))
-            return query.text, picker, status, body, query
         except RuntimeError as error:
             status = html.status_html("The search could not be done.", clear=True)
             body = html.message_html("Something is wrong with the collection", _one_line(error))
-            return query.text, picker, status, body, query
+        return text, picker, status, body, query
+
+    def _picker(self, query: Query) -> str:
+        if query.upload:
+            self.uploads.get(query.upload)
+            return html.picker_html(f"uploads/{query.upload}", caption="Your picture")
+        if query.like:
+            self.pictures.resolve(query.like)
+            return html.picker_html(f"pictures/card/{query.like}", caption="Pictures like it")
+        return html.picker_html()
+
+    def _found(self, query: Query, which: int, count: int) -> tuple[str, str]:
+        """Status line and results."""
+        collection = self.collections[which]
+        total = len(collection.index)
+        if not total:
+            return html.status_html("", clear=not query.empty), html.message_html(
+                "No pictures yet",
+                "Open the Collection tab and press “Update now” to read the folder.",
+            )
+        if query.empty:
+            cards = collection.browse(count)
+            text = f"A look into {collection.name}: {len(cards):,} of {total:,} pictures."
+            return html.status_html(text), html.cards_html(cards, label="Some pictures")
+        started = time.monotonic()
+        image, like = None, None
+        if query.like:
+            ref = self.pictures.resolve(query.like)
+            if ref.collection == which:
+                like = ref.id
+            else:  # found in another folder, now asked for in this one
+                image, _ = self.collections[ref.collection].read(ref)
+        elif query.upload:
+            image = self.uploads.get(query.upload)
+        cards = collection.search(query.text, image, like, count)
         seconds = time.monotonic() - started
         text = f"{_asked(query)}: best {len(cards):,} of {total:,} pictures, {seconds:.2f} s"
-        status = html.status_html(text, clear=True)
-        return query.text, picker, status, html.cards_html(cards, label="Search results"), query
+        return html.status_html(text, clear=True), html.cards_html(cards, label="Search results")
 
     # -- captions tab ------------------------------------------------------------------------
 
@@ -372,7 +377,7 @@ class _Page:
 
     def _describe(self, subject: Query, lines: str, which: int) -> tuple:
         """(picker, ranking, subject) for a picture and captions."""
-        image = self._picture(subject, which)
+        image = self._picture(subject)
         if image is None:
             return self.describe_nothing()
         url = f"uploads/{subject.upload}" if subject.upload else f"pictures/large/{subject.like}"
@@ -389,13 +394,14 @@ class _Page:
         ]
         return picker, html.captions_html(rows), subject
 
-    def _picture(self, query: Query, which: int) -> bytes | None:
+    def _picture(self, query: Query) -> bytes | None:
         """The bytes of a query's picture, None if there is none (any more)."""
         with contextlib.suppress(LookupError, OSError, ValueError):
             if query.upload:
                 return self.uploads.get(query.upload)
             if query.like:
-                return self.collections[which].read(self.pictures.resolve(query.like))[0]
+                ref = self.pictures.resolve(query.like)
+                return self.collections[ref.collection].read(ref)[0]
         return None
 
     # -- collection tab ----------------------------------------------------------------------
@@ -408,7 +414,7 @@ class _Page:
         return f"{len(collection):,} pictures · {collection.name}"
 
     def index_state(self, which: int) -> tuple:
-        """(tiles, job, skipped, update button, stop button, timer)."""
+        """(header, tiles, job, skipped, update button, stop button, timer)."""
         collection = self.collections[which]
         facts = collection.stats()
         tiles = html.tiles_html(
@@ -423,6 +429,7 @@ class _Page:
         skipped = html.skipped_html(collection.skipped(SHOWN_SKIPPED), facts["skipped"])
         can_update = collection.root is not None and not now.active
         return (
+            self.header(which),
             tiles,
             _job_html(now, collection),
             skipped,
@@ -498,10 +505,10 @@ def _job_html(job: Job, collection: Collection) -> str:
 
 
 def _asked(query: Query) -> str:
-    picture = "the picture" if query.upload or query.like else ""
-    if query.text and picture:
-        return f"“{query.text}” together with {picture}"
-    return f"“{query.text}”" if query.text else f"Like {picture}"
+    text = query.text if len(query.text) <= 80 else query.text[:79] + "…"
+    if query.upload or query.like:
+        return f"“{text}” together with the picture" if text else "Like the picture"
+    return f"“{text}”"
 
 
 def _clean(text: str) -> str:
