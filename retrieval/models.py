@@ -207,7 +207,7 @@ def load(
     try:
         if name == MINI:
             return _load_mini(MINI, Path(given) if given else _MINI_WEIGHTS, device, runtime)
-        if directory.is_dir():
+        if _is_directory(name, directory):
             if given is not None:
                 raise ModelError(f"{name} brings its own weights; leave checkpoint {given!r} out")
             full = f"local-dir:{directory.resolve()}"
@@ -226,6 +226,14 @@ def list_models() -> list[str]:
     import open_clip
 
     return [MINI, *open_clip.list_pretrained(as_str=True)]
+
+
+def _is_directory(name: str, path: Path) -> bool:
+    """Whether a name means a directory; a folder that happens to be called RN50 does not."""
+    if not name or not path.is_dir():
+        return False
+    is_path = name.startswith("local-dir:") or any(sign in name for sign in "/\\~")
+    return is_path or (path / "open_clip_config.json").is_file() or _is_mini(path)
 
 
 def _is_mini(directory: Path) -> bool:

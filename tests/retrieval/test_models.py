@@ -310,6 +310,17 @@ def test_directories_without_config_or_weights_are_refused(tmp_path):
         load(str(tmp_path / "empty"))
 
 
+def test_a_folder_called_like_an_architecture_is_not_taken_for_a_model(tmp_path, monkeypatch):
+    (tmp_path / "RN50").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="RN50 needs weights"):
+        load("RN50")
+    with pytest.raises(ModelError, match="unknown model ''"):
+        load("")
+    local_directory(tmp_path / "mine")
+    assert load("mine").name == f"local-dir:{tmp_path / 'mine'}"
+
+
 @pytest.mark.parametrize("name", ["ViT-B-32:openai", "hf-hub:no-such-org/no-such-model"])
 def test_an_unreachable_hub_is_named(name, monkeypatch):
     from huggingface_hub import constants
