@@ -16,6 +16,7 @@ torch.Size([2, 3])
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -170,6 +171,45 @@ def replace_parameter(module: nn.Module, old: str, new: dict[str, nn.Parameter])
             module._parameters[name] = parameter
 
 
+def split_entry(
+    state_dict: dict[str, Any],
+    key: str,
+    target: str,
+    holder: Factored,
+    shape: tuple[int, ...],
+    as_matrix: Callable[[Tensor], Tensor],
+    metadata: dict[str, Any],
+    errors: list[str],
+) -> None:
+    """Turn the plain weight `key` of a state dict into the factors that `holder` loads.
+
+    Args:
+        state_dict: changed in place, nothing if it has no `key`.
+        target: prefix of the factors' keys.
+        shape: of the plain weight.
+        as_matrix: plain weight -> (..., out, n).
+        metadata, errors: as in `nn.Module._load_from_state_dict`.
+    """
+    if key not in state_dict:
+        return
+    weight = state_dict.pop(key)
+    factors: tuple[Tensor, ...] = (holder.Q, holder.Lambda, holder.P)
+    if tuple(weight.shape) != shape:
+        errors.append(
+            f"size mismatch for {key}: copying a param with shape {tuple(weight.shape)} from "
+            f"checkpoint, the shape in current model is {shape}."
+        )
+    else:
+        try:
+            factors = svd_factors(as_matrix(weight))
+        except FactorError as error:
+            errors.append(f"{key}: {error}")
+        if metadata.get("assign_to_params_buffers"):  # else copied, and cast, from float64
+            factors = tuple(f.to(weight.device, weight.dtype) for f in factors)
+    for name, factor in zip(FACTORS, factors, strict=True):
+        state_dict[target + name] = factor.detach()
+
+
 def is_channels_last(weight: Tensor) -> bool:
     """Whether a convolution weight is stored channels last, and only so."""
     if weight.ndim not in _CHANNELS_LAST or weight.is_contiguous():
@@ -242,11 +282,14 @@ class EigenLayer(Factored):
         self.factor_(plain.detach())
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        split_entry(self, state_dict, f"{prefix}weight", prefix, args[-1])
+        split_entry(
+            state_dict, f"{prefix}weight", prefix, self, self.weight_shape, self._as_matrix,
+            local_metadata, args[-1],
+        )  # fmt: skip
         self._cache = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self._parameters['Lambda'].shape[-1]}"  # type: ignore[union-attr]
@@ -256,29 +299,6 @@ class EigenLayer(Factored):
         if "_generated" in cls.__dict__:
             return _new_generated, (cls.plain_class,), self.__getstate__()
         return super().__reduce_ex__(protocol)
-
-
-def split_entry(
-    module: EigenLayer, state_dict: dict[str, Any], key: str, prefix: str, errors: list[str]
-) -> None:
-    """Turn a plain weight in a state dict into the factors `module` expects."""
-    if key not in state_dict:
-        return
-    weight = state_dict.pop(key)
-    if tuple(weight.shape) != module.weight_shape:
-        errors.append(
-            f"size mismatch for {key}: copying a param with shape {tuple(weight.shape)} from "
-            f"checkpoint, the shape in current model is {module.weight_shape}."
-        )
-        weight = None
-    for name, value in zip(
-        FACTORS,
-        (module.Q, module.Lambda, module.P)
-        if weight is None
-        else make_parameters(module._as_matrix(weight)),
-        strict=True,
-    ):
-        state_dict[prefix + name] = value.detach()
 
 
 class ENNLinear(EigenLayer, nn.Linear):  # type: ignore[override]

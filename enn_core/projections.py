@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enn_core.layers import FACTORS, Factored, make_parameters
+from enn_core.layers import FACTORS, Factored, split_entry
 
 SUFFIX = "_eigen"
 
@@ -112,25 +112,15 @@ class EigenOwner(nn.Module):
             self._bound = None
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
         for name in self.eigen_names:
-            key = prefix + name
-            if key not in state_dict:
-                continue
-            value = state_dict.pop(key)
-            child = self.eigen_weight(name)
-            factors: tuple[Tensor, ...] = (child.Q, child.Lambda, child.P)
-            if tuple(value.shape) == child.shape:
-                factors = make_parameters(child.form.as_matrix(value))
-            else:
-                args[-1].append(
-                    f"size mismatch for {key}: copying a param with shape {tuple(value.shape)} "
-                    f"from checkpoint, the shape in current model is {child.shape}."
-                )
-            for factor_name, factor in zip(FACTORS, factors, strict=True):
-                state_dict[f"{key}{SUFFIX}.{factor_name}"] = factor.detach()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            key, child = prefix + name, self.eigen_weight(name)
+            split_entry(
+                state_dict, key, f"{key}{SUFFIX}.", child, child.shape, child.form.as_matrix,
+                local_metadata, args[-1],
+            )  # fmt: skip
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

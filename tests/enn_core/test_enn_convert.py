@@ -106,7 +106,16 @@ def test_open_clip_image_tower() -> None:
     assert keys["transformer.resblocks.0.attn.in_proj_weight_eigen.Q"].shape == (3, 64, 64)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_converted_models_compile_to_one_graph(train) -> None:
+    eigen = to_enn(_vit(32, 1, 2, 32, 16, 8)).train(train)
+    x = _images(2, 3, 32, 32)
+    compiled = torch.compile(eigen, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), eigen(x))
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_open_clip_vit_b_16() -> None:
     import open_clip
 
@@ -150,6 +159,7 @@ def test_small_residual_network() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_resnet_50(library) -> None:
     torch.manual_seed(0)
@@ -208,6 +218,7 @@ def test_monai_unet_3d() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["DenseNet121", "SegResNet", "UNETR"])
 def test_monai_3d_networks(name) -> None:
     from monai.networks import nets

@@ -355,6 +355,22 @@ def test_a_checkpoint_of_another_shape_is_refused_as_torch_does(strict) -> None:
         ENNLinear(6, 4).load_state_dict(nn.Linear(3, 3, bias=False).state_dict(), strict=strict)
 
 
+def test_a_half_precision_checkpoint_is_factored_before_it_is_rounded() -> None:
+    plain = nn.Linear(64, 32).half()
+    eigen = ENNLinear(64, 32)
+    eigen.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(eigen.weight, plain.weight.float(), atol=1e-6, rtol=0)
+    eigen.load_state_dict(plain.state_dict(), assign=True)
+    assert eigen.Q.dtype == torch.float16
+
+
+def test_a_checkpoint_with_nan_is_refused_by_name() -> None:
+    state = nn.Linear(6, 4).state_dict()
+    state["weight"][0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match=r"0.weight: the weight holds NaN"):
+        nn.Sequential(ENNLinear(6, 4)).load_state_dict({f"0.{k}": v for k, v in state.items()})
+
+
 def test_missing_and_unexpected_keys_are_reported() -> None:
     with pytest.raises(RuntimeError, match=r"Missing key.*Lambda"):
         ENNLinear(6, 4).load_state_dict({"bias": torch.zeros(4)})
