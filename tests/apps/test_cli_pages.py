@@ -1,0 +1,40 @@
+"""The code in docs/python.md runs, from the first block to the last."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("faiss")
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def test_python_page(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = BLOCK.findall(page)
+    assert len(blocks) == 7
+    names = ("gc_duck", "gc_mars", "gc_bison", "gc_alpaca")
+    (tmp_path / "Photos").mkdir()
+    for name in names:
+        shutil.copy(ROOT / "apps" / "gallery" / f"{name}.webp", tmp_path / "Photos")
+    shutil.copy(ROOT / "apps" / "gallery" / "jx_cliff_by_sea.webp", tmp_path / "beach.jpg")
+    (tmp_path / "Photos" / "broken.png").touch()
+    rows = [
+        {"filename": f"{name}.webp", "split": "val", "sentences": [{"raw": name[3:]}]}
+        for name in names
+    ]
+    (tmp_path / "karpathy.json").write_text(json.dumps({"images": rows}))
+    monkeypatch.chdir(tmp_path)
+    names_so_far: dict[str, object] = {}
+    for number, block in enumerate(blocks, 1):
+        exec(compile(block, f"docs/python.md, block {number}", "exec"), names_so_far)
+    shown = capsys.readouterr().out
+    assert shown.count(str(tmp_path / "Photos")) >= 4
+    assert "broken.png" in shown
+    assert "2 converted, 0 plain" in shown
+    assert {path.name for path in tmp_path.iterdir()} >= {"out.parquet", "r.json", "plain.pt"}
