@@ -191,8 +191,8 @@ def build(
                         lines = gr.Textbox(
                             value="\n".join(CAPTIONS),
                             label="Captions, one per line",
-                            lines=10,
-                            max_lines=14,
+                            lines=8,
+                            max_lines=8,
                             max_length=CAPTIONS_LIMIT * TEXT_LIMIT,
                             elem_id="enn-lines",
                         )
