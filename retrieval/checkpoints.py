@@ -132,8 +132,8 @@ def load_open_clip(name: str, checkpoint: str | None, device: str) -> OpenClip:
             if source is not None and not open_clip.get_pretrained_cfg(arch, source):
                 file = Path(source).expanduser()
                 full = f"{arch}:{file.resolve()}"
-                _warn_of_quick_gelu(arch, file)
                 model = _from_file(arch, file)
+                _warn_of_quick_gelu(arch, file)
                 tokenizer = open_clip.get_tokenizer(arch)
             else:
                 model, tokenizer = _from_hub(arch, source)
