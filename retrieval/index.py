@@ -103,6 +103,7 @@ class EigenIndex:
         self.path = Path(path).absolute()
         self._manifest = manifest
         self._catalog = catalog
+        self._retired: list[Catalog] = []
         self._refreshing = threading.Lock()
         self._moments: tuple[_View, tuple[np.ndarray, np.ndarray]] | None = None
         self._stamp = self._catalog_stamp()
@@ -160,7 +161,10 @@ class EigenIndex:
             OSError: if the directory cannot be written.
         """
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise writing.not_writable(error, folder) from None
         with writing.index_lock(folder):
             if (folder / "manifest.json").exists():
                 raise IndexExists(
@@ -180,7 +184,8 @@ class EigenIndex:
 
     def close(self) -> None:
         """Close the catalog; the vectors are unmapped when nobody uses them any more."""
-        self._catalog.close()
+        for catalog in (self._catalog, *self._retired):
+            catalog.close()
 
     def __enter__(self) -> EigenIndex:
         return self
@@ -206,8 +211,11 @@ class EigenIndex:
                     return False
                 with _damage(self.path):
                     catalog = Catalog.open(self.path)
-                old, self._catalog, self._stamp = self._catalog, catalog, stamp
-                old.close()
+                # Another thread may still be reading from the old one.
+                self._retired.append(self._catalog)
+                if len(self._retired) > 2:
+                    self._retired.pop(0).close()
+                self._catalog, self._stamp = catalog, stamp
             with _damage(self.path):
                 if self._catalog.generation == self._view.generation:
                     return False
@@ -634,6 +642,8 @@ def _damage(folder: Path) -> Iterator[None]:
     """SQLite's errors as ours."""
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise  # used after `close`
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
             raise writing.no_space(error, folder) from None

@@ -56,11 +56,7 @@ def index_lock(folder: Path) -> Iterator[None]:
             "wait for it, or stop it and run again"
         ) from None
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"the index in {str(folder)!r} cannot be written ({error.strerror}); "
-            "give a directory that can with --index",
-        ) from None
+        raise not_writable(error, folder) from None
     try:
         holder = {
             "pid": os.getpid(),
@@ -252,6 +248,15 @@ def set_root(catalog: Catalog, folder: Path, root: Path) -> None:
     value = os.path.relpath(root, folder) if inside else str(root)
     with catalog.writing():
         catalog.set_meta("root", encode_path(value))
+
+
+def not_writable(error: OSError, folder: Path) -> OSError:
+    """The system's refusal to make or lock an index directory, in one line."""
+    return OSError(
+        error.errno,
+        f"the index in {str(folder)!r} cannot be written ({error.strerror}); "
+        "give a directory that can with --index",
+    )
 
 
 def no_space(error: Exception, folder: Path) -> OSError:

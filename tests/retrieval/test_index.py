@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -672,3 +673,15 @@ def test_removed_images_return_while_their_file_is_there(index, root, model) -> 
     assert len(index) == 7
     assert index.update(root, model).added == 2
     assert sorted(index.ids().tolist()) == list(range(1, 10))
+
+
+def test_place_that_cannot_hold_an_index(tmp_path, model) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be written .*--index"):
+        EigenIndex.create(tmp_path / "file" / "index", model)
+
+
+def test_closed_index_says_so(index) -> None:
+    index.close()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        index.entry(1)
