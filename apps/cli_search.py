@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,9 +132,18 @@ def find_index(given: Path | None) -> Path:
 
 
 def load_model(name: str | None, pretrained: str | None) -> RetrievalModel:
+    """A model by its `--model` and `--pretrained`, the shipped one without them."""
     from retrieval.models import MINI, load
 
-    return load(name if name is not None else MINI, checkpoint=pretrained)
+    name = MINI if name is None else name
+    _say_loading(name)
+    return load(name, checkpoint=pretrained)
+
+
+def _say_loading(name: str) -> None:
+    # It takes seconds, and the first time on a machine longer: the network is compiled.
+    if sys.stderr.isatty():
+        note(f"loading {printable(name)} ...")
 
 
 # --- index -------------------------------------------------------------------------------------
@@ -181,6 +192,14 @@ def index(
             metavar="N", min=1, help="Decoding threads. [default: one per core]", show_default=False
         ),
     ] = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Discard the index that is there and start anew, for example with another model. "
+            "Ids are given anew, too.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> int:
     """Build or update the index of a folder.
@@ -189,8 +208,14 @@ def index(
     unchanged is not read again. Can be stopped at any time: the next run goes on where this one
     ended. Hidden files and folders are left out.
     """
+    from retrieval.index import EigenIndex
+
     directory, root = _index_place(folder, index)
-    opened, loaded = _open_for_update(directory, root, model, pretrained)
+    if rebuild and (directory / "manifest.json").exists():
+        root, loaded = _discard(directory, root, model, pretrained)
+        opened = EigenIndex.create(directory, loaded, root=root)
+    else:
+        opened, loaded = _open_for_update(directory, root, model, pretrained)
     skips: list[tuple[str, str]] = []
     try:
         with opened, ProgressLine() as line:
@@ -255,7 +280,7 @@ def _index_place(folder: Path | None, index: Path | None) -> tuple[Path, Path | 
 def _open_for_update(
     directory: Path, root: Path | None, name: str | None, pretrained: str | None
 ) -> tuple[EigenIndex, RetrievalModel]:
-    from retrieval.index import EigenIndex
+    from retrieval.index import EigenIndex, IndexMismatch
 
     if (directory / "manifest.json").exists():
         opened = EigenIndex.open(directory)
@@ -263,6 +288,9 @@ def _open_for_update(
             own = str(opened.manifest["model"])
             model = load_model(own if name is None else name, pretrained)
             opened.check_model(model)
+        except IndexMismatch as error:
+            opened.close()
+            raise CommandError(f"{error}, or start anew with --rebuild") from None
         except BaseException:
             opened.close()
             raise
@@ -274,6 +302,27 @@ def _open_for_update(
         )
     model = load_model(name, pretrained)
     return EigenIndex.create(directory, model, root=root), model
+
+
+def _discard(
+    directory: Path, root: Path | None, name: str | None, pretrained: str | None
+) -> tuple[Path | None, RetrievalModel]:
+    """Take an index away once its successor's model is loaded; returns folder and model."""
+    from retrieval.index import EigenIndex, IndexCorrupt
+    from retrieval.writer import index_lock
+
+    own = None
+    try:
+        with EigenIndex.open(directory) as old:
+            own, root = str(old.manifest["model"]), old.root if root is None else root
+    except (IndexCorrupt, ValueError):
+        if root is None:
+            raise
+    model = load_model(own if name is None else name, pretrained)
+    with index_lock(directory):
+        # Without its manifest a directory is no index; what else is in it is overwritten.
+        (directory / "manifest.json").unlink()
+    return root, model
 
 
 def _show_update(line: ProgressLine, state: Progress) -> None:
@@ -307,6 +356,8 @@ def _say_report(report: UpdateReport, directory: Path) -> None:
     )
     pace = f", {report.rate:,.0f} pictures/s" if report.embedded else ""
     emit(f"  took {report.seconds:.1f} s{pace}")
+    if not report.total and not report.skipped_total:
+        note("warning: the folder holds no pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC)")
 
 
 # --- query -------------------------------------------------------------------------------------
@@ -372,7 +423,8 @@ def query(
     directory = find_index(index)
     with open_index(directory) as searcher:
         started = time.perf_counter()
-        hits = searcher.search(words or None, image=image, k=k)
+        with _naming(image):
+            hits = searcher.search(words or None, image=image, k=k)
         seconds = time.perf_counter() - started
         stats = searcher.index.stats() if json else {}
         total = len(searcher.index)
@@ -407,6 +459,19 @@ def _check_image(path: Path) -> None:
         raise CommandError(f"there is no file {quote(path)}; give a picture")
     if path.is_dir():
         raise CommandError(f"{quote(path)} is a folder; give one picture")
+
+
+@contextlib.contextmanager
+def _naming(image: Path | None) -> Iterator[None]:
+    """Adds the file to the reason why it cannot be read."""
+    from retrieval.images import ImageError
+
+    try:
+        yield
+    except ImageError as error:
+        if image is None:
+            raise
+        raise CommandError(f"{quote(image)} cannot be read: {error}") from None
 
 
 def _note_cut(model: RetrievalModel, what: str) -> None:
@@ -453,7 +518,8 @@ def caption(
     _check_image(image)
     lines = _read_captions(captions)
     loaded = load_model(model, pretrained)
-    ranked = rank_captions(loaded, image, [text for _, text in lines], k=k)
+    with _naming(image):
+        ranked = rank_captions(loaded, image, [text for _, text in lines], k=k)
     found = [(lines[i][0], score, text) for i, score, text in ranked]
     _note_cut(loaded, "a caption")
     if json:

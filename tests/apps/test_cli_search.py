@@ -119,6 +119,30 @@ def test_index_elsewhere_without_skips_ends_with_0(tmp_path):
     assert "holds other files" in refused("index", photos, "--index", photos)
 
 
+def test_rebuild_replaces_an_index_of_another_model(tmp_path):
+    shutil.copy(GALLERY / "gc_duck.webp", tmp_path)
+    assert run("index", tmp_path, "--rebuild").code == 0
+    manifest = tmp_path / ".enn-index" / "manifest.json"
+    content = json.loads(manifest.read_text()) | {"weights": "0" * 64}
+    manifest.write_text(json.dumps(content))
+    assert "--rebuild" in refused("index", tmp_path)
+    assert document("index", "--index", tmp_path, "--rebuild")["added"] == 1
+    assert len(document("query", "a duck", "--index", tmp_path)["results"]) == 1
+    assert document("index", tmp_path)["unchanged"] == 1
+    manifest.write_text("{")
+    assert "damaged" in refused("index", tmp_path)
+    assert document("index", tmp_path, "--rebuild")["added"] == 1
+
+
+def test_empty_folder(tmp_path):
+    done = run("index", tmp_path)
+    assert done.code == 0
+    assert "the folder holds no pictures" in done.err
+    done = run("query", "a duck", "--index", tmp_path)
+    assert (done.code, done.out) == (0, "")
+    assert "no pictures yet" in done.err
+
+
 def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch):
     from retrieval import models
 
@@ -258,7 +282,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch, indexed):
         (["query", "9999:x", "--index", indexed], "weight 9999 is out of range"),
         (["query", "--image", "no.jpg", "--index", indexed], "there is no file 'no.jpg'"),
         (["query", "--image", indexed, "--index", indexed], "is a folder"),
-        (["query", "--image", indexed / "broken.jpg", "--index", indexed], "not a JPEG"),
+        (["query", "--image", indexed / "broken.jpg", "--index", indexed], "broken.jpg' cannot be"),
         (["index", "nowhere"], "there is no folder 'nowhere'"),
         (["index", empty], "is a file"),
         (["index", indexed, "--model", "ViT-B-3"], "ViT-B-32"),
