@@ -1,8 +1,9 @@
 """The `enn` command.
 
-Its parts: `apps.cli_search` (enn search ...), `apps.cli_core` (enn convert, enn fuse), and here the
-demo and what all commands share: errors in one line, exit codes, Ctrl-C, closed pipes. Nothing
-heavy is imported before a command runs, so that `enn --help` answers at once.
+`enn search ...` is in `apps.cli_index`, `apps.cli_search` and `apps.cli_evaluate`, `enn convert`
+and `enn fuse` are in `apps.cli_core`. Here is the demo and what all commands share: errors in one
+line, exit codes, Ctrl-C, closed pipes. Nothing heavy is imported before a command runs, so that
+`enn --help` answers at once.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from apps import cli_evaluate  # noqa: F401  (adds its commands)
+from apps import cli_evaluate, cli_index, cli_search  # noqa: F401  (they add their commands)
 from apps.cli_core import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
-from apps.cli_search import search_app
+from apps.cli_options import search_app
 from apps.cli_terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from apps.cli_search import (
+from apps.cli_options import (
     ForceOption,
     JsonOption,
     ModelOption,

@@ -37,8 +37,8 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
 
     def below(path: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         yield path, command
-        for name, child in getattr(command, "commands", {}).items():
-            yield from below((*path, name), child)
+        for name in command.list_commands(None) if hasattr(command, "commands") else ():
+            yield from below((*path, name), command.commands[name])
 
     return below(("enn",), typer.main.get_command(app))
 

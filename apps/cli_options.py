@@ -1,0 +1,128 @@
+"""What the commands of `enn search` share: the group, its options, finding index and model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from apps.cli_terminal import CommandError, absolute, note, printable, quote
+
+if TYPE_CHECKING:
+    from retrieval.models import RetrievalModel
+
+__all__ = [
+    "ForceOption",
+    "IndexOption",
+    "JsonOption",
+    "ModelOption",
+    "PretrainedOption",
+    "find_index",
+    "load_model",
+    "search_app",
+]
+
+_ORDER = ("index", "query", "caption", "info", "export", "import", "eval", "train")
+
+
+class _Search(TyperGroup):
+    """Lists its commands in the order of work, whichever module they come from."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
+search_app = typer.Typer(
+    cls=_Search,
+    name="search",
+    rich_markup_mode=None,
+    help="Index and search folders of pictures.",
+    epilog="""\b
+Examples:
+  enn search index ~/Photos
+  cd ~/Photos; enn search query "a dog in the snow"
+  enn search info --index ~/Photos""",
+)
+
+IndexOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--index",
+        metavar="DIR",
+        help="Index directory, or a folder that has its index inside. "
+        "By default that of the current folder or of one above it.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="long-eclip-mini (shipped), an open_clip architecture with its weights "
+        "(ViT-B-32:laion2b_s34b_b79k or ViT-B-32:FILE), hf-hub:ORG/NAME, or a directory.",
+        show_default=False,
+    ),
+]
+PretrainedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pretrained",
+        metavar="TAG|FILE",
+        help="Weights for --model, if it is an architecture alone.",
+        show_default=False,
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+
+
+@search_app.callback(invoke_without_command=True)
+def _search(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def find_index(given: Path | None) -> Path:
+    """The index directory for a `--index` option, or that of the current folder.
+
+    Looks, as git does, in the folder itself and in those above it.
+
+    Raises:
+        CommandError: if there is none.
+    """
+    from retrieval.index import default_index_dir
+
+    start = absolute(given if given is not None else Path())
+    if given is not None and not start.is_dir():
+        raise CommandError(
+            f"there is no directory {quote(given)}; give an index directory or an indexed folder"
+        )
+    if (start / "manifest.json").is_file():
+        return start
+    for folder in (start, *start.parents):
+        inside = default_index_dir(folder)
+        if (inside / "manifest.json").is_file():
+            return inside
+    raise CommandError(
+        f"no index in {quote(start)} or above it; build one with `enn search index FOLDER`, "
+        "or name one with --index DIR"
+    )
+
+
+def load_model(name: str | None, pretrained: str | None) -> RetrievalModel:
+    """A model by its `--model` and `--pretrained`, the shipped one without them."""
+    from retrieval.models import MINI, load
+
+    name = MINI if name is None else name
+    _say_loading(name)
+    return load(name, checkpoint=pretrained)
+
+
+def _say_loading(name: str) -> None:
+    # It takes seconds, and the first time on a machine longer: the network is compiled.
+    if sys.stderr.isatty():
+        note(f"loading {printable(name)} ...")
