@@ -8,6 +8,7 @@ and proposes candidates. Both are plain FAISS files.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 from collections.abc import Iterable
@@ -166,6 +167,8 @@ def _read(path: Path, *, map_file: bool = True) -> Any:
         try:
             return faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC if map_file else 0)
         except RuntimeError as error:
+            if not path.exists():  # deleted by a writer since it was opened above
+                raise FileNotFoundError(errno.ENOENT, "deleted", str(path)) from None
             reason = str(error).strip().splitlines()[-1][:200]
             raise SnapshotError(f"{path.name} is damaged: {reason}") from None
     finally:

@@ -501,7 +501,8 @@ class _Run:
         known = loaded.task.known
         entry = replace(self._entry(loaded, known.id if known is not None else 0), error=reason)
         self._put_skipped(entry, known)
-        skips.append((entry.path, reason))
+        if known is None or (known.state, known.error) != ("skipped", reason):
+            skips.append((entry.path, reason))
 
     def delete_gone(self) -> None:
         """Drop what is no longer on disk; files under a folder that cannot be read now stay."""
@@ -524,6 +525,8 @@ def _unchanged(known: Entry, file: FoundFile) -> bool:
     """Whether size and times prove that a file is the one that was read."""
     if known.size != file.size or known.mtime_ns != file.mtime_ns or known.read_ns is None:
         return False
+    if known.sha256 is None:
+        return False  # it could not even be read; the right to do so may have been given since
     margin = _RACY_COARSE_NS if file.mtime_ns % 1_000_000_000 == 0 else _RACY_NS
     # A time far in the future is as good a proof as one in the past: a change would set it to now.
     return abs(file.mtime_ns - known.read_ns) > margin

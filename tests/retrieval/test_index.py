@@ -25,11 +25,12 @@ from index_cases import (
 )
 from PIL import Image
 
+from retrieval import snapshot as snapshot_module
 from retrieval import update as update_module
 from retrieval import writer as writer_module
 from retrieval.catalog import Entry
 from retrieval.eigen import scores
-from retrieval.images import decode
+from retrieval.images import ImageError, decode
 from retrieval.index import (
     EigenIndex,
     IndexCorrupt,
@@ -218,6 +219,25 @@ def test_bad_files_are_skipped_with_a_reason_and_retried_on_change(root, model, 
     report = index.update(root, model)
     assert (report.added, report.skipped_total) == (1, 2)
     assert_like_fresh(index, root, tmp_path / "fresh")
+
+
+def test_file_that_could_not_be_read_is_tried_again(root, model, tmp_path, monkeypatch) -> None:
+    real = update_module.read_stable
+
+    def refuse(path, **options):
+        if path.endswith("1.png"):
+            raise ImageError("cannot be read: permission denied")
+        return real(path, **options)
+
+    index = EigenIndex.create(tmp_path / "i", model)
+    with monkeypatch.context() as patch:
+        patch.setattr(update_module, "read_stable", refuse)
+        assert index.update(root, model).skipped == 1
+        # Known already, so it is no news.
+        report = index.update(root, model)
+        assert (report.skipped, report.skipped_total) == (0, 1)
+    report = index.update(root, model)
+    assert (report.added, report.skipped_total) == (1, 0)
 
 
 def test_file_that_becomes_bad_loses_its_vector(index, root, model) -> None:
@@ -637,6 +657,23 @@ def test_writer_in_another_process_is_named_and_its_death_frees_the_lock(
         other.kill()
         other.communicate()
     index.update(root, model)
+
+
+def test_snapshot_replaced_between_two_looks_is_no_damage(index, root, model, monkeypatch) -> None:
+    with EigenIndex.open(index.path) as reader:
+        photo(root / "a.png", 400)
+        index.update(root, model)
+        real = snapshot_module.faiss.read_index
+
+        def replaced(name, flags):
+            monkeypatch.setattr(snapshot_module.faiss, "read_index", real)
+            photo(root / "b.png", 401)
+            index.update(root, model)
+            return real(name, flags)
+
+        monkeypatch.setattr(snapshot_module.faiss, "read_index", replaced)
+        assert reader.refresh() is True
+        assert len(reader) == 11
 
 
 def test_compact_forgets_what_was_deleted(index, root, model, tmp_path) -> None:
