@@ -103,7 +103,60 @@ def test_any_convolution(channels, out, kernel, stride, dilation, padding, size,
     x = torch.randn(batch, channels, size, size + 1, dtype=torch.float64)
     expected = plain(x)
     torch.testing.assert_close(eigen(x), expected)
-    assert eigen._positions(x) == expected.numel() // out
+    assert eigen._output_sizes(x) == expected.shape[2:]
+
+
+WAYS = [
+    (nn.Conv1d, (4, 6, 3), {"padding": 1}, (1, 4, 9), "unfold"),
+    (nn.Conv1d, (4, 6, 3), {"padding": "same"}, (4, 9), "unfold"),
+    (nn.Conv2d, (3, 8, 3), {"padding": 1, "stride": 2}, (2, 3, 6, 6), "unfold"),
+    (nn.Conv2d, (3, 8, (2, 3)), {"padding": "same", "dilation": (1, 2)}, (3, 4, 4), "unfold"),
+    (nn.Conv2d, (3, 8, 3), {"padding": (2, 1), "padding_mode": "reflect"}, (1, 3, 4, 4), "unfold"),
+    (nn.Conv2d, (64, 4, 1), {}, (1, 64, 6, 6), "kernels"),
+    (nn.Conv2d, (16, 2, 3), {}, (1, 16, 12, 12), "rebuild"),
+    (nn.Conv3d, (4, 8, 3), {"padding": 1}, (1, 4, 2, 3, 3), "kernels"),
+    (nn.Conv2d, (4, 8, 3), {"groups": 2}, (1, 4, 3, 3), "rebuild"),
+    (nn.Conv2d, (3, 8, 3), {}, (4, 3, 12, 12), "rebuild"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
+@pytest.mark.parametrize(("cls", "args", "kwargs", "shape", "way"), WAYS)
+def test_every_way_to_convolve_agrees(cls, args, kwargs, shape, way) -> None:
+    plain, eigen = _pair(cls, args, kwargs, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    expected, got = plain(x), eigen(x)
+    assert eigen._way(x, eigen._output_sizes(x)) == way
+    torch.testing.assert_close(got, expected)
+    assert got.is_contiguous()
+    grads = [torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)[0] for y in (got, expected)]
+    torch.testing.assert_close(*grads)
+    twice = [torch.autograd.grad(g.pow(2).sum(), x)[0] for g in grads]
+    torch.testing.assert_close(*twice)
+
+
+@pytest.mark.parametrize("side", [3, 12], ids=["few", "many"])
+def test_per_sample_gradients_of_convolutions(side) -> None:
+    layer = ENNConv2d(2, 4, 3, padding=1, dtype=torch.float64)
+    params = {name: p.detach() for name, p in layer.named_parameters()}
+    x = torch.randn(3, 2, side, side, dtype=torch.float64)
+
+    def loss(p, image):
+        return functional_call(layer, p, (image.unsqueeze(0),)).square().sum()
+
+    grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(params, x)
+    expected = torch.func.grad(loss)(params, x[2])
+    for name in params:
+        torch.testing.assert_close(grads[name][2], expected[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_convolutions(dtype) -> None:
+    layer = ENNConv2d(4, 8, 3, dtype=dtype)
+    for side in (4, 20):
+        x = torch.randn(1, 4, side, side, dtype=dtype)
+        expected = nn.functional.conv2d(x.double(), layer.weight.double(), layer.bias.double())
+        torch.testing.assert_close(layer(x).double(), expected, atol=0.06, rtol=0.06)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
