@@ -33,6 +33,15 @@ __all__ = ["create_app", "serve"]
 
 ASSETS = Path(__file__).parent / "assets"
 GALLERY = Path(__file__).parent / "gallery"
+# Short enough to fit side by side, and the gallery has several pictures for each.
+GALLERY_EXAMPLES = (
+    "musicians playing on a stage",
+    "a bird flying in the air",
+    "a castle beside the water",
+    "horses in a field",
+    "a bridge at night",
+    "flowers",
+)
 
 
 def create_app(
@@ -102,7 +111,7 @@ def serve(
     pictures = Pictures(lambda ref: collections[ref.collection].read(ref))
     collections.extend(_open_collections(index, list(folders), model, pictures))
     _warm_up(collections)
-    options = {} if index is not None or folders else {"examples": _gallery_examples()}
+    options = {} if index is not None or folders else {"examples": GALLERY_EXAMPLES}
     app = create_app(collections, pictures, Uploads(), **options)
     routes = (
         server.Route("GET", "/healthz", public=True),
@@ -205,14 +214,6 @@ def _gallery_credits() -> dict[str, str]:
     """Author and licence of every shipped photo, which their licences ask to be shown."""
     with (GALLERY / "credits.csv").open(encoding="utf-8", newline="") as stream:
         return {r["file"]: f"{r['author']}, {r['licence']}" for r in csv.DictReader(stream)}
-
-
-def _gallery_examples() -> list[str]:
-    """The shortest of the gallery's example searches: they fit side by side."""
-    lines = (GALLERY / "queries.txt").read_text("utf-8").splitlines()
-    queries = [line.strip() for line in lines if line.strip()]
-    short = sorted(queries, key=len)[:6]
-    return [query for query in queries if query in short]
 
 
 def _cached_index_dir(folder: Path, model: RetrievalModel) -> Path:

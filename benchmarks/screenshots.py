@@ -26,7 +26,7 @@ GALLERY = ROOT / "apps" / "gallery"
 
 
 def search(page: SearchPage) -> None:
-    page.search("horses standing on a grassy field")
+    page.search("musicians playing on a stage")
 
 
 def search_dark(page: SearchPage) -> None:
@@ -35,12 +35,12 @@ def search_dark(page: SearchPage) -> None:
 
 def captions(page: SearchPage) -> None:
     page.tab("Captions")
-    page.choose_picture(GALLERY / "gc_swan_family.webp", "#enn-subject")
+    page.choose_picture(GALLERY / "gc_horse_herd.webp", "#enn-subject")
     page.page.wait_for_selector("#enn-ranking .enn-captions li")
 
 
 def larger(page: SearchPage) -> None:
-    page.search("an insect on a flower")
+    page.search("a bird flying in the air")
     page.open(0)
     page.page.wait_for_function(
         "document.querySelector('.enn-dialog img').src.includes('pictures/large/')"
@@ -55,7 +55,7 @@ def index(page: SearchPage) -> None:
 
 
 def phone(page: SearchPage) -> None:
-    page.search("tropical fish")
+    page.search("horses in a field")
 
 
 SHOTS: dict[str, tuple[Callable[[SearchPage], None], dict]] = {
@@ -105,7 +105,7 @@ def main() -> int:
 
 def save(png: bytes, target: Path) -> None:
     """WebP shows photos and small letters well in a tenth of a PNG's bytes."""
-    Image.open(io.BytesIO(png)).convert("RGB").save(target, quality=86, method=6)
+    Image.open(io.BytesIO(png)).convert("RGB").save(target, quality=80, method=6)
 
 
 if __name__ == "__main__":
