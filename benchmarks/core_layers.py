@@ -318,7 +318,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["layers", "orthogonality", "drift"])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV files")
     args = parser.parse_args()
-    seconds = args.seconds or (0.1 if args.quick else 1.2)
+    seconds = args.seconds or (0.1 if args.quick else 1.0)
     torch.manual_seed(0)
     about = {
         "command": shlex.join(["python", "benchmarks/core_layers.py", *sys.argv[1:]]),
