@@ -5,8 +5,9 @@
 
 The vectors are synthetic: unit vectors of length 384 around 2,000 centres with a falling spectrum,
 and queries of the same kind. They say nothing about the quality of a model, and clusters flatter an
-ANN's recall. The files are small synthetic JPEG images. CPU time stands beside wall time: on a busy
-machine only that says something. Writes `benchmarks/results/index_speed.csv`.
+ANN's recall: benchmarks/ann_recall.py measures that on real vectors. The files are small synthetic
+JPEG images. CPU time stands beside wall time: on a busy machine only that says something. Writes
+`benchmarks/results/index_speed.csv`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def build(folder: Path, count: int) -> tuple[EigenIndex, float]:
         ann = "ann-1.faiss"
         flat = snapshots.Snapshot(folder, "vectors-1.faiss", None, DIM)
         started = time.perf_counter()
-        snapshots.build_ann(folder, ann, flat, None, np.empty(0, np.int64))
+        snapshots.build_ann(folder, ann, flat)
         seconds = time.perf_counter() - started
     with sqlite3.connect(folder / "catalog.sqlite") as db:
         rows = ((f"{number:07d}.jpg", "indexed") for number in range(count))

@@ -93,9 +93,7 @@ class EigenIndex:
 
     ann_from: int = writing.ANN_FROM
     """Number of vectors from which the next snapshot gets an ANN beside it."""
-    ann_probes: float = 1 / 32
-    """Share of the inverted lists that one query looks into, at least 16 of them."""
-    ann_candidates: int = 400
+    ann_candidates: int = 2000
     """Fewest candidates of the ANN that are ranked again exactly."""
 
     def __init__(self, path: str | os.PathLike[str], manifest: Manifest, catalog: Catalog) -> None:
@@ -516,17 +514,14 @@ class EigenIndex:
         """Positions that the ANN proposes, or None where only a full scan will do."""
         if not snapshot.has_ann or (delta is not None and _log_spread(delta) > _ANN_LOG_SPREAD):
             return None
-        # Deleted images still stand in the lists: ask for as many more.
-        wanted = max(self.ann_candidates, 4 * k) + min(len(view.dead), len(snapshot) // 10)
+        # Deleted images still have their codes: ask for as many more.
+        wanted = max(self.ann_candidates, 10 * k) + min(len(view.dead), len(snapshot) // 10)
         if wanted > len(snapshot) // 4:
             return None
-        probes = max(16, round(self.ann_probes * snapshot.lists))
         # Under a changed spectrum the unchanged query proposes better than the changed one, which
         # sees the numerator of the score alone; both together do best.
         directions = [q] if delta is None else [q, q * delta]
-        rows = np.unique(
-            np.concatenate([snapshot.propose(each, wanted, probes) for each in directions])
-        )
+        rows = np.unique(np.concatenate([snapshot.propose(each, wanted) for each in directions]))
         rows = rows[~np.isin(rows, view.dead)]
         return rows if len(rows) >= k else None
 

@@ -210,7 +210,7 @@ class Writer:
             if len(ids) >= self.ann_from:
                 ann = f"ann-{number}.faiss"
                 fresh = Snapshot(self.folder, name, None, self.manifest.dim)
-                snapshots.build_ann(self.folder, ann, fresh, self._snapshot, new_ids)
+                snapshots.build_ann(self.folder, ann, fresh)
         with self.catalog.writing():
             self.catalog.commit_snapshot(name, ann)
             self.catalog.set_meta("snapshot_number", number)
