@@ -203,7 +203,7 @@ class ProgressLine:
             if self._task is None:
                 for task in list(self._bar.task_ids):
                     self._bar.remove_task(task)
-                self._task = self._bar.add_task(stage, total=total, pace="")
+                self._task = self._bar.add_task(stage, total=total, completed=done, pace=pace)
             self._bar.update(self._task, completed=done, total=total, pace=pace)
         elif now - self._told >= _LINE_SECONDS:
             self._told = now
