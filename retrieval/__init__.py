@@ -12,39 +12,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retrieval.datasets import DatasetError, load_karpathy
     from retrieval.eigen import EigenBasis
     from retrieval.images import ImageError
     from retrieval.index import EigenIndex, default_index_dir
     from retrieval.models import ModelError, RetrievalModel, list_models, load
-    from retrieval.search import Hit, Searcher, open_index
+    from retrieval.search import (
+        Hit,
+        QueryError,
+        Searcher,
+        open_index,
+        parse_query,
+        rank_captions,
+    )
 
 # Imported on first use: torch, faiss and the models take seconds.
 _HOME = {
+    "DatasetError": "retrieval.datasets",
     "EigenBasis": "retrieval.eigen",
     "EigenIndex": "retrieval.index",
     "Hit": "retrieval.search",
     "ImageError": "retrieval.images",
     "ModelError": "retrieval.models",
+    "QueryError": "retrieval.search",
     "RetrievalModel": "retrieval.models",
     "Searcher": "retrieval.search",
     "default_index_dir": "retrieval.index",
     "list_models": "retrieval.models",
     "load": "retrieval.models",
+    "load_karpathy": "retrieval.datasets",
     "open_index": "retrieval.search",
+    "parse_query": "retrieval.search",
+    "rank_captions": "retrieval.search",
 }
 
 __all__ = [
+    "DatasetError",
     "EigenBasis",
     "EigenIndex",
     "Hit",
     "ImageError",
     "ModelError",
+    "QueryError",
     "RetrievalModel",
     "Searcher",
     "default_index_dir",
     "list_models",
     "load",
+    "load_karpathy",
     "open_index",
+    "parse_query",
+    "rank_captions",
 ]
 
 

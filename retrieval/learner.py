@@ -72,15 +72,20 @@ class Learner(nn.Module):
         backbone: Any = self.tower.backbone
         return [*backbone.blocks[self.first_block :], backbone.conv_head]
 
-    def images(self, inputs: Tensor) -> Tensor:
-        """Block inputs -> unit image vectors (N, d)."""
+    def pooled(self, inputs: Tensor) -> Tensor:
+        """Block inputs -> pooled features of the backbone (N, n) float32."""
         backbone: Any = self.tower.backbone
         with torch.autocast("cpu", torch.bfloat16):
             x = inputs
             for block in backbone.blocks[self.first_block :]:
                 x = _run_block(block, x)
-            x = backbone.bn2(backbone.conv_head(x))
-            z = self.tower.proj(self.tower.head(x.float().mean((2, 3))))
+            return backbone.bn2(backbone.conv_head(x)).float().mean((2, 3))
+
+    def images(self, inputs: Tensor) -> Tensor:
+        """Block inputs -> unit image vectors (N, d)."""
+        x = self.pooled(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = self.tower.proj(self.tower.head(x))
         return F.normalize(z.float(), dim=-1)
 
 

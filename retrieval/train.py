@@ -24,10 +24,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from enn_core import Retraction, orthogonality_error, param_groups, to_enn
+from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
 from retrieval.backbone_mini import MiniTower, fold_batchnorm, save_mini
 from retrieval.block_inputs import BlockInputs, Progress, imagenet_backbone
 from retrieval.learner import Learner
+from retrieval.refine import refine_head
 from retrieval.train_config import TrainConfig, TrainError
 
 __all__ = ["TrainConfig", "TrainError", "train"]
@@ -67,7 +68,7 @@ def train(
         images,
         config.first_block,
         config.views,
-        config.distill > 0,
+        config.distill > 0 or (config.refine_epochs > 0 and config.imagined > 0),
         output / "cache",
         report,
     )
@@ -79,6 +80,7 @@ def train(
     run = _Run(config, cache, fit, held, output)
     run.resume()
     run.fit(report)
+    run.refine(report)
     return run.finish()
 
 
@@ -265,6 +267,29 @@ class _Run:
             for name, ranks in (("t2i", to_image), ("i2t", to_text))
             for k in (1, 5, 10)
         }
+
+    @torch.no_grad()
+    def _pooled(self, report: Progress) -> torch.Tensor:
+        """Pooled features of the first views of every image, by the averaged weights."""
+        views = self.config.refine_views
+        plain = Learner(fuse(self.average.tower), self.config.first_block).eval()  # type: ignore[arg-type]
+        rows = []
+        for start in range(0, len(self.cache), 16):
+            images = np.arange(start, min(start + 16, len(self.cache)))
+            every = np.repeat(images, views)
+            inputs = self.cache.batch(every, np.tile(np.arange(views), len(images)))
+            rows.append(plain.pooled(inputs).view(len(images), views, -1))
+            report("features", int(images[-1]) + 1, len(self.cache), "")
+        return torch.cat(rows)
+
+    def refine(self, report: Progress) -> None:
+        """Second stage: train the averaged tower's head on."""
+        if not self.config.refine_epochs or self.epoch < self.config.epochs:
+            return
+        tower = refine_head(
+            self.average.tower, self._pooled(report), self.cache, self.fit_set, self.config, report
+        )
+        self.average.tower = tower
 
     def _write_log(self) -> None:
         path = self.output / "log.csv"

@@ -35,6 +35,9 @@ class TrainConfig:
         label_smoothing: of both cross-entropies.
         distill: weight of the ImageNet classifier's opinion of each view over the 1,000 class
             names, which keeps words that the captions lack in the space.
+        refine_epochs, refine_lr: of the second stage, which trains the head alone (0 epochs: none).
+        refine_views: views of each image that the second stage uses.
+        imagined: weight, in the second stage, of classes imagined into photos (`refine`).
         retract_every: optimizer steps between retractions.
         ema: decay of the averaged weights, which are the ones saved.
         stop_after: epochs after which to stop, at the schedule of `epochs` (0: run them all).
@@ -57,6 +60,10 @@ class TrainConfig:
     weight_decay: float = 0.05
     label_smoothing: float = 0.0
     distill: float = 0.0
+    refine_epochs: int = 0
+    refine_lr: float = 6e-4
+    refine_views: int = 4
+    imagined: float = 0.5
     retract_every: int = 5
     ema: float = 0.998
     seed: int = 0
@@ -70,6 +77,8 @@ class TrainConfig:
         for name in ("views", "epochs", "batch_size", "hidden", "dim", "retract_every"):
             if getattr(self, name) < 1:
                 raise TrainError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.refine_epochs and not 1 <= self.refine_views <= self.views:
+            raise TrainError(f"refine_views must be in 1..{self.views}, got {self.refine_views}")
         for name in ("dropout", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainError(f"{name} must be in 0..1, got {getattr(self, name)}")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from retrieval.backbone_mini import MiniTower, fold_batchnorm
 from retrieval.block_inputs import imagenet_backbone, random_view
 from retrieval.learner import Learner, depthwise
+from retrieval.refine import class_directions
 from retrieval.train import TrainConfig, TrainError, train
 
 DATA = Path(os.environ.get("ENN_DATA", "../shared/data"))
@@ -81,6 +82,21 @@ def test_views_keep_the_size_and_follow_the_stream() -> None:
     assert (one != random_view(photo, 2, np.random.default_rng(6))).any()
 
 
+def test_class_directions_raise_their_own_logit() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(500, 8) @ torch.randn(8, 8) + 1
+    readout = torch.randn(8, 5)
+    logits = features @ readout
+    directions = class_directions(features, logits)
+    gains = directions @ (readout - readout.mean(1, keepdim=True))
+    torch.testing.assert_close(gains.diagonal(), torch.ones(5), rtol=1e-2, atol=1e-2)
+    # Linear discriminant analysis: the direction is the covariance times the read-out.
+    covariance = torch.cov(features.T)
+    for direction, column in zip(directions, (readout - readout.mean(1, keepdim=True)).T):
+        expected = covariance @ column
+        assert F.cosine_similarity(direction, expected, dim=0) > 0.999
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -128,7 +144,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 
     config = TrainConfig(
         splits="train", views=2, batch_size=4, epochs=2, hidden=32, holdout=4, rule=rule,
-        first_block=6, distill=0.1,
+        first_block=6, distill=0.1, refine_epochs=2, refine_views=1,
     )  # fmt: skip
     whole = train(config, data=small_data, output=tmp_path / "whole")
     # The frozen half is shared: a compiled tower may round otherwise than its cached copy.
