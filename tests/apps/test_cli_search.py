@@ -57,8 +57,13 @@ def refused(*args: str | Path) -> str:
 def _model_is_loaded_once():
     from retrieval import models
 
+    once = functools.cache(models.load)
+
+    def load(name: str = models.MINI, *, checkpoint: str | None = None) -> Any:
+        return once(name, checkpoint=checkpoint)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "load", functools.cache(models.load))
+        patch.setattr(models, "load", load)
         yield
 
 
