@@ -92,7 +92,9 @@ def test_class_directions_raise_their_own_logit() -> None:
     torch.testing.assert_close(gains.diagonal(), torch.ones(5), rtol=1e-2, atol=1e-2)
     # Linear discriminant analysis: the direction is the covariance times the read-out.
     covariance = torch.cov(features.T)
-    for direction, column in zip(directions, (readout - readout.mean(1, keepdim=True)).T):
+    for direction, column in zip(
+        directions, (readout - readout.mean(1, keepdim=True)).T, strict=True
+    ):
         expected = covariance @ column
         assert F.cosine_similarity(direction, expected, dim=0) > 0.999
 
