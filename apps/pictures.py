@@ -121,6 +121,8 @@ class Pictures:
             if not isinstance(token, str) or len(token) != 43:
                 raise ValueError
             raw = base64.urlsafe_b64decode(token + "=")
+            if base64.urlsafe_b64encode(raw).decode() != token + "=":
+                raise ValueError  # another spelling of the same bytes
         except (ValueError, binascii.Error) as error:
             raise LookupError("unknown picture") from error
         packed, signature = raw[:16], raw[16:]

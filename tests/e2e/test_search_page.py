@@ -197,8 +197,10 @@ def test_keyboard_alone(visit):
     assert page.page.evaluate("document.activeElement.innerText") == "More like this"
     keys.press("Escape")
     page.page.wait_for_selector(".enn-dialog", state="hidden")
-    card = page.page.evaluate("document.activeElement.closest('.enn-card').dataset.name")
-    assert card == page.names[2]
+    page.page.wait_for_function(
+        "name => document.activeElement.closest('.enn-card')?.dataset.name === name",
+        arg=page.names[2],
+    )
     keys.press("/")
     assert page.page.evaluate("document.activeElement.closest('#enn-text') !== null")
 
