@@ -65,6 +65,8 @@ _one_large = threading.Lock()
 
 # A changed file is looked at once more after this pause (seconds): long enough for a small copy.
 _SETTLE_SECONDS = 0.05
+# A file written to this shortly ago (ns) is watched for as long before it is believed to be whole.
+_FRESH_NS = 20_000_000
 
 
 class ImageError(ValueError):
@@ -264,6 +266,9 @@ def _read_once(path: str | os.PathLike[str], max_bytes: int) -> ImageBytes | Non
             )
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             data = _read_all(file, before.st_size + 1)
+        if abs(time.time_ns() - os.fstat(descriptor).st_mtime_ns) < _FRESH_NS:
+            # Perhaps in the middle of being written: the clock of file times ticks slowly.
+            time.sleep(_FRESH_NS / 1e9)
         after = os.fstat(descriptor)
     except OSError as error:
         raise ImageError(f"cannot be read: {_os_reason(error)}") from None

@@ -507,7 +507,7 @@ def test_real_concurrent_writer_never_gives_mixed_bytes(tmp_path: Path) -> None:
     thread = threading.Thread(target=rewrite)
     thread.start()
     try:
-        for _ in range(40):
+        for _ in range(15):
             try:
                 data = read_stable(path).data
             except ImageError:
