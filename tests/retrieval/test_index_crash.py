@@ -5,6 +5,7 @@ Every scenario runs in a process of its own; see `index_crash_cases`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -19,6 +20,7 @@ from index_cases import (
     TinyTestModel,
     age,
     assert_like_fresh,
+    assert_same_ranking,
     assert_sound,
     photo,
     queries,
@@ -124,9 +126,9 @@ def test_killed_at_every_step_of_compaction(server, tmp_path) -> None:
         shutil.copytree(tmp_path / "good", folder)
         killed = server.run("compact_until", step, folder)
         with EigenIndex.open(folder) as index:
-            assert ranking(index, queries(1)[0]) == expected
+            assert_same_ranking(ranking(index, queries(1)[0]), expected)
             index.compact()
-            assert ranking(index, queries(1)[0]) == expected
+            assert_same_ranking(ranking(index, queries(1)[0]), expected)
     assert killed == 0
 
 
@@ -142,7 +144,8 @@ def test_killed_at_random_times_and_resumed(server, tmp_path) -> None:
     for _ in range(8):
         pid = server.start("update_slowly", root, folder)
         time.sleep(choice.uniform(0.03, 0.25))
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a quick machine is done by then
+            os.kill(pid, signal.SIGKILL)
         server.ended()
         with EigenIndex.open(folder, model=model) as index:
             sizes.append(len(index))
@@ -275,7 +278,7 @@ def test_read_only_mount(server, tmp_path, read_only) -> None:
     root, folder, expected = build(tmp_path)
     place = read_only(folder)
     with EigenIndex.open(place, model=TinyTestModel()) as reader:
-        assert ranking(reader, queries(1)[0]) == expected
+        assert_same_ranking(ranking(reader, queries(1)[0]), expected)
         assert reader.refresh() is False
         with pytest.raises(OSError, match=r"cannot be written .*--index"):
             reader.update(root, TinyTestModel())
