@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from retrieval.atomic import replacing
+
 __all__ = ["TEXT_DIM", "MiniTower", "load_mini", "map_text", "save_mini"]
 
 TEXT_DIM = 384  # of all-MiniLM-L6-v2
@@ -117,8 +119,6 @@ def save_mini(tower: MiniTower, directory: Path | str, config: Mapping[str, Any]
         directory: made if missing.
         config: at least "hidden" and "dim" of the tower, and its "preprocess".
     """
-    import os
-
     from safetensors.torch import save_file
 
     from enn_core import fuse
@@ -126,12 +126,10 @@ def save_mini(tower: MiniTower, directory: Path | str, config: Mapping[str, Any]
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().float().contiguous() for k, v in fuse(tower).state_dict().items()}
-    temporary = directory / f"{WEIGHTS}.tmp"
-    save_file(state, temporary, metadata={"format": "pt"})
-    os.replace(temporary, directory / WEIGHTS)
-    temporary = directory / f"{CONFIG}.tmp"
-    temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, directory / CONFIG)
+    with replacing(directory / WEIGHTS) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    with replacing(directory / CONFIG) as temporary:
+        temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
 
 
 def load_mini(directory: Path | str, device: str | torch.device = "cpu") -> MiniTower:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retrieval.atomic import replacing
 from retrieval.train_config import TrainError
 
 if TYPE_CHECKING:
@@ -230,9 +230,15 @@ class BlockInputs:
             if (number + 1) % 200 == 0 or number + 1 == len(jobs):
                 inputs.flush()
                 logits.flush()
-                _write(done_path, json.dumps(number + 1))
+                with replacing(done_path) as temporary:
+                    temporary.write_text(json.dumps(number + 1))
                 report("block inputs", number + 1, len(jobs), "")
         self.inputs, self.logits = inputs, logits
+
+    def captions_of(self, images: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """(N, 384): a caption drawn for each of these images; one is drawn for all others too."""
+        chosen = torch.from_numpy(rng.integers(self.per_image, size=len(self)))
+        return self.text[torch.arange(len(self)), chosen][torch.from_numpy(images)]
 
     def batch(self, images: np.ndarray, views: np.ndarray) -> Tensor:
         """Block inputs (N, C, H, W) float32, channels last."""
@@ -240,14 +246,6 @@ class BlockInputs:
         return torch.from_numpy(rows).float().contiguous(memory_format=torch.channels_last)
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _save(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
-    os.replace(temporary, path)

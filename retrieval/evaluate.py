@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.atomic import replacing
+
 if TYPE_CHECKING:
     from retrieval.datasets import CaptionDataset
     from retrieval.models import RetrievalModel
@@ -273,10 +275,8 @@ def bootstrap_interval(
 
 def write_result(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a result as JSON, complete or not at all."""
-    target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _scores(queries: np.ndarray, items: np.ndarray) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from retrieval.backbone_mini import MiniTower
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "average_"]
 
 
 class _Depthwise(torch.autograd.Function):
@@ -98,3 +98,19 @@ def _run_block(block: nn.Module, x: Tensor) -> Tensor:
         if getattr(layer, "has_skip", False):
             x = x + kept
     return x
+
+
+@torch.no_grad()
+def average_(mean: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """Move a running mean of weights towards a model's trained ones, in place.
+
+    Args:
+        mean: copy of `model` that holds the mean.
+        model: after its optimizer's step number `step` (from 1).
+        step: early steps weigh more, so that the start is forgotten.
+        decay: of the mean, in the long run.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    for average, value in zip(mean.parameters(), model.parameters(), strict=True):
+        if value.requires_grad:
+            average.lerp_(value, 1 - decay)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, param_groups, to_enn
 from retrieval.backbone_mini import MiniTower
+from retrieval.learner import average_
 
 if TYPE_CHECKING:
     from retrieval.block_inputs import BlockInputs, Progress
@@ -111,8 +112,7 @@ def refine_head(
         for start in range(0, len(order) - size + 1, size):
             images = order[start : start + size]
             view = rng.integers(views, size=size)
-            chosen = torch.from_numpy(rng.integers(cache.per_image, size=len(cache)))
-            bank = tower.adapt_text(cache.text[torch.arange(len(cache)), chosen][fit])
+            bank = tower.adapt_text(cache.captions_of(fit, rng))
             names = tower.adapt_text(cache.class_text)
             own = torch.from_numpy(np.searchsorted(fit, images))
             x = features[images, view]
@@ -138,10 +138,7 @@ def refine_head(
             optimizer.step()
             schedule.step()
             step += 1
-            decay = min(_EMA, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for mean, value in zip(average.parameters(), head.parameters(), strict=True):
-                    mean.lerp_(value, 1 - decay)
+            average_(average, head, step, _EMA)
             report("refining", step, steps, f"loss {loss.item():.3f}")
     head.load_state_dict(average.state_dict())
     return fuse(tower).eval()  # type: ignore[return-value]

@@ -25,9 +25,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
+from retrieval.atomic import replacing
 from retrieval.backbone_mini import MiniTower, fold_batchnorm, save_mini
 from retrieval.block_inputs import BlockInputs, Progress, imagenet_backbone
-from retrieval.learner import Learner
+from retrieval.learner import Learner, average_
 from retrieval.refine import refine_head
 from retrieval.train_config import TrainConfig, TrainError
 
@@ -68,7 +69,7 @@ def train(
         images,
         config.first_block,
         config.views,
-        config.distill > 0 or (config.refine_epochs > 0 and config.imagined > 0),
+        config.distill > 0 or config.refine_epochs > 0,
         output / "cache",
         report,
     )
@@ -178,12 +179,8 @@ class _Run:
             "step": self.step,
             "log": self.log,
         }
-        temporary = self._checkpoint.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._checkpoint)
+        with replacing(self._checkpoint) as temporary:
+            torch.save(state, temporary)
 
     def fit(self, report: Progress) -> None:
         """Train the epochs that are left."""
@@ -214,9 +211,7 @@ class _Run:
     def _train_step(self, images: np.ndarray, rng: np.random.Generator) -> float:
         config, cache, model = self.config, self.cache, self.model
         views = rng.integers(config.views, size=len(images))
-        chosen = rng.integers(cache.per_image, size=len(cache))
-        bank = cache.text[torch.arange(len(cache)), torch.from_numpy(chosen)]
-        bank = bank[torch.from_numpy(self.fit_set)]
+        bank = cache.captions_of(self.fit_set, rng)
         own = torch.from_numpy(np.searchsorted(self.fit_set, images))
         z = model.images(cache.batch(images, views))
         text = model.tower.adapt_text(bank)
@@ -238,11 +233,7 @@ class _Run:
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
-        decay = min(config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), model.parameters(), strict=True):
-                if value.requires_grad:
-                    mean.lerp_(value, 1 - decay)
+        average_(self.average, model, self.step, config.ema)
         return loss.item()
 
     @torch.no_grad()
@@ -292,13 +283,13 @@ class _Run:
         self.average.tower = tower
 
     def _write_log(self) -> None:
-        path = self.output / "log.csv"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(self.output / "log.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, fieldnames=list(self.log[-1]))
             writer.writeheader()
             writer.writerows(self.log)
-        os.replace(temporary, path)
 
     def finish(self) -> dict[str, Any]:
         """Write the averaged tower as a model directory, and the curves."""
