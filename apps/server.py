@@ -27,6 +27,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.visitors import Visitor, Visitors, remember
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -67,6 +69,7 @@ class Route:
         json_body: parse and re-write the body as JSON before the application sees it.
         forever: what it serves never changes under the same name, so browsers may keep it.
         public: answer without a password, even when the server has an auth file.
+        begins_visit: a browser that is not known yet may be given its cookie with the answer.
     """
 
     method: str
@@ -75,20 +78,24 @@ class Route:
     json_body: bool = False
     forever: bool = False
     public: bool = False
+    begins_visit: bool = False
 
 
 # What a Gradio 6 page without file components needs, and nothing else.
 GRADIO_ROUTES: tuple[Route, ...] = (
+    Route("GET", r"/", begins_visit=True),
     Route(
         "GET",
-        r"/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?)?",
+        r"/(?:config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon(?:/\d+)?)",
     ),
     Route("GET", r"/(?:static|svelte)/(?:[\w.@+~-]+/)*[\w.@+~-]+"),
     # These file names contain a hash of the content.
     Route("GET", r"/assets/(?:[\w.@+~-]+/)*[\w.@+~-]+", forever=True),
     Route("GET", r"/gradio_api/(?:info/?|startup-events|theme\.css|queue/data)"),
     Route("GET", r"/gradio_api/heartbeat/\w+"),
-    Route("POST", r"/gradio_api/queue/join", max_body=JSON_LIMIT, json_body=True),
+    Route(
+        "POST", r"/gradio_api/queue/join", max_body=JSON_LIMIT, json_body=True, begins_visit=True
+    ),
     Route("POST", r"/gradio_api/(?:cancel|reset)/?", max_body=JSON_LIMIT, json_body=True),
 )
 
@@ -164,12 +171,15 @@ def read_auth_file(
 class Guard:
     """ASGI middleware: allowed hosts, passwords, allowed routes, body limits, security headers.
 
+    Tells the application behind it who the visitor is (see `apps.visitors`).
+
     Args:
         app: the application behind it.
         routes: what exists; anything else is 404.
         users: name -> password for HTTP Basic, or None for an open server.
         hosts: names accepted in the Host header, or None for any. Naming them keeps another web
             site from reaching a server on this machine through DNS rebinding.
+        visitors: tells visitors apart.
     """
 
     def __init__(
@@ -179,8 +189,10 @@ class Guard:
         routes: Iterable[Route],
         users: Mapping[str, str] | None = None,
         hosts: frozenset[str] | None = None,
+        visitors: Visitors | None = None,
     ) -> None:
         self.app = app
+        self.visitors = visitors or Visitors(passwords=users is not None)
         self.routes = [(route, re.compile(route.pattern)) for route in routes]
         self.hosts = hosts
         self.large_requests = asyncio.Semaphore(LARGE_REQUESTS)
@@ -197,12 +209,20 @@ class Guard:
         if scope["type"] != "http":  # no page of ours uses websockets
             return
 
-        refusal = self._refusal(scope)
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        login = self._login(headers.get(b"authorization", ""))
+        refusal = self._refusal(scope, headers, login)
         keep = isinstance(refusal, Route) and refusal.forever
+        visitor = Visitor(None)
+        if isinstance(refusal, Route):
+            visitor = self.visitors.identify(login, headers, page=refusal.begins_visit)
+        cookie = visitor.set_cookie
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
                 added = list(SECURITY_HEADERS)
+                if cookie:
+                    added.append((b"set-cookie", cookie.encode()))
                 if keep and message["status"] == 200:
                     added.append((b"cache-control", b"private, max-age=31536000, immutable"))
                 ours = {name for name, _ in added}
@@ -216,6 +236,7 @@ class Guard:
             await refusal.answer(scope, receive, send_safely)
             return
         route = refusal
+        scope = remember(scope, visitor)
         if route.max_body > JSON_LIMIT:
             async with self.large_requests:  # bounds the memory that uploads can take
                 await self._pass(route, scope, receive, send_safely)
@@ -233,9 +254,10 @@ class Guard:
             receive = _replay(body, receive)
         await self.app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> _Refusal | Route:
+    def _refusal(
+        self, scope: Scope, headers: Mapping[bytes, str], login: str | None
+    ) -> _Refusal | Route:
         """The matching route, or why the request is refused."""
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = _host_name(headers.get(b"host", ""))
         if self.hosts is not None and host not in self.hosts:
             return _Refusal(403, "This server answers only to its own address.")
@@ -244,7 +266,7 @@ class Guard:
         route = next((r for r, p in self.routes if r.method == method and p.fullmatch(path)), None)
         if route is not None and route.public:
             return route
-        if self.digests is not None and not self._known(headers.get(b"authorization", "")):
+        if self.digests is not None and login is None:
             return _Refusal(
                 401,
                 "Please sign in.",
@@ -261,21 +283,22 @@ class Guard:
             return _Refusal(403, "Requests from other web sites are refused.")
         return route
 
-    def _known(self, authorization: str) -> bool:
+    def _login(self, authorization: str) -> str | None:
+        """Who signs in with a header, None if nobody of the auth file does."""
         scheme, _, payload = authorization.partition(" ")
         if scheme.lower() != "basic" or self.digests is None:
-            return False
+            return None
         try:
             name, _, password = base64.b64decode(payload, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
-            return False
+            return None
         given = (_digest(name), _digest(password))
         # Every entry is compared in full, so the time tells nothing about names or passwords.
         matches = [
             hmac.compare_digest(given[0], n) & hmac.compare_digest(given[1], p)
             for n, p in self.digests
         ]
-        return any(matches)
+        return name if any(matches) else None
 
 
 def check_port(host: str, port: int) -> None:
@@ -320,7 +343,8 @@ def run(
     listener = _listen(host, port)
     port = listener.getsockname()[1]
     hosts = LOOPBACK_NAMES | {host.lower()} if local else None
-    guarded = Guard(app, routes=routes, users=users, hosts=hosts)
+    visitors = Visitors(passwords=users is not None, loopback=local)
+    guarded = Guard(app, routes=routes, users=users, hosts=hosts, visitors=visitors)
     shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}/"
 
