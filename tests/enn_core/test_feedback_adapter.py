@@ -1,0 +1,229 @@
+"""The recursive projector and the ridge adapter against their closed forms."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enn_core.feedback import RecursiveProjector, RidgeAdapter
+
+
+def closed_form(
+    dim: int,
+    a: np.ndarray,
+    b: np.ndarray,
+    alpha: float,
+    anchors: np.ndarray | None = None,
+    weight: float = 0.0,
+) -> np.ndarray:
+    """M = I + (B - A)(A^T P0 A + alpha I)^-1 A^T P0, rows of `a` and `b` being the columns."""
+    before = np.eye(dim)
+    if anchors is not None:
+        before = np.linalg.inv(np.eye(dim) + weight / alpha * anchors.T @ anchors)
+    gram = a @ before @ a.T + alpha * np.eye(len(a))
+    return np.eye(dim) + (b - a).T @ np.linalg.solve(gram, a @ before)
+
+
+@st.composite
+def lessons(draw, anchored: bool | None = None) -> dict:
+    """Arguments of `RidgeAdapter.of_pairs`: correlated rows of about unit length."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dim, pairs = draw(st.integers(1, 24)), draw(st.integers(0, 12))
+    common = draw(st.floats(0, 3)) * rng.standard_normal(dim)
+
+    def rows(count: int) -> np.ndarray:
+        values = rng.standard_normal((count, dim)) + common
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    a, b = rows(pairs), rows(pairs)
+    if pairs > 1 and draw(st.booleans()):
+        a[-1] = a[0]  # the same query taught twice
+    with_anchors = draw(st.booleans()) if anchored is None else anchored
+    return {
+        "dim": dim,
+        "a": a,
+        "b": b,
+        "alpha": draw(st.sampled_from([1e-3, 0.01, 0.1, 0.5, 3.0])),
+        "anchors": rows(draw(st.integers(1, 8))) if with_anchors else None,
+        "anchor_weight": draw(st.sampled_from([0.01, 0.1, 1.0])) if with_anchors else 0.0,
+    }
+
+
+def _empty(lesson: dict) -> RidgeAdapter:
+    return RidgeAdapter(
+        lesson["dim"],
+        alpha=lesson["alpha"],
+        anchors=lesson["anchors"],
+        anchor_weight=lesson["anchor_weight"],
+    )
+
+
+def _bits(adapter: RidgeAdapter) -> bytes:
+    eye = np.eye(adapter.dim)
+    return b"".join(adapter.apply(row).tobytes() for row in eye)
+
+
+@settings(deadline=None, max_examples=150)
+@given(lesson=lessons(), data=st.data())
+def test_any_order_gives_the_closed_form(lesson, data) -> None:
+    order = data.draw(st.permutations(range(len(lesson["a"]))))
+    shuffled = lesson | {"a": lesson["a"][order], "b": lesson["b"][order]}
+    expected = closed_form(
+        lesson["dim"],
+        lesson["a"],
+        lesson["b"],
+        lesson["alpha"],
+        lesson["anchors"],
+        lesson["anchor_weight"],
+    )
+    for each in (lesson, shuffled):
+        adapter = RidgeAdapter.of_pairs(**each)
+        assert len(adapter) == len(each["a"])
+        np.testing.assert_allclose(adapter.matrix(), expected, rtol=0, atol=1e-9)
+
+
+@settings(deadline=None)
+@given(lesson=lessons())
+def test_replay_and_undo_give_the_same_bits(lesson) -> None:
+    adapter, history = _empty(lesson), []
+    for a, b in zip(lesson["a"], lesson["b"], strict=True):
+        history.append(_bits(adapter))
+        adapter = adapter.with_pair(a, b)
+    assert _bits(RidgeAdapter.of_pairs(**lesson)) == _bits(adapter)
+    for count, bits in enumerate(history):
+        # An undo replays what is left; the prefix is the same without computing it again.
+        fewer = lesson | {"a": lesson["a"][:count], "b": lesson["b"][:count]}
+        assert _bits(RidgeAdapter.of_pairs(**fewer)) == bits
+        assert _bits(adapter.first(count)) == bits
+        assert len(adapter.first(count)) == count
+        again = adapter.first(count).with_pairs(lesson["a"][count:], lesson["b"][count:])
+        assert _bits(again) == _bits(adapter)
+
+
+@settings(deadline=None)
+@given(lesson=lessons(anchored=False), seed=st.integers(0, 2**32 - 1))
+def test_orthogonal_directions_stay_and_scores_move_within_the_bound(lesson, seed) -> None:
+    rng = np.random.default_rng(seed)
+    adapter = RidgeAdapter.of_pairs(**lesson)
+    query, image = rng.standard_normal((2, lesson["dim"]))
+    image /= np.linalg.norm(image)
+    _, sizes, basis = np.linalg.svd(lesson["a"], full_matrices=False)
+    basis = basis[sizes > 1e-9 * max(sizes, default=1)]
+    inside = basis.T @ (basis @ query)
+    np.testing.assert_allclose(adapter.apply(query - inside), query - inside, rtol=0, atol=1e-7)
+    moved = abs(image @ (adapter.apply(query) - query))
+    most = np.linalg.norm(adapter.matrix() - np.eye(lesson["dim"]), 2)
+    assert moved <= most * np.linalg.norm(inside) + 1e-9
+
+
+@settings(deadline=None)
+@given(lesson=lessons(), seed=st.integers(0, 2**32 - 1))
+def test_rows_shapes_and_the_transpose(lesson, seed) -> None:
+    dim = lesson["dim"]
+    adapter = RidgeAdapter.of_pairs(**lesson)
+    rows = np.random.default_rng(seed).standard_normal((2, 3, dim))
+    matrix = adapter.matrix()
+    np.testing.assert_allclose(adapter.apply(rows), rows @ matrix.T, atol=1e-9)
+    np.testing.assert_allclose(adapter.apply_transposed(rows), rows @ matrix, atol=1e-9)
+    np.testing.assert_allclose(adapter.apply(rows[0, 0]), rows[0, 0] @ matrix.T, atol=1e-9)
+    assert adapter.apply(rows[:0]).shape == (0, 3, dim)
+    assert adapter.apply(rows.astype(np.float32)).dtype == np.float64
+
+
+@settings(deadline=None)
+@given(lesson=lessons())
+def test_the_projector_agrees_with_the_closed_form(lesson) -> None:
+    dim, alpha = lesson["dim"], lesson["alpha"]
+    projector, matrix = RecursiveProjector(dim, alpha), np.eye(dim)
+    for a, b in zip(lesson["a"], lesson["b"], strict=True):
+        matrix = matrix + np.outer(b - matrix @ a, projector.add(a))
+    a, b = lesson["a"], lesson["b"]
+    np.testing.assert_allclose(matrix, closed_form(dim, a, b, alpha), rtol=0, atol=1e-9)
+    expected = np.linalg.inv(np.eye(dim) + a.T @ a / alpha)
+    np.testing.assert_allclose(projector.P, expected, rtol=0, atol=1e-9)
+    assert np.array_equal(projector.P, projector.P.T)
+
+
+def test_many_pairs_and_rows_go_through_in_pieces() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 100, 64)) / 8
+    adapter = RidgeAdapter.of_pairs(64, a, b, alpha=0.1)
+    rows = rng.standard_normal((300, 64))
+    one_by_one = np.array([adapter.apply(row) for row in rows])
+    np.testing.assert_allclose(adapter.apply(rows), one_by_one, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(adapter.matrix(), closed_form(64, a, b, 0.1), rtol=0, atol=1e-9)
+
+
+_DIGEST = """
+import hashlib
+import numpy as np
+from enn_core.feedback import RecursiveProjector, RidgeAdapter
+rng = np.random.default_rng(0)
+a, b = rng.standard_normal((2, 40, 384)) / 20
+anchors = rng.standard_normal((150, 384)) / 20
+adapter = RidgeAdapter.of_pairs(384, a, b, alpha=0.1, anchors=anchors, anchor_weight=0.1)
+projector = RecursiveProjector(384)
+gains = [projector.add(row) for row in a]
+values = [adapter.apply(anchors[0]), adapter.apply_transposed(anchors[1]), projector.P, *gains]
+print(hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest())
+"""
+
+
+def test_the_number_of_threads_does_not_change_the_bits() -> None:
+    digests = set()
+    for threads in ("1", "2", "5"):
+        environment = os.environ | {
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
+        digests.add(
+            subprocess.run(
+                [sys.executable, "-c", _DIGEST],
+                env=environment,
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RidgeAdapter(0, alpha=1), "dim must be at least 1"),
+        (lambda: RidgeAdapter(2, alpha=0), "alpha must be above 0"),
+        (lambda: RidgeAdapter(2, alpha=np.nan), "alpha must be above 0"),
+        (lambda: RidgeAdapter(2, alpha=1, anchor_weight=-1), "anchor_weight must be at least 0"),
+        (lambda: RidgeAdapter(2, alpha=1, anchors=[1, 2], anchor_weight=1), "anchors must have"),
+        (lambda: RidgeAdapter(2, alpha=1).with_pair([1, np.nan], [1, 0]), "a holds NaN"),
+        (lambda: RidgeAdapter(2, alpha=1).with_pair([1, 0], [1, np.inf]), "b holds NaN"),
+        (lambda: RidgeAdapter(2, alpha=1).with_pair([1, 0, 0], [1, 0]), r"a must have shape \(2,"),
+        (lambda: RidgeAdapter(2, alpha=1).with_pair([1e300, 0], [1, 0]), "too large"),
+        (lambda: RidgeAdapter(2, alpha=1).with_pairs(np.eye(2), np.eye(2)[:1]), "give pairs"),
+        (lambda: RidgeAdapter(2, alpha=1).apply([1, 2, 3]), "rows must have shape"),
+        (lambda: RidgeAdapter(2, alpha=1).apply(1.0), "rows must have shape"),
+        (lambda: RidgeAdapter(2, alpha=1).first(1), "count must be 0 to 0"),
+        (lambda: RecursiveProjector(2, alpha=-1), "alpha must be above 0"),
+        (lambda: RecursiveProjector(2).add([1]), "a must have shape"),
+        (lambda: RecursiveProjector(2).add([np.nan, 1]), "a holds NaN"),
+        (lambda: RecursiveProjector(2).add([1e300, 1]), "too large"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
+def test_wrong_values_are_refused(make, message) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_zero_row_changes_nothing() -> None:
+    adapter = RidgeAdapter(3, alpha=0.1).with_pair([0, 0, 0], [1, 0, 0])
+    np.testing.assert_array_equal(adapter.matrix(), np.eye(3))
