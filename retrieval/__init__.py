@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from retrieval.eigen import EigenBasis
     from retrieval.images import ImageError
     from retrieval.index import EigenIndex, default_index_dir
+    from retrieval.marks import TeachError
     from retrieval.models import ModelError, RetrievalModel, list_models, load
+    from retrieval.profiles import ProfileError, list_profiles
     from retrieval.search import (
         Hit,
         QueryError,
@@ -25,20 +27,28 @@ if TYPE_CHECKING:
         parse_query,
         rank_captions,
     )
+    from retrieval.teaching import Effect, HistoryEntry, Lesson, Teacher
 
 # Imported on first use: torch, faiss and the models take seconds.
 _HOME = {
     "DatasetError": "retrieval.datasets",
+    "Effect": "retrieval.teaching",
     "EigenBasis": "retrieval.eigen",
     "EigenIndex": "retrieval.index",
+    "HistoryEntry": "retrieval.teaching",
     "Hit": "retrieval.search",
     "ImageError": "retrieval.images",
+    "Lesson": "retrieval.teaching",
     "ModelError": "retrieval.models",
+    "ProfileError": "retrieval.profiles",
     "QueryError": "retrieval.search",
     "RetrievalModel": "retrieval.models",
     "Searcher": "retrieval.search",
+    "TeachError": "retrieval.marks",
+    "Teacher": "retrieval.teaching",
     "default_index_dir": "retrieval.index",
     "list_models": "retrieval.models",
+    "list_profiles": "retrieval.profiles",
     "load": "retrieval.models",
     "load_karpathy": "retrieval.datasets",
     "open_index": "retrieval.search",
@@ -48,16 +58,23 @@ _HOME = {
 
 __all__ = [
     "DatasetError",
+    "Effect",
     "EigenBasis",
     "EigenIndex",
+    "HistoryEntry",
     "Hit",
     "ImageError",
+    "Lesson",
     "ModelError",
+    "ProfileError",
     "QueryError",
     "RetrievalModel",
     "Searcher",
+    "TeachError",
+    "Teacher",
     "default_index_dir",
     "list_models",
+    "list_profiles",
     "load",
     "load_karpathy",
     "open_index",

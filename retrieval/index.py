@@ -104,6 +104,7 @@ class EigenIndex:
         self._retired: list[Catalog] = []
         self._refreshing = threading.Lock()
         self._moments: tuple[_View, tuple[np.ndarray, np.ndarray]] | None = None
+        self._sample: tuple[_View, int, np.ndarray] | None = None
         self._stamp = self._catalog_stamp()
         self._view = self._load_view(None)
 
@@ -408,6 +409,20 @@ class EigenIndex:
         result = mean, products / count - np.outer(mean, mean)
         self._moments = view, result
         return result
+
+    def sample(self, count: int) -> npt.NDArray[np.float32]:
+        """Stored vectors of an even choice of at most `count` images, (N, r), in id order.
+
+        Kept until the next change.
+        """
+        view, kept = self._view, self._sample
+        if kept is not None and kept[0] is view and kept[1] == count:
+            return kept[2]
+        ids = self.ids()
+        chosen = ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(np.int64)]
+        vectors, _ = self._find(view, chosen)
+        self._sample = view, count, vectors
+        return vectors
 
     def stats(self) -> dict[str, Any]:
         """Counts, sizes and origin, fit for JSON."""

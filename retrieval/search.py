@@ -17,23 +17,37 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieval.index import EigenIndex
+from retrieval.manifest import EmbeddingModel
+from retrieval.profiles import check_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from retrieval.guard import Mapping
     from retrieval.models import RetrievalModel
+    from retrieval.teaching import Effect, HistoryEntry, Lesson, Teacher
 
-__all__ = ["Hit", "Part", "QueryError", "Searcher", "open_index", "parse_query", "rank_captions"]
+__all__ = [
+    "Hit",
+    "Part",
+    "QueryError",
+    "QueryModel",
+    "Searcher",
+    "open_index",
+    "parse_query",
+    "query_coordinates",
+    "rank_captions",
+]
 
 # Spaces before a sign make it an operator; a hyphen inside a word is text.
 _OPERATOR = re.compile(r"(?:^|(?<=\s))[+-]")
@@ -117,13 +131,32 @@ def parse_query(text: str) -> list[Part]:
     return parts
 
 
-class Searcher:
-    """An open index with the model that belongs to it; may be used from several threads."""
+class QueryModel(EmbeddingModel, Protocol):
+    """What queries ask of a model; `retrieval.models.RetrievalModel` has it."""
 
-    def __init__(self, index: EigenIndex, model: RetrievalModel) -> None:
+    def text_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]: ...
+
+
+class Searcher:
+    """An open index with the model that belongs to it; may be used from several threads.
+
+    Attributes:
+        index: the index.
+        model: the model.
+        teacher: the profile whose teaching applies to every search, or None.
+    """
+
+    def __init__(
+        self, index: EigenIndex, model: RetrievalModel, teacher: Teacher | None = None
+    ) -> None:
         """Use `open_index`."""
         self.index = index
         self.model = model
+        self.teacher = teacher
+
+    def with_teacher(self, teacher: Teacher | None) -> Searcher:
+        """The same index under another profile, or under none; close only one of them."""
+        return Searcher(self.index, self.model, teacher)
 
     def __enter__(self) -> Searcher:
         return self
@@ -137,8 +170,10 @@ class Searcher:
         self.close()
 
     def close(self) -> None:
-        """Close the index."""
+        """Close the index and the profile."""
         self.index.close()
+        if self.teacher is not None:
+            self.teacher.close()
 
     def search(
         self,
@@ -147,6 +182,7 @@ class Searcher:
         image: str | os.PathLike[str] | bytes | Image | None = None,
         k: int = 20,
         ids: Sequence[int] | np.ndarray | None = None,
+        taught: bool = True,
     ) -> list[Hit]:
         """The k images closest to a text, an image, or both.
 
@@ -155,6 +191,7 @@ class Searcher:
             image: path, file bytes or PIL image.
             k: number of results, fewer if the index is smaller.
             ids: rank these images only.
+            taught: whether what the profile was taught applies.
 
         Returns:
             Best first, equal scores by id. For one text the score is its cosine with the image;
@@ -165,55 +202,104 @@ class Searcher:
             ImageError: if the image cannot be read.
         """
         self.index.refresh()
-        q = self.query_vector(text, image)
-        return self._hits(self.index.search(q, k, ids=ids))
+        mapping = self.mapping(taught)
+        q = query_coordinates(self.model, self.index, text, image, mapping)
+        delta = mapping.delta if mapping is not None else None
+        return self._hits(self.index.search(q, k, delta=delta, ids=ids))
 
-    def similar(self, id: int, k: int = 20) -> list[Hit]:
+    def similar(self, id: int, k: int = 20, *, taught: bool = True) -> list[Hit]:
         """The k images closest to an indexed one, without itself.
 
         Raises:
             KeyError: if no searchable image has that id.
         """
         self.index.refresh()
-        found = self.index.search(self.index.vectors([id])[0], k + 1)
+        mapping = self.mapping(taught)
+        delta = mapping.delta if mapping is not None else None
+        q = _under(delta, self.index.vectors([id]))[0]
+        found = self.index.search(q, k + 1, delta=delta)
         return self._hits([(other, score) for other, score in found if other != id][:k])
 
     def query_vector(
         self,
         text: str | None = None,
         image: str | os.PathLike[str] | bytes | Image | None = None,
+        *,
+        taught: bool = True,
     ) -> npt.NDArray[np.float32]:
-        """(r,) eigen-coordinates of a query.
+        """(r,) eigen-coordinates of a query; see `query_coordinates`.
 
-        One part alone is taken as it is. Several are first divided by the spread of their own
-        scores over the gallery: cosines of texts lie close together and those of images far
-        apart, and a sum of both would be ruled by the image. The sum has unit norm.
-
-        Raises:
-            QueryError: if the query is empty or its parts cancel.
-            ImageError: if the image cannot be read.
+        To rank by it, give `EigenIndex.search` the `delta` of `mapping(taught)` too.
         """
-        parts = parse_query(text) if text and text.strip() else []
-        if not parts and image is None:
-            raise QueryError("the query is empty: give some words, an image, or both")
-        rows = [self.model.text_vectors([part.text for part in parts])] if parts else []
-        weights = [part.weight for part in parts]
-        if image is not None:
-            rows.append(_image_vectors(self.model, image))
-            weights.append(1.0)
-        vectors = np.concatenate(rows)
-        if len(vectors) == 1:
-            return vectors[0] * np.float32(np.sign(weights[0]))
-        _, covariance = self.index.moments()
-        exact = vectors.astype(np.float64)
-        spread = np.sqrt(np.einsum("ir,rs,is->i", exact, covariance, exact).clip(min=0))
-        norms = np.linalg.norm(exact, axis=1)
-        scale = np.maximum(spread, _LEAST_SPREAD * norms)
-        total = (np.asarray(weights) / np.where(scale > 0, scale, 1)) @ exact
-        length = np.linalg.norm(total)
-        if length <= 1e-6 * np.abs(np.asarray(weights)).max():
-            raise QueryError("the parts of the query cancel each other; change a weight")
-        return np.asarray(total / length, dtype=np.float32)
+        return query_coordinates(self.model, self.index, text, image, self.mapping(taught))
+
+    def mapping(self, taught: bool = True) -> Mapping | None:
+        """What applies to a search: the profile as it is now, or None."""
+        if self.teacher is None or not taught:
+            return None
+        self.teacher.refresh()
+        return self.teacher.mapping
+
+    # --- teaching ------------------------------------------------------------------------------
+
+    def teach(
+        self,
+        text: str,
+        good: Iterable[int] = (),
+        bad: Iterable[int] = (),
+        *,
+        unmark: Iterable[int] = (),
+        rule: str | None = None,
+        force: bool = False,
+    ) -> Lesson:
+        """Learn that these pictures are good and bad answers; see `Teacher.teach`."""
+        teacher = self._teacher()
+        self.index.refresh()
+        return teacher.teach(self.index, text, good, bad, unmark=unmark, rule=rule, force=force)
+
+    def preview(
+        self,
+        text: str,
+        good: Iterable[int] = (),
+        bad: Iterable[int] = (),
+        *,
+        unmark: Iterable[int] = (),
+        rule: str | None = None,
+    ) -> Lesson:
+        """What `teach` would do, without doing it."""
+        teacher = self._teacher()
+        self.index.refresh()
+        return teacher.preview(self.index, text, good, bad, unmark=unmark, rule=rule)
+
+    def undo(self, entry: int | None = None) -> HistoryEntry:
+        """Take back a lesson, by default the newest; see `Teacher.undo`."""
+        teacher = self._teacher()
+        self.index.refresh()
+        return teacher.undo(entry, index=self.index)
+
+    def history(self) -> list[HistoryEntry]:
+        """All lessons of the profile, oldest first."""
+        return self._teacher().history()
+
+    def forget(self, text: str | None = None) -> int:
+        """Erase a query's lessons, or all, for good; returns how many there were."""
+        return self._teacher().forget(text)
+
+    def effects(self) -> list[Effect]:
+        """Where the marked pictures stand without and with what was taught."""
+        teacher = self._teacher()
+        self.index.refresh()
+        return teacher.effects(self.index)
+
+    def _teacher(self) -> Teacher:
+        if self.teacher is None:
+            from retrieval.teaching import TeachError
+
+            raise TeachError(
+                "no profile is open that could be taught; open the index with a profile, as in "
+                "open_index(path, profile='me')"
+            )
+        return self.teacher
 
     def caption(
         self,
@@ -250,30 +336,101 @@ class Searcher:
         return hits
 
 
-def open_index(path: str | os.PathLike[str], model: RetrievalModel | str | None = None) -> Searcher:
+def open_index(
+    path: str | os.PathLike[str],
+    model: RetrievalModel | str | None = None,
+    profile: str | None = None,
+) -> Searcher:
     """Open an index for searching.
 
     Args:
         path: the index directory, or a photo folder with its index inside.
         model: a loaded model or its name; None loads the one the index names.
+        profile: name of the profile whose teaching applies and that can be taught; one that does
+            not exist yet is made by its first lesson.
 
     Raises:
         NoIndex: if there is none.
         IndexMismatch: if the model is not the one that the index was built with.
         IndexCorrupt: if files are damaged.
         ModelError: if the model cannot be loaded.
+        ProfileError: if a profile cannot have that name.
+        JournalError: if the profile cannot be read.
     """
     from retrieval.models import load
 
+    if profile is not None:
+        check_name(profile)
     index = EigenIndex.open(path)
     try:
         if model is None or isinstance(model, str):
             model = load(str(index.manifest["model"]) if model is None else model)
         index.check_model(model)
+        teacher = None
+        if profile is not None:
+            from retrieval.teaching import Teacher
+
+            teacher = Teacher.open(model, profile)
     except BaseException:
         index.close()
         raise
-    return Searcher(index, model)
+    return Searcher(index, model, teacher)
+
+
+def query_coordinates(
+    model: QueryModel,
+    index: EigenIndex,
+    text: str | None = None,
+    image: str | os.PathLike[str] | bytes | Image | None = None,
+    mapping: Mapping | None = None,
+) -> npt.NDArray[np.float32]:
+    """(r,) eigen-coordinates of a query.
+
+    One part alone is taken as it is. Several are first divided by the spread of their own scores
+    over the gallery: cosines of texts lie close together and those of images far apart, and a sum
+    of both would be ruled by the image. The sum has unit norm.
+
+    Args:
+        model: gives the coordinates of the parts.
+        index: whose gallery it is.
+        text: words, with weights and negatives as `parse_query` reads them.
+        image: path, file bytes or PIL image.
+        mapping: what was taught; applies to the sum of the texts, not to the image.
+
+    Raises:
+        QueryError: if the query is empty or its parts cancel.
+        ImageError: if the image cannot be read.
+    """
+    parts = parse_query(text) if text and text.strip() else []
+    if not parts and image is None:
+        raise QueryError("the query is empty: give some words, an image, or both")
+    rows = [model.text_vectors([part.text for part in parts])] if parts else []
+    weights = [part.weight for part in parts]
+    if image is not None:
+        rows.append(_image_vectors(model, image))
+        weights.append(1.0)
+    vectors = np.concatenate(rows)
+    delta = mapping.delta if mapping is not None else None
+    if len(vectors) == 1:
+        alone = vectors * np.float32(np.sign(weights[0]))
+        if mapping is not None:
+            alone = mapping.map(alone) if parts else _under(delta, alone)
+        return alone[0]
+    _, covariance = index.moments()
+    exact = vectors.astype(np.float64)
+    spread = np.sqrt(np.einsum("ir,rs,is->i", exact, covariance, exact).clip(min=0))
+    norms = np.linalg.norm(exact, axis=1)
+    scale = np.maximum(spread, _LEAST_SPREAD * norms)
+    shares = np.asarray(weights) / np.where(scale > 0, scale, 1)
+    total = shares[: len(parts)] @ exact[: len(parts)]
+    if mapping is not None and parts:
+        total = mapping.map(total[None])[0].astype(np.float64)
+    if image is not None:
+        total = total + shares[-1] * _under(delta, exact[-1:])[0]
+    length = np.linalg.norm(total)
+    if length <= 1e-6 * np.abs(np.asarray(weights)).max():
+        raise QueryError("the parts of the query cancel each other; change a weight")
+    return np.asarray(total / length, dtype=np.float32)
 
 
 def rank_captions(
@@ -292,8 +449,17 @@ def rank_captions(
     return [(int(i), float(scores[i]), captions[i]) for i in order]
 
 
+def _under(delta: np.ndarray | None, vectors: np.ndarray) -> np.ndarray:
+    """Images (N, r) as queries under a changed spectrum: their own vectors under it."""
+    if delta is None:
+        return vectors
+    changed = vectors * delta
+    lengths = np.linalg.norm(changed, axis=1, keepdims=True)
+    return np.divide(changed, lengths, out=np.zeros_like(changed), where=lengths > 0)
+
+
 def _image_vectors(
-    model: RetrievalModel, image: str | os.PathLike[str] | bytes | Image
+    model: QueryModel, image: str | os.PathLike[str] | bytes | Image
 ) -> npt.NDArray[np.float32]:
     """(1, r) stored form of a picture."""
     from retrieval.images import decode

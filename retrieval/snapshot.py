@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ CHUNK_ROWS = 512
 # Vectors that the ANN's codes are learned from, and vectors coded at a time.
 _TRAIN_ROWS = 20_000
 _ADD_ROWS = 65_536
+
+# Spectra whose norms are remembered, 4 bytes per image each: those of the visitors of a moment.
+_REMEMBERED_SPECTRA = 4
 
 _PREFIXES = ("vectors-", "ann-")
 _TEMPORARY = ".tmp"
@@ -62,6 +67,8 @@ class Snapshot:
             rows, dim
         )
         self.vectors.flags.writeable = False
+        self._norms: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._norms_lock = threading.Lock()
         self._ann: Any = None
         if ann is not None:
             self._ann = _read(folder / ann)
@@ -122,28 +129,59 @@ class Snapshot:
     def scan(self, q: np.ndarray, delta: np.ndarray) -> np.ndarray:
         """Scores (N,) of every row under a changed spectrum, in float32.
 
+        The norms under a spectrum are computed once: later scans cost as much as an unchanged one.
+
         Args:
             q: (r,) float32.
             delta: (r,) float32; only its direction matters.
         """
         # Scaled, so that squares neither over- nor underflow.
         ratio = delta / max(float(np.abs(delta).max()), np.finfo(np.float32).tiny)
-        weighted, squares = q * ratio, ratio * ratio
+        weighted = np.ascontiguousarray(q * ratio, np.float32)
+        norms = self._known_norms(ratio)
+        if norms is None:
+            scores, norms = self._scan_with_norms(weighted, ratio)
+            self._remember_norms(ratio, norms)
+        else:
+            scores = np.empty(len(self), np.float32)
+            faiss.fvec_inner_products_ny(
+                faiss.swig_ptr(scores),
+                faiss.swig_ptr(weighted),
+                self._flat.get_xb(),
+                self.dim,
+                len(self),
+            )
+        np.divide(scores, norms, out=scores, where=norms > 0)
+        scores[norms == 0] = 0
+        return scores
+
+    def _scan_with_norms(self, q: np.ndarray, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inner products with q and norms under a spectrum, (N,) each, in one pass."""
+        squares = ratio * ratio
         rows = min(CHUNK_ROWS, len(self))
         block, squared = np.empty((2, rows, self.dim), np.float32)
-        scores = np.empty(len(self), np.float32)
+        scores, norms = np.empty((2, len(self)), np.float32)
         for start in range(0, len(self), CHUNK_ROWS):
             part = self.vectors[start : start + CHUNK_ROWS]
             count = len(part)
             np.copyto(block[:count], part)
             np.multiply(block[:count], block[:count], out=squared[:count])
-            norms = np.sqrt(squared[:count] @ squares)
-            raw = block[:count] @ weighted
-            np.divide(
-                raw, norms, out=scores[start : start + count], where=norms > 0, casting="same_kind"
-            )
-            scores[start : start + count][norms == 0] = 0
-        return scores
+            np.sqrt(squared[:count] @ squares, out=norms[start : start + count])
+            np.matmul(block[:count], q, out=scores[start : start + count])
+        return scores, norms
+
+    def _known_norms(self, ratio: np.ndarray) -> np.ndarray | None:
+        with self._norms_lock:
+            norms = self._norms.get(ratio.tobytes())
+            if norms is not None:
+                self._norms.move_to_end(ratio.tobytes())
+            return norms
+
+    def _remember_norms(self, ratio: np.ndarray, norms: np.ndarray) -> None:
+        with self._norms_lock:
+            self._norms[ratio.tobytes()] = norms
+            while len(self._norms) > _REMEMBERED_SPECTRA:
+                self._norms.popitem(last=False)
 
 
 def _read(path: Path, *, map_file: bool = True) -> Any:

@@ -1,0 +1,142 @@
+"""What a lesson would do to everything else, before it is accepted.
+
+Two things are compared before and after: the best pictures of about 200 generic queries (shipped in
+`protected.txt`), and how well the queries taught earlier still agree with their own marks. Both are
+measured on an even choice of the stored vectors, so that a million pictures cost no more than two
+thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.eigen import scores
+
+__all__ = [
+    "LEAST_OVERLAP",
+    "MOST_AGREEMENT_LOST",
+    "SAMPLE",
+    "Mapping",
+    "Marks",
+    "agreement",
+    "best",
+    "overlap",
+    "protected_queries",
+    "verdict",
+]
+
+SAMPLE = 2000
+"""Stored vectors that the guard looks at."""
+LEAST_OVERLAP = 0.80
+"""Share of the protected queries' best pictures that one lesson must leave in place."""
+MOST_AGREEMENT_LOST = 0.10
+"""How much of their agreement with their marks the queries taught earlier may lose on average."""
+
+_BEST = 20
+# Of a small collection twenty pictures would be nearly all, and nothing could ever move.
+_BEST_SHARE = 5
+
+
+class Mapping(Protocol):
+    """What was taught, as a change of queries and of the spectrum."""
+
+    @property
+    def delta(self) -> npt.NDArray[np.float32] | None:
+        """(r,) changed spectrum over base spectrum, or None."""
+
+    def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """(N, r) taught coordinates of text queries (N, r)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """A taught query with the pictures that its user marked.
+
+    Attributes:
+        c: (r,) coordinates of the query as its words give them.
+        good, bad: (n, r) and (m, r) stored vectors.
+    """
+
+    c: np.ndarray
+    good: np.ndarray
+    bad: np.ndarray
+
+
+@cache
+def protected_queries() -> tuple[str, ...]:
+    """The shipped queries."""
+    text = files("retrieval").joinpath("protected.txt").read_text("utf-8")
+    return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def best(
+    mapping: Mapping, queries: npt.NDArray[np.floating], sample: npt.NDArray[np.float32]
+) -> npt.NDArray[np.bool_]:
+    """Which pictures of a sample (N, r) are among the best of queries (m, r): (m, N)."""
+    chosen = np.zeros((len(queries), len(sample)), bool)
+    count = min(_BEST, max(1, len(sample) // _BEST_SHARE))
+    if len(sample) <= count:
+        return ~chosen
+    found = scores(mapping.map(queries), sample, mapping.delta)
+    rows = np.argpartition(-found, count - 1, axis=1)[:, :count]
+    np.put_along_axis(chosen, rows, True, axis=1)
+    return chosen
+
+
+def overlap(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> float:
+    """Mean share, 0..1, of the best pictures that stay among the best; 1 if there are none."""
+    total = before.sum()
+    return float((before & after).sum() / total) if total else 1.0
+
+
+def agreement(mapping: Mapping, marks: Marks, sample: npt.NDArray[np.float32]) -> float:
+    """How well a query ranks its good pictures above its bad ones.
+
+    Where one kind is missing, the sample stands for it.
+
+    Returns:
+        area under the ROC curve, 0..1; NaN if there is nothing to compare.
+    """
+    good = marks.good if len(marks.good) else sample
+    bad = marks.bad if len(marks.bad) else sample
+    if not (len(good) and len(bad) and len(marks.good) + len(marks.bad)):
+        return float("nan")
+    q = mapping.map(marks.c[None])[0]
+    high, low = scores(q, good, mapping.delta), np.sort(scores(q, bad, mapping.delta))
+    below = np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")
+    return float(below.mean() / (2 * len(low)))
+
+
+def verdict(
+    step_overlap: float, earlier: Sequence[tuple[float, float]], *, queries: int
+) -> str | None:
+    """Why a lesson should not be accepted, in one line with numbers, or None.
+
+    Args:
+        step_overlap: what `overlap` gives for before and after this lesson.
+        earlier: agreement before and after, of every query taught earlier.
+        queries: number of protected queries.
+    """
+    reasons = []
+    if step_overlap < LEAST_OVERLAP:
+        reasons.append(
+            f"{1 - step_overlap:.0%} of the best pictures of {queries} generic queries would "
+            f"change (at most {1 - LEAST_OVERLAP:.0%} may)"
+        )
+    lost = [before - after for before, after in earlier]
+    known = [value for value in lost if value == value]
+    if known and sum(known) / len(known) > MOST_AGREEMENT_LOST:
+        reasons.append(
+            f"queries taught earlier would agree {sum(known) / len(known):.2f} less with their own "
+            f"marks (at most {MOST_AGREEMENT_LOST:.2f})"
+        )
+    if not reasons:
+        return None
+    return "not learned: " + "; ".join(reasons) + "; mark other pictures, or force it"

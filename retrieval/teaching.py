@@ -1,0 +1,991 @@
+"""Teaching a model by marking results good or bad; it lasts, and can be undone.
+
+>>> import retrieval                                                    # doctest: +SKIP
+>>> photos = retrieval.open_index("Photos", profile="me")               # doctest: +SKIP
+>>> photos.teach("a dog in the snow", good=[12, 40], bad=[7])           # doctest: +SKIP
+>>> photos.search("dogs playing in winter")                             # doctest: +SKIP
+>>> photos.undo()                                                       # doctest: +SKIP
+
+Every lesson is an event in the profile's journal, on disk before `teach` returns. What a profile
+knows is a function of its active events: the same on every replay, whatever the order of teaching.
+Neither the weights nor the stored vectors change.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from enn_core.feedback import (
+    TEACH,
+    Event,
+    Journal,
+    JournalCorrupt,
+    JournalMissing,
+    RidgeAdapter,
+    Writing,
+    latest,
+)
+from retrieval import guard, local_rule
+from retrieval.eigen import scores
+from retrieval.fitting import ALPHA, ANCHOR_WEIGHT, Fit, fit_direction
+from retrieval.guard import Mapping, Marks
+from retrieval.manifest import Manifest
+from retrieval.marks import (
+    BAD,
+    GOOD,
+    MOST_MARKS,
+    WITHDRAWN,
+    Found,
+    Mark,
+    TeachError,
+    checked_ids,
+    find,
+    known,
+    merge,
+    read_marks,
+)
+from retrieval.profiles import DEFAULT, LOCAL, check_name, profile_path
+from retrieval.search import QueryModel, query_coordinates
+
+if TYPE_CHECKING:
+    from retrieval.index import EigenIndex
+
+__all__ = ["RULES", "Effect", "HistoryEntry", "Lesson", "TeachError", "Teacher"]
+
+RULES = ("adapter", "local")
+"""How lessons become a change of the model: a map of queries, or steps on its last layer."""
+
+MOST_CHARACTERS = 10_000
+"""Length of a query that can be taught."""
+
+# Queries taught earlier that a lesson is checked against, the newest ones, and marks of each.
+_CHECKED_QUERIES = 100
+_CHECKED_MARKS = 50
+# An agreement that fell by less than this is not worth a line.
+_NOTEWORTHY = 0.01
+# Pictures among which `effects` ranks: above, ranks are estimated from an even choice.
+_RANKED = 20_000
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a lesson did, or would do.
+
+    Attributes:
+        entry: its number in the history; None for a preview and for what was refused.
+        query: the words, with single spaces.
+        rule: "adapter" or "local".
+        good, bad: ids of all pictures now marked for this query that this index has.
+        ignored: marked ids that this index does not have, with the reason.
+        kept_text: the words alone agree at least as well with held-out marks, so that this query
+            stays as it is.
+        marks_before, marks_after: agreement (area under the ROC curve, 0..1) of the query with
+            held-out marks, by its words alone and as fitted; NaN with too few marks.
+        overlap: share of the generic queries' best pictures that this lesson leaves in place.
+        overlap_total: the same, for everything taught so far.
+        worse: (query, agreement before, after) of queries taught earlier that lose by it.
+        refused: why nothing was learned, one line; None if it was.
+        seconds: from the call to the durable result.
+    """
+
+    entry: int | None
+    query: str
+    rule: str
+    good: tuple[int, ...]
+    bad: tuple[int, ...]
+    ignored: dict[int, str]
+    kept_text: bool
+    marks_before: float
+    marks_after: float
+    overlap: float
+    overlap_total: float
+    worse: tuple[tuple[str, float, float], ...]
+    refused: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """A lesson in the history.
+
+    Attributes:
+        entry: its number; numbers are never used again.
+        at: seconds since the epoch.
+        query: the words.
+        good, bad, unmarked: the ids that this lesson marked, in the index it was given in.
+        rule: "adapter" or "local".
+        active: False once it is undone.
+        kept_text: see `Lesson`.
+    """
+
+    entry: int
+    at: float
+    query: str
+    good: tuple[int, ...]
+    bad: tuple[int, ...]
+    unmarked: tuple[int, ...]
+    rule: str
+    active: bool
+    kept_text: bool
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Where the marked pictures of a taught query stand, without and with what was taught.
+
+    Attributes:
+        query: the words.
+        good, bad: how many marked pictures this index has.
+        good_before, good_after, bad_before, bad_after: their mean rank, 1 is best; NaN if there
+            are none. In a large index estimated from an even choice of its pictures.
+    """
+
+    query: str
+    good: int
+    bad: int
+    good_before: float
+    good_after: float
+    bad_before: float
+    bad_after: float
+
+
+class Unchanged:
+    """The mapping of a profile that was taught nothing."""
+
+    delta = None
+
+    def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        return np.asarray(rows, np.float32)
+
+
+class Adapted:
+    """Queries through a ridge adapter, at the length they had: scores stay cosines."""
+
+    delta = None
+
+    def __init__(self, adapter: RidgeAdapter) -> None:
+        self.adapter = adapter
+
+    def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        given = np.asarray(rows, np.float64)
+        moved = self.adapter.apply(given)
+        lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
+        wanted = np.linalg.norm(given, axis=-1, keepdims=True)
+        usable = lengths > 1e-6 * wanted
+        scaled = np.where(usable, moved * (wanted / np.where(usable, lengths, 1)), given)
+        return scaled.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What a profile knows: a function of its active events."""
+
+    version: int | None  # of the journal; None if there is none, or it must be read again
+    rule: str | None
+    events: tuple[Event, ...]  # active, by seq
+    current: dict[str, Event]  # by query, the event that holds
+    pairs: tuple[int, ...]  # seq of the events in the adapter, in order
+    mapping: Mapping
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """A lesson as it was asked for, checked."""
+
+    query: str
+    c: npt.NDArray[np.float16]  # (r,) unit, as it is stored
+    marks: list[Mark]  # withdrawals last
+    vectors: npt.NDArray[np.float32]  # (n, r) of the others
+
+
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """A lesson before it is written."""
+
+    lesson: Lesson
+    details: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    covers: tuple[int, ...]
+    state: _State
+
+
+class Teacher:
+    """One profile of one model. Safe to use from several threads, and beside other processes."""
+
+    def __init__(self, model: QueryModel, name: str, path: Path) -> None:
+        """Use `open`."""
+        self.name = name
+        self.path = path
+        self._model = model
+        self._identity = _identity(model)
+        self._lock = threading.RLock()
+        self._journal: Journal | None = None
+        self._file: tuple[int, int] | None = None
+        self._anchors: np.ndarray | None = None
+        self._base: RidgeAdapter | None = None
+        self._state = _NOTHING
+        self._tops: list[tuple[Mapping, np.ndarray, np.ndarray]] = []
+        self._checked: dict[str, tuple[object, Marks]] = {}
+
+    @classmethod
+    def open(
+        cls,
+        model: QueryModel,
+        profile: str = DEFAULT,
+        *,
+        scope: str = LOCAL,
+        path: str | PathLike[str] | None = None,
+    ) -> Teacher:
+        """Open a profile; nothing is written before the first lesson.
+
+        Args:
+            model: the model that is taught.
+            profile: name of the profile.
+            scope: whose profile it is, see `retrieval.profiles`.
+            path: the journal file, instead of the profile's own place.
+
+        Raises:
+            ProfileError: if the name cannot be one.
+            JournalMismatch: if the journal belongs to another model.
+            JournalCorrupt: if it is damaged.
+        """
+        place = profile_path(profile, model, scope) if path is None else Path(path)
+        teacher = cls(model, check_name(profile), place)
+        teacher.refresh()
+        return teacher
+
+    def close(self) -> None:
+        """Close the journal."""
+        with self._lock:
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+
+    def __enter__(self) -> Teacher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Number of taught queries."""
+        return len(self._state.current)
+
+    @property
+    def rule(self) -> str | None:
+        """ "adapter" or "local"; None before the first lesson."""
+        return self._state.rule
+
+    @property
+    def mapping(self) -> Mapping:
+        """What was taught, as one consistent value while others go on teaching."""
+        return self._state.mapping
+
+    @property
+    def delta(self) -> npt.NDArray[np.float32] | None:
+        """(r,) taught spectrum over the base spectrum; None if it is unchanged."""
+        return self._state.mapping.delta
+
+    def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """(N, r) taught coordinates of text queries (N, r)."""
+        return self._state.mapping.map(rows)
+
+    def refresh(self) -> bool:
+        """Take over what other processes have taught or undone since; cheap if there is nothing.
+
+        Returns:
+            Whether there was something new.
+        """
+        journal, version = self._journal, self._state.version
+        if journal is not None and version is not None and self._is_there():
+            if journal.version == version:
+                return False
+        elif journal is None and not self.path.exists():
+            return False
+        with self._lock:
+            before = self._state.version
+            journal = self._existing()
+            if journal is None:
+                self._state = _NOTHING
+            elif (version := journal.version) != self._state.version:
+                # What is read may be newer than this version: then it is read again.
+                self._state = self._derive(journal.events(), _rule(journal), version, self._state)
+            return self._state.version != before
+
+    # --- teaching ------------------------------------------------------------------------------
+
+    def preview(
+        self,
+        index: EigenIndex,
+        text: str,
+        good: Iterable[int] = (),
+        bad: Iterable[int] = (),
+        *,
+        unmark: Iterable[int] = (),
+        rule: str | None = None,
+    ) -> Lesson:
+        """What `teach` would do, without doing it."""
+        return self.draft(index, text, good, bad, unmark=unmark, rule=rule)[0]
+
+    def draft(
+        self,
+        index: EigenIndex,
+        text: str,
+        good: Iterable[int] = (),
+        bad: Iterable[int] = (),
+        *,
+        unmark: Iterable[int] = (),
+        rule: str | None = None,
+    ) -> tuple[Lesson, Mapping]:
+        """`preview` with the mapping that the lesson would lead to, for a look at its ranking."""
+        started = time.perf_counter()
+        request = self._request(index, text, good, bad, unmark)
+        with self._lock:
+            self.refresh()
+            draft = self._draft(index, request, self._state, self._chosen(rule))
+        return _timed(draft.lesson, started), draft.state.mapping
+
+    def teach(
+        self,
+        index: EigenIndex,
+        text: str,
+        good: Iterable[int] = (),
+        bad: Iterable[int] = (),
+        *,
+        unmark: Iterable[int] = (),
+        rule: str | None = None,
+        force: bool = False,
+    ) -> Lesson:
+        """Learn from marks; what is returned is on disk.
+
+        Args:
+            index: where the marked pictures are.
+            text: the query, with weights and signs as in a search.
+            good, bad: ids of pictures that are good and bad answers to it.
+            unmark: ids whose earlier marks for this query are taken back.
+            rule: "adapter" (default) or "local"; a profile keeps to the rule of its first lesson.
+            force: learn even if it hurts other queries.
+
+        Raises:
+            TeachError, QueryError: if it cannot be taught, one line.
+            JournalBusy: if another process keeps the profile locked.
+            OSError: if the profile cannot be written.
+        """
+        started = time.perf_counter()
+        request = self._request(index, text, good, bad, unmark)
+        with self._lock:
+            self.refresh()
+            if self._journal is None:
+                # The first lesson: if it is refused, not even a file is left behind.
+                draft = self._draft(index, request, self._state, self._chosen(rule))
+                if draft.lesson.refused and not force:
+                    return _timed(draft.lesson, started)
+            with self._writing() as (writing, state):
+                chosen = self._chosen(rule)
+                draft = self._draft(index, request, state, chosen)
+                if draft.lesson.refused and not force:
+                    return _timed(draft.lesson, started)
+                event = writing.append(
+                    TEACH, request.query, draft.details, draft.arrays, draft.covers
+                )
+                if state.rule is None:
+                    writing.set_header({"rule": chosen})
+            self._state = _settled(draft.state, event)
+        lesson = replace(draft.lesson, entry=event.seq, refused=None)
+        return _timed(lesson, started)
+
+    def undo(self, entry: int | None = None, *, index: EigenIndex | None = None) -> HistoryEntry:
+        """Take back a lesson, by default the newest that is not undone.
+
+        Args:
+            entry: its number in the history.
+            index: where the pictures are; needed if later lessons on the same query remain, which
+                must be fitted again without it.
+
+        Raises:
+            TeachError: if there is nothing to undo, or the remaining marks cannot be fitted.
+        """
+        with self._lock:
+            if self._existing() is None:
+                raise TeachError(f"the profile {self.name!r} was taught nothing yet")
+            with self._writing() as (writing, state):
+                lessons = [e for e in writing.events(active=None) if e.kind == TEACH]
+                event = _to_undo(lessons, entry)
+                writing.deactivate([event.seq])
+                remaining = [e for e in state.events if e.seq != event.seq]
+                refit = self._refit(remaining, event.subject, state.rule, index)
+                if refit is not None:
+                    writing.append("refit", event.subject, *refit)
+            self._state = replace(self._state, version=None)
+            self.refresh()
+        return _history_entry(replace(event, active=False))
+
+    def forget(self, text: str | None = None) -> int:
+        """Erase every trace of a query's lessons, or of all; this cannot be undone.
+
+        Returns:
+            How many lessons are gone.
+        """
+        with self._lock:
+            journal = self._existing()
+            if journal is None:
+                return 0
+            with journal.writing() as writing:
+                events = writing.events(active=None)
+                if text is not None:
+                    subject = _subject(text)
+                    events = [event for event in events if event.subject == subject]
+                writing.erase([event.seq for event in events])
+                if not writing.events(active=None):
+                    writing.set_header({"rule": None})
+            self._state = replace(self._state, version=None)
+            self._checked.clear()
+            self.refresh()
+            return sum(event.kind == TEACH for event in events)
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def history(self) -> list[HistoryEntry]:
+        """All lessons, oldest first, undone ones included."""
+        with self._lock:
+            journal = self._existing()
+            events = journal.events(active=None) if journal is not None else []
+        return [_history_entry(event) for event in events if event.kind == TEACH]
+
+    def marks(self, text: str, index: EigenIndex | None = None) -> dict[int, bool]:
+        """The marks that hold for a query: id -> whether it is good.
+
+        Args:
+            text: the query.
+            index: if given, only pictures that it has.
+        """
+        self.refresh()
+        marks = _marks_of(self._state.events, _subject(text))
+        if index is None:
+            return {mark.id: mark.sign == GOOD for mark in marks}
+        found = find(index, marks)
+        return {**dict.fromkeys(found.good, True), **dict.fromkeys(found.bad, False)}
+
+    def effects(self, index: EigenIndex) -> list[Effect]:
+        """Where the marked pictures of every taught query stand, without and with teaching."""
+        self.refresh()
+        state = self._state
+        sample, size = index.sample(_RANKED), len(index)
+        effects = []
+        for query, event in state.current.items():
+            found = find(index, _marks_of(state.events, query))
+            c = event.arrays["c"].astype(np.float64)
+            ranks = [
+                _mean_rank(mapping, c, vectors, sample, size)
+                for vectors in (found.good_vectors, found.bad_vectors)
+                for mapping in (Unchanged(), state.mapping)
+            ]
+            effects.append(Effect(query, len(found.good), len(found.bad), *ranks))
+        return effects
+
+    # --- files ---------------------------------------------------------------------------------
+
+    def export(self, path: str | PathLike[str]) -> int:
+        """Write everything taught into one file.
+
+        Returns:
+            The number of lessons in it.
+        """
+        with self._lock:
+            journal = self._existing()
+            if journal is None:
+                raise TeachError(f"the profile {self.name!r} was taught nothing yet")
+            journal.export(Path(path))
+        return len(self.history())
+
+    def import_(self, path: str | PathLike[str]) -> int:
+        """Add the lessons of an exported file; those already here are passed over.
+
+        Returns:
+            How many events were new.
+        """
+        with self._lock:
+            new = self._made().import_(Path(path))
+            self._state = replace(self._state, version=None)
+            self.refresh()
+        return new
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _request(
+        self,
+        index: EigenIndex,
+        text: str,
+        good: Iterable[int],
+        bad: Iterable[int],
+        unmark: Iterable[int],
+    ) -> _Request:
+        query = _subject(text)
+        good_ids, bad_ids, unmark_ids = checked_ids(good, bad, unmark)
+        prints = known(index, [*good_ids, *bad_ids])
+        # In turns, so that whoever takes the first few takes some of both.
+        turns = chain.from_iterable(zip_longest(good_ids, bad_ids))
+        liked = set(good_ids)
+        marks = [
+            Mark(id_, prints[id_], GOOD if id_ in liked else BAD)
+            for id_ in turns
+            if id_ is not None
+        ]
+        found = find(index, marks)
+        rows = dict(zip(found.good, found.good_vectors, strict=True))
+        rows |= zip(found.bad, found.bad_vectors, strict=True)
+        vectors = np.zeros((len(marks), index.dim), np.float32)
+        for row, mark in zip(vectors, marks, strict=True):
+            row[:] = rows[mark.id]
+        marks += [Mark(id_, "", WITHDRAWN) for id_ in unmark_ids]
+        c = query_coordinates(self._model, index, query).astype(np.float64)
+        length = np.linalg.norm(c)
+        if not np.isfinite(c).all() or length == 0:
+            raise TeachError("the model gives these words no direction; use other words")
+        return _Request(query, (c / length).astype(np.float16), marks, vectors)
+
+    def _draft(self, index: EigenIndex, request: _Request, state: _State, rule: str) -> _Draft:
+        query = request.query
+        before = _marks_of(state.events, query)
+        marked = {mark.id for mark in before}
+        for mark in request.marks:
+            if mark.sign == WITHDRAWN and mark.id not in marked:
+                raise TeachError(f"{mark.id} has no mark for this query that could be taken back")
+        marks = merge([before, request.marks])
+        if len(marks) > MOST_MARKS:
+            raise TeachError(f"too many marks; at most {MOST_MARKS:,} are kept per query")
+        found = find(index, marks)
+        fit = self._fit(request.c, found, state.current.get(query))
+        if fit is None and marks:
+            raise TeachError(
+                "none of the pictures marked for this query is in this index; open the index that "
+                "they were marked in"
+            )
+        arrays: dict[str, np.ndarray] = {"c": request.c}
+        if rule == "local":
+            arrays["marked"] = request.vectors[: local_rule.MOST_STORED].astype(np.float16)
+        elif fit is not None:
+            arrays["b"] = fit.target.astype(np.float16)
+        details = {
+            "marks": [mark.as_json() for mark in request.marks],
+            "rule": rule,
+            "kept_text": fit is not None and fit.kept_text,
+        }
+        covers = tuple(each.seq for each in _lessons_on(state.events, query))
+        seq = state.events[-1].seq + 1 if state.events else 1
+        event = Event(seq, f"{0:032x}", 0.0, "teach", query, details, arrays, (*covers, seq), True)
+        after = self._derive((*state.events, event), rule, state.version, state)
+        lesson = Lesson(
+            entry=None,
+            query=query,
+            rule=rule,
+            good=found.good,
+            bad=found.bad,
+            ignored=found.ignored,
+            kept_text=bool(details["kept_text"]),
+            marks_before=fit.before if fit is not None else math.nan,
+            marks_after=fit.after if fit is not None else math.nan,
+            **self._compare(index, state, after, query),
+            seconds=0.0,
+        )
+        return _Draft(lesson, details, arrays, covers, after)
+
+    def _fit(self, c: np.ndarray, found: Found, held: Event | None) -> Fit | None:
+        """Fit a query to its marks, or None if there are none here."""
+        if not len(found):
+            return None
+        start = c
+        if found.ignored and held is not None and "b" in held.arrays:
+            # Marks whose pictures are not here still speak through what was learned from them.
+            start = held.arrays["b"]
+        try:
+            return fit_direction(start.astype(np.float64), found.good_vectors, found.bad_vectors)
+        except ValueError as error:
+            raise TeachError(str(error)) from None
+
+    def _refit(
+        self,
+        events: Sequence[Event],
+        query: str,
+        rule: str | None,
+        index: EigenIndex | None,
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[int, ...]] | None:
+        """What to append so that a query's remaining lessons hold, None if nothing is missing."""
+        lessons = [e for e in events if e.kind == TEACH and e.subject == query]
+        if rule == "local" or not lessons or query in latest(events):
+            return None
+        marks = _merged(lessons)
+        arrays = {"c": lessons[-1].arrays["c"]}
+        kept_text = False
+        if marks:
+            where = "the index that they were marked in"
+            again = f"other lessons on {query!r:.80} must be fitted again"
+            if index is None:
+                raise TeachError(f"{again}: give {where}")
+            found = find(index, marks)
+            fit = self._fit(arrays["c"], found, None)
+            if fit is None or found.ignored:
+                raise TeachError(
+                    f"{again}, but {len(found.ignored)} of their {len(marks)} marked pictures are "
+                    f"not in this index; open {where}, or undo those lessons too"
+                )
+            arrays["b"] = fit.target.astype(np.float16)
+            kept_text = fit.kept_text
+        details = {"rule": rule, "kept_text": kept_text}
+        return details, arrays, tuple(event.seq for event in lessons)
+
+    def _compare(
+        self, index: EigenIndex, before: _State, after: _State, query: str
+    ) -> dict[str, Any]:
+        """The fields of a lesson that tell what it does to other queries."""
+        sample = index.sample(guard.SAMPLE)
+        protected = self._protected()
+        tops = [
+            self._best(mapping, protected, sample)
+            for mapping in (Unchanged(), before.mapping, after.mapping)
+        ]
+        overlap = guard.overlap(tops[1], tops[2])
+        earlier = []
+        for other, marks in self._earlier(index, before, query):
+            agreements = [
+                guard.agreement(state.mapping, marks, sample) for state in (before, after)
+            ]
+            earlier.append((other, agreements[0], agreements[1]))
+        return {
+            "overlap": overlap,
+            "overlap_total": guard.overlap(tops[0], tops[2]),
+            "worse": tuple(each for each in earlier if each[1] - each[2] > _NOTEWORTHY),
+            "refused": guard.verdict(
+                overlap, [each[1:] for each in earlier], queries=len(protected)
+            ),
+        }
+
+    def _best(self, mapping: Mapping, queries: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        """`guard.best`; the answers before a lesson are those after the previous one."""
+        for known_mapping, known_sample, known_best in self._tops:
+            same = known_mapping is mapping or (
+                isinstance(mapping, Unchanged) and isinstance(known_mapping, Unchanged)
+            )
+            if same and known_sample is sample:
+                return known_best
+        found = guard.best(mapping, queries, sample)
+        self._tops = [*self._tops[-3:], (mapping, sample, found)]
+        return found
+
+    def _earlier(self, index: EigenIndex, state: _State, query: str) -> Iterator[tuple[str, Marks]]:
+        """The queries taught before, with those of their marked pictures that the index has."""
+        others = [(q, e) for q, e in state.current.items() if q != query][-_CHECKED_QUERIES:]
+        sample = index.sample(guard.SAMPLE)  # another object whenever the index has changed
+        for other, event in others:
+            known_marks = self._checked.get(other)
+            key = (event.uid, id(index), id(sample))
+            if known_marks is None or known_marks[0] != key:
+                marks = _marks_of(state.events, other)
+                good = [mark for mark in marks if mark.sign == GOOD][-_CHECKED_MARKS:]
+                bad = [mark for mark in marks if mark.sign == BAD][-_CHECKED_MARKS:]
+                found = find(index, [*good, *bad])
+                c = event.arrays["c"].astype(np.float64)
+                known_marks = key, Marks(c, found.good_vectors, found.bad_vectors)
+                self._checked[other] = known_marks
+            yield other, known_marks[1]
+
+    def _protected(self) -> np.ndarray:
+        """(m, r) unit coordinates of the protected queries, as the journal keeps them."""
+        if self._anchors is None:
+            vectors = self._model.text_vectors(guard.protected_queries()).astype(np.float64)
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+            self._anchors = unit.astype(np.float16).astype(np.float64)
+        return self._anchors
+
+    def _derive(
+        self, events: Sequence[Event], rule: str | None, version: int | None, previous: _State
+    ) -> _State:
+        """What active events amount to.
+
+        `previous` only saves work, where it begins with the same pairs.
+        """
+        current = _current(events)
+        mapping: Mapping = Unchanged()
+        pairs: list[Event] = []
+        if rule == "local":
+            mapping = local_rule.learn(
+                [_local_lesson(events, query, event) for query, event in current.items()],
+                self._protected(),
+            )
+        else:
+            pairs = [event for event in current.values() if "b" in event.arrays]
+        if pairs:
+            same = _common(previous.pairs, [event.seq for event in pairs])
+            known_adapter = (
+                previous.mapping.adapter
+                if isinstance(previous.mapping, Adapted)
+                else self._untaught_adapter()
+            )
+            a, b = (
+                np.array([event.arrays[name] for event in pairs[same:]], np.float64)
+                for name in ("c", "b")
+            )
+            shape = (len(pairs) - same, self._model.dim)
+            adapter = known_adapter.first(same).with_pairs(a.reshape(shape), b.reshape(shape))
+            mapping = Adapted(adapter)
+        seqs = tuple(event.seq for event in pairs)
+        return _State(version, rule, tuple(events), current, seqs, mapping)
+
+    def _untaught_adapter(self) -> RidgeAdapter:
+        if self._base is None:
+            self._base = RidgeAdapter(
+                self._model.dim,
+                alpha=ALPHA,
+                anchors=self._protected(),
+                anchor_weight=ANCHOR_WEIGHT,
+            )
+        return self._base
+
+    # --- the journal ---------------------------------------------------------------------------
+
+    def _is_there(self) -> bool:
+        """Whether the open journal is still the file in its place."""
+        try:
+            info = os.stat(self.path)
+        except OSError:
+            return False
+        return (info.st_dev, info.st_ino) == self._file
+
+    def _existing(self) -> Journal | None:
+        """The journal, None if there is none (any more)."""
+        if self._journal is not None and not self._is_there():
+            self.close()
+            self._state = _NOTHING
+        if self._journal is None:
+            try:
+                self._adopt(Journal.open(self.path, identity=self._identity, create=False))
+            except JournalMissing:
+                return None
+        return self._journal
+
+    def _made(self) -> Journal:
+        """The journal, which is made if there is none."""
+        journal = self._existing()
+        if journal is None:
+            anchors = self._protected().astype(np.float16)
+            journal = Journal.open(
+                self.path,
+                identity=self._identity,
+                header=lambda: ({"rule": None}, {"anchors": anchors}),
+            )
+            self._adopt(journal)
+        return journal
+
+    def _adopt(self, journal: Journal) -> None:
+        anchors = journal.header[1].get("anchors")
+        if anchors is None or anchors.ndim != 2 or anchors.shape[1] != self._model.dim:
+            journal.close()
+            raise JournalCorrupt(f"{str(self.path)!r} lacks its protected queries; move it away")
+        info = os.stat(self.path)
+        self._journal, self._file = journal, (info.st_dev, info.st_ino)
+        # Those that this profile was taught with: another version may ship others.
+        self._anchors, self._base = anchors.astype(np.float64), None
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Writing, _State]]:
+        """A transaction, and what the profile knows at its beginning."""
+        journal = self._made()
+        with journal.writing() as writing:
+            version = journal.version
+            if version != self._state.version:
+                events = writing.events()
+                self._state = self._derive(events, _rule(journal), version, self._state)
+            yield writing, self._state
+
+    def _chosen(self, rule: str | None) -> str:
+        """The rule of a lesson.
+
+        Raises:
+            TeachError: if there is no such rule, or the profile keeps another.
+        """
+        if rule is not None and rule not in RULES:
+            raise TeachError(f"no rule is called {rule!r:.40}; valid: {', '.join(RULES)}")
+        held = self._state.rule
+        if held is not None and rule not in (None, held):
+            raise TeachError(
+                f"the profile {self.name!r} is taught by the rule {held!r}; leave the rule out, or "
+                "use another profile"
+            )
+        return held or rule or RULES[0]
+
+
+_NOTHING = _State(None, None, (), {}, (), Unchanged())
+
+
+def _identity(model: QueryModel) -> dict[str, Any]:
+    """What a journal belongs to: the weights, and how their last map was factored."""
+    manifest = Manifest.of_model(model)
+    # Another linear algebra library may factor the same weights with other signs.
+    signs = np.packbits(np.asarray(manifest.probe) > 0).tobytes().hex()
+    return {"app": "search", "weights": manifest.weights, "dim": manifest.dim, "signs": signs}
+
+
+def _rule(journal: Journal) -> str | None:
+    rule = journal.header[0].get("rule")
+    if rule is not None and rule not in RULES:
+        raise JournalCorrupt(f"{str(journal.path)!r} was taught by a rule unknown to this version")
+    return rule
+
+
+def _subject(text: str) -> str:
+    """A query as lessons on it are filed: with single spaces.
+
+    Raises:
+        TeachError: if it is no text that can be taught.
+    """
+    if not isinstance(text, str):
+        raise TeachError(f"only words can be taught, got {type(text).__name__}")
+    subject = " ".join(text.split())
+    if not subject:
+        raise TeachError("the query is empty; give the words that the marks are about")
+    if len(subject) > MOST_CHARACTERS:
+        raise TeachError(
+            f"the query has {len(subject):,} characters; at most {MOST_CHARACTERS:,} can be taught"
+        )
+    try:
+        subject.encode("utf-8")
+    except UnicodeEncodeError:
+        raise TeachError("the query holds characters that are no text; type it anew") from None
+    return subject
+
+
+def _current(events: Sequence[Event]) -> dict[str, Event]:
+    """The event that holds for each query, in the order of their first lessons.
+
+    Where lessons of two files came together and none was fitted on all of them yet, the newest
+    one holds.
+    """
+    held = latest(events)
+    newest = {event.subject: event for event in events if event.kind == TEACH}
+    return {query: held.get(query, event) for query, event in newest.items()}
+
+
+def _lessons_on(events: Iterable[Event], query: str) -> list[Event]:
+    return [event for event in events if event.kind == TEACH and event.subject == query]
+
+
+def _merged(lessons: Iterable[Event]) -> list[Mark]:
+    """The marks that hold after some lessons on one query."""
+    try:
+        return merge(read_marks(event.details) for event in lessons)
+    except ValueError as error:
+        raise JournalCorrupt(f"a lesson in the journal is damaged ({error}); undo it") from None
+
+
+def _marks_of(events: Iterable[Event], query: str) -> list[Mark]:
+    return _merged(_lessons_on(events, query))
+
+
+def _local_lesson(events: Iterable[Event], query: str, held: Event) -> local_rule.LocalLesson:
+    """What the local rule learns from for one query."""
+    rows: dict[tuple[int, str], np.ndarray] = {}
+    lessons = _lessons_on(events, query)
+    for event in lessons:
+        marks = [mark for mark in read_marks(event.details) if mark.sign != WITHDRAWN]
+        # Past the first ones no vectors are kept.
+        rows |= zip(((mark.id, mark.print) for mark in marks), event.arrays["marked"], strict=False)
+    vectors: dict[int, list[np.ndarray]] = {GOOD: [], BAD: []}
+    for mark in _merged(lessons):
+        if (mark.id, mark.print) in rows:
+            vectors[mark.sign].append(rows[mark.id, mark.print])
+    dim = held.arrays["c"].shape[-1]
+    return local_rule.LocalLesson(
+        c=held.arrays["c"].astype(np.float64),
+        good=np.array(vectors[GOOD], np.float64).reshape(-1, dim),
+        bad=np.array(vectors[BAD], np.float64).reshape(-1, dim),
+        keep=bool(held.details.get("kept_text")),
+    )
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _settled(state: _State, event: Event) -> _State:
+    """A drafted state with the event as it was written, one version on."""
+    pairs = state.pairs
+    if "b" in event.arrays:
+        drafted = state.current[event.subject].seq
+        pairs = tuple(event.seq if seq == drafted else seq for seq in pairs)
+    return replace(
+        state,
+        version=(state.version or 0) + 1,
+        rule=event.details["rule"],
+        events=(*state.events[:-1], event),
+        current={**state.current, event.subject: event},
+        pairs=pairs,
+    )
+
+
+def _to_undo(lessons: Sequence[Event], entry: int | None) -> Event:
+    active = [event for event in lessons if event.active]
+    if entry is None:
+        if not active:
+            raise TeachError("there is nothing left to undo")
+        return active[-1]
+    for event in lessons:
+        if event.seq == entry:
+            if not event.active:
+                raise TeachError(f"lesson {entry} is undone already")
+            return event
+    numbers = ", ".join(str(event.seq) for event in active[-5:])
+    raise TeachError(
+        f"there is no lesson {entry}; "
+        + (f"the newest are {numbers}" if active else "none is left")
+    )
+
+
+def _history_entry(event: Event) -> HistoryEntry:
+    marks = read_marks(event.details)
+    return HistoryEntry(
+        entry=event.seq,
+        at=event.at,
+        query=event.subject,
+        good=tuple(mark.id for mark in marks if mark.sign == GOOD),
+        bad=tuple(mark.id for mark in marks if mark.sign == BAD),
+        unmarked=tuple(mark.id for mark in marks if mark.sign == WITHDRAWN),
+        rule=str(event.details.get("rule")),
+        active=event.active,
+        kept_text=bool(event.details.get("kept_text")),
+    )
+
+
+def _mean_rank(
+    mapping: Mapping, c: np.ndarray, marked: np.ndarray, sample: np.ndarray, size: int
+) -> float:
+    """Mean rank of some pictures among `size`, of which a sample is known."""
+    if not len(marked):
+        return math.nan
+    q = mapping.map(c[None])[0]
+    others = np.sort(scores(q, sample, mapping.delta))
+    better = len(others) - np.searchsorted(others, scores(q, marked, mapping.delta), "right")
+    return float(1 + better.mean() * size / len(others))
+
+
+def _timed(lesson: Lesson, started: float) -> Lesson:
+    return replace(lesson, seconds=time.perf_counter() - started)
