@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from retrieval.eigen import EigenBasis
     from retrieval.images import ImageError
     from retrieval.index import EigenIndex, default_index_dir
+    from retrieval.lessons import Effect, HistoryEntry, Lesson
     from retrieval.marks import TeachError
     from retrieval.models import ModelError, RetrievalModel, list_models, load
     from retrieval.profiles import ProfileError, list_profiles
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
         parse_query,
         rank_captions,
     )
-    from retrieval.teaching import Effect, HistoryEntry, Lesson, Teacher
+    from retrieval.teaching import Teacher
 
 # Imported on first use: torch, faiss and the models take seconds.
 _HOME = {
     "DatasetError": "retrieval.datasets",
-    "Effect": "retrieval.teaching",
+    "Effect": "retrieval.lessons",
     "EigenBasis": "retrieval.eigen",
     "EigenIndex": "retrieval.index",
-    "HistoryEntry": "retrieval.teaching",
+    "HistoryEntry": "retrieval.lessons",
     "Hit": "retrieval.search",
     "ImageError": "retrieval.images",
-    "Lesson": "retrieval.teaching",
+    "Lesson": "retrieval.lessons",
     "ModelError": "retrieval.models",
     "ProfileError": "retrieval.profiles",
     "QueryError": "retrieval.search",

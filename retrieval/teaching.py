@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,14 +35,29 @@ from enn_core.feedback import (
     Journal,
     JournalCorrupt,
     JournalMissing,
-    RidgeAdapter,
     Writing,
     latest,
 )
 from retrieval import guard, local_rule
 from retrieval.eigen import scores
-from retrieval.fitting import ALPHA, ANCHOR_WEIGHT, Fit, fit_direction
+from retrieval.fitting import Fit, fit_direction
 from retrieval.guard import Mapping, Marks
+from retrieval.knowledge import (
+    LOCAL_RULE,
+    NOTHING,
+    REFIT,
+    RULES,
+    Knowledge,
+    Unchanged,
+    Untaught,
+    check_event,
+    derive,
+    lessons_on,
+    marks_of,
+    merged,
+    settled,
+)
+from retrieval.lessons import Effect, HistoryEntry, Lesson, history_entry
 from retrieval.manifest import Manifest
 from retrieval.marks import (
     BAD,
@@ -55,7 +71,6 @@ from retrieval.marks import (
     find,
     known,
     merge,
-    read_marks,
 )
 from retrieval.profiles import DEFAULT, LOCAL, check_name, profile_path
 from retrieval.search import QueryModel, query_coordinates
@@ -64,9 +79,6 @@ if TYPE_CHECKING:
     from retrieval.index import EigenIndex
 
 __all__ = ["RULES", "Effect", "HistoryEntry", "Lesson", "TeachError", "Teacher"]
-
-RULES = ("adapter", "local")
-"""How lessons become a change of the model: a map of queries, or steps on its last layer."""
 
 MOST_CHARACTERS = 10_000
 """Length of a query that can be taught."""
@@ -78,127 +90,6 @@ _CHECKED_MARKS = 50
 _NOTEWORTHY = 0.01
 # Pictures among which `effects` ranks: above, ranks are estimated from an even choice.
 _RANKED = 20_000
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a lesson did, or would do.
-
-    Attributes:
-        entry: its number in the history; None for a preview and for what was refused.
-        query: the words, with single spaces.
-        rule: "adapter" or "local".
-        good, bad: ids of all pictures now marked for this query that this index has.
-        ignored: marked ids that this index does not have, with the reason.
-        kept_text: the words alone agree at least as well with held-out marks, so that this query
-            stays as it is.
-        marks_before, marks_after: agreement (area under the ROC curve, 0..1) of the query with
-            held-out marks, by its words alone and as fitted; NaN with too few marks.
-        overlap: share of the generic queries' best pictures that this lesson leaves in place.
-        overlap_total: the same, for everything taught so far.
-        worse: (query, agreement before, after) of queries taught earlier that lose by it.
-        refused: why nothing was learned, one line; None if it was.
-        seconds: from the call to the durable result.
-    """
-
-    entry: int | None
-    query: str
-    rule: str
-    good: tuple[int, ...]
-    bad: tuple[int, ...]
-    ignored: dict[int, str]
-    kept_text: bool
-    marks_before: float
-    marks_after: float
-    overlap: float
-    overlap_total: float
-    worse: tuple[tuple[str, float, float], ...]
-    refused: str | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class HistoryEntry:
-    """A lesson in the history.
-
-    Attributes:
-        entry: its number; numbers are never used again.
-        at: seconds since the epoch.
-        query: the words.
-        good, bad, unmarked: the ids that this lesson marked, in the index it was given in.
-        rule: "adapter" or "local".
-        active: False once it is undone.
-        kept_text: see `Lesson`.
-    """
-
-    entry: int
-    at: float
-    query: str
-    good: tuple[int, ...]
-    bad: tuple[int, ...]
-    unmarked: tuple[int, ...]
-    rule: str
-    active: bool
-    kept_text: bool
-
-
-@dataclass(frozen=True)
-class Effect:
-    """Where the marked pictures of a taught query stand, without and with what was taught.
-
-    Attributes:
-        query: the words.
-        good, bad: how many marked pictures this index has.
-        good_before, good_after, bad_before, bad_after: their mean rank, 1 is best; NaN if there
-            are none. In a large index estimated from an even choice of its pictures.
-    """
-
-    query: str
-    good: int
-    bad: int
-    good_before: float
-    good_after: float
-    bad_before: float
-    bad_after: float
-
-
-class Unchanged:
-    """The mapping of a profile that was taught nothing."""
-
-    delta = None
-
-    def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-        return np.asarray(rows, np.float32)
-
-
-class Adapted:
-    """Queries through a ridge adapter, at the length they had: scores stay cosines."""
-
-    delta = None
-
-    def __init__(self, adapter: RidgeAdapter) -> None:
-        self.adapter = adapter
-
-    def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-        given = np.asarray(rows, np.float64)
-        moved = self.adapter.apply(given)
-        lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
-        wanted = np.linalg.norm(given, axis=-1, keepdims=True)
-        usable = lengths > 1e-6 * wanted
-        scaled = np.where(usable, moved * (wanted / np.where(usable, lengths, 1)), given)
-        return scaled.astype(np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class _State:
-    """What a profile knows: a function of its active events."""
-
-    version: int | None  # of the journal; None if there is none, or it must be read again
-    rule: str | None
-    events: tuple[Event, ...]  # active, by seq
-    current: dict[str, Event]  # by query, the event that holds
-    pairs: tuple[int, ...]  # seq of the events in the adapter, in order
-    mapping: Mapping
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +110,7 @@ class _Draft:
     details: dict[str, Any]
     arrays: dict[str, np.ndarray]
     covers: tuple[int, ...]
-    state: _State
+    state: Knowledge
 
 
 class Teacher:
@@ -234,9 +125,8 @@ class Teacher:
         self._lock = threading.RLock()
         self._journal: Journal | None = None
         self._file: tuple[int, int] | None = None
-        self._anchors: np.ndarray | None = None
-        self._base: RidgeAdapter | None = None
-        self._state = _NOTHING
+        self._start: Untaught | None = None
+        self._state = NOTHING
         self._tops: list[tuple[Mapping, np.ndarray, np.ndarray]] = []
         self._checked: dict[str, tuple[object, Marks]] = {}
 
@@ -319,10 +209,10 @@ class Teacher:
             before = self._state.version
             journal = self._existing()
             if journal is None:
-                self._state = _NOTHING
+                self._state = NOTHING
             elif (version := journal.version) != self._state.version:
                 # What is read may be newer than this version: then it is read again.
-                self._state = self._derive(journal.events(), _rule(journal), version, self._state)
+                self._state = self._derive(journal.events(), version)
             return self._state.version != before
 
     # --- teaching ------------------------------------------------------------------------------
@@ -394,16 +284,13 @@ class Teacher:
                 if draft.lesson.refused and not force:
                     return _timed(draft.lesson, started)
             with self._writing() as (writing, state):
-                chosen = self._chosen(rule)
-                draft = self._draft(index, request, state, chosen)
+                draft = self._draft(index, request, state, self._chosen(rule))
                 if draft.lesson.refused and not force:
                     return _timed(draft.lesson, started)
                 event = writing.append(
                     TEACH, request.query, draft.details, draft.arrays, draft.covers
                 )
-                if state.rule is None:
-                    writing.set_header({"rule": chosen})
-            self._state = _settled(draft.state, event)
+            self._state = settled(draft.state, event)
         lesson = replace(draft.lesson, entry=event.seq, refused=None)
         return _timed(lesson, started)
 
@@ -428,10 +315,10 @@ class Teacher:
                 remaining = [e for e in state.events if e.seq != event.seq]
                 refit = self._refit(remaining, event.subject, state.rule, index)
                 if refit is not None:
-                    writing.append("refit", event.subject, *refit)
+                    writing.append(REFIT, event.subject, *refit)
             self._state = replace(self._state, version=None)
             self.refresh()
-        return _history_entry(replace(event, active=False))
+        return history_entry(replace(event, active=False))
 
     def forget(self, text: str | None = None) -> int:
         """Erase every trace of a query's lessons, or of all; this cannot be undone.
@@ -449,8 +336,6 @@ class Teacher:
                     subject = _subject(text)
                     events = [event for event in events if event.subject == subject]
                 writing.erase([event.seq for event in events])
-                if not writing.events(active=None):
-                    writing.set_header({"rule": None})
             self._state = replace(self._state, version=None)
             self._checked.clear()
             self.refresh()
@@ -463,7 +348,7 @@ class Teacher:
         with self._lock:
             journal = self._existing()
             events = journal.events(active=None) if journal is not None else []
-        return [_history_entry(event) for event in events if event.kind == TEACH]
+        return [history_entry(event) for event in events if event.kind == TEACH]
 
     def marks(self, text: str, index: EigenIndex | None = None) -> dict[int, bool]:
         """The marks that hold for a query: id -> whether it is good.
@@ -473,7 +358,7 @@ class Teacher:
             index: if given, only pictures that it has.
         """
         self.refresh()
-        marks = _marks_of(self._state.events, _subject(text))
+        marks = marks_of(self._state.events, _subject(text))
         if index is None:
             return {mark.id: mark.sign == GOOD for mark in marks}
         found = find(index, marks)
@@ -486,7 +371,7 @@ class Teacher:
         sample, size = index.sample(_RANKED), len(index)
         effects = []
         for query, event in state.current.items():
-            found = find(index, _marks_of(state.events, query))
+            found = find(index, marks_of(state.events, query))
             c = event.arrays["c"].astype(np.float64)
             ranks = [
                 _mean_rank(mapping, c, vectors, sample, size)
@@ -508,7 +393,7 @@ class Teacher:
             journal = self._existing()
             if journal is None:
                 raise TeachError(f"the profile {self.name!r} was taught nothing yet")
-            journal.export(Path(path))
+            journal.export(path)
         return len(self.history())
 
     def import_(self, path: str | PathLike[str]) -> int:
@@ -518,10 +403,32 @@ class Teacher:
             How many events were new.
         """
         with self._lock:
-            new = self._made().import_(Path(path))
+            if self._existing() is None:
+                # A file that is refused leaves no empty profile behind.
+                with (
+                    tempfile.TemporaryDirectory(prefix="enn-import-") as folder,
+                    Journal.open(Path(folder) / "trial", identity=self._identity) as trial,
+                ):
+                    trial.import_(path, accept=self._accept)
+            new = self._made().import_(path, accept=self._accept)
             self._state = replace(self._state, version=None)
             self.refresh()
         return new
+
+    def _accept(self, header: dict[str, Any], events: list[Event]) -> None:
+        """Refuse lessons from elsewhere that this profile could not use."""
+        try:
+            for event in events:
+                check_event(event, self._model.dim)
+        except ValueError as error:
+            raise JournalCorrupt(f"{error}; nothing was imported") from None
+        held = self._journal.events() if self._journal is not None else []
+        rules = {event.details["rule"] for event in [*held, *events] if event.active}
+        if len(rules) > 1:
+            raise TeachError(
+                f"the lessons were taught by different rules ({', '.join(sorted(rules))}); import "
+                "them into another profile"
+            )
 
     # --- inside --------------------------------------------------------------------------------
 
@@ -557,9 +464,9 @@ class Teacher:
             raise TeachError("the model gives these words no direction; use other words")
         return _Request(query, (c / length).astype(np.float16), marks, vectors)
 
-    def _draft(self, index: EigenIndex, request: _Request, state: _State, rule: str) -> _Draft:
+    def _draft(self, index: EigenIndex, request: _Request, state: Knowledge, rule: str) -> _Draft:
         query = request.query
-        before = _marks_of(state.events, query)
+        before = marks_of(state.events, query)
         marked = {mark.id for mark in before}
         for mark in request.marks:
             if mark.sign == WITHDRAWN and mark.id not in marked:
@@ -575,7 +482,7 @@ class Teacher:
                 "they were marked in"
             )
         arrays: dict[str, np.ndarray] = {"c": request.c}
-        if rule == "local":
+        if rule == LOCAL_RULE:
             arrays["marked"] = request.vectors[: local_rule.MOST_STORED].astype(np.float16)
         elif fit is not None:
             arrays["b"] = fit.target.astype(np.float16)
@@ -584,10 +491,10 @@ class Teacher:
             "rule": rule,
             "kept_text": fit is not None and fit.kept_text,
         }
-        covers = tuple(each.seq for each in _lessons_on(state.events, query))
+        covers = tuple(each.seq for each in lessons_on(state.events, query))
         seq = state.events[-1].seq + 1 if state.events else 1
         event = Event(seq, f"{0:032x}", 0.0, "teach", query, details, arrays, (*covers, seq), True)
-        after = self._derive((*state.events, event), rule, state.version, state)
+        after = derive((*state.events, event), state.version, self._untaught(), state)
         lesson = Lesson(
             entry=None,
             query=query,
@@ -624,10 +531,10 @@ class Teacher:
         index: EigenIndex | None,
     ) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[int, ...]] | None:
         """What to append so that a query's remaining lessons hold, None if nothing is missing."""
-        lessons = [e for e in events if e.kind == TEACH and e.subject == query]
-        if rule == "local" or not lessons or query in latest(events):
+        lessons = lessons_on(events, query)
+        if rule == LOCAL_RULE or not lessons or query in latest(events):
             return None
-        marks = _merged(lessons)
+        marks = merged(lessons)
         arrays = {"c": lessons[-1].arrays["c"]}
         kept_text = False
         if marks:
@@ -648,11 +555,11 @@ class Teacher:
         return details, arrays, tuple(event.seq for event in lessons)
 
     def _compare(
-        self, index: EigenIndex, before: _State, after: _State, query: str
+        self, index: EigenIndex, before: Knowledge, after: Knowledge, query: str
     ) -> dict[str, Any]:
         """The fields of a lesson that tell what it does to other queries."""
         sample = index.sample(guard.SAMPLE)
-        protected = self._protected()
+        protected = self._untaught().anchors
         tops = [
             self._best(mapping, protected, sample)
             for mapping in (Unchanged(), before.mapping, after.mapping)
@@ -685,7 +592,9 @@ class Teacher:
         self._tops = [*self._tops[-3:], (mapping, sample, found)]
         return found
 
-    def _earlier(self, index: EigenIndex, state: _State, query: str) -> Iterator[tuple[str, Marks]]:
+    def _earlier(
+        self, index: EigenIndex, state: Knowledge, query: str
+    ) -> Iterator[tuple[str, Marks]]:
         """The queries taught before, with those of their marked pictures that the index has."""
         others = [(q, e) for q, e in state.current.items() if q != query][-_CHECKED_QUERIES:]
         sample = index.sample(guard.SAMPLE)  # another object whenever the index has changed
@@ -693,7 +602,7 @@ class Teacher:
             known_marks = self._checked.get(other)
             key = (event.uid, id(index), id(sample))
             if known_marks is None or known_marks[0] != key:
-                marks = _marks_of(state.events, other)
+                marks = marks_of(state.events, other)
                 good = [mark for mark in marks if mark.sign == GOOD][-_CHECKED_MARKS:]
                 bad = [mark for mark in marks if mark.sign == BAD][-_CHECKED_MARKS:]
                 found = find(index, [*good, *bad])
@@ -702,58 +611,19 @@ class Teacher:
                 self._checked[other] = known_marks
             yield other, known_marks[1]
 
-    def _protected(self) -> np.ndarray:
-        """(m, r) unit coordinates of the protected queries, as the journal keeps them."""
-        if self._anchors is None:
+    def _untaught(self) -> Untaught:
+        """Where this profile starts: with the protected queries as its journal keeps them."""
+        if self._start is None:
             vectors = self._model.text_vectors(guard.protected_queries()).astype(np.float64)
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-            self._anchors = unit.astype(np.float16).astype(np.float64)
-        return self._anchors
+            self._start = Untaught(unit.astype(np.float16).astype(np.float64))
+        return self._start
 
-    def _derive(
-        self, events: Sequence[Event], rule: str | None, version: int | None, previous: _State
-    ) -> _State:
-        """What active events amount to.
-
-        `previous` only saves work, where it begins with the same pairs.
-        """
-        current = _current(events)
-        mapping: Mapping = Unchanged()
-        pairs: list[Event] = []
-        if rule == "local":
-            mapping = local_rule.learn(
-                [_local_lesson(events, query, event) for query, event in current.items()],
-                self._protected(),
-            )
-        else:
-            pairs = [event for event in current.values() if "b" in event.arrays]
-        if pairs:
-            same = _common(previous.pairs, [event.seq for event in pairs])
-            known_adapter = (
-                previous.mapping.adapter
-                if isinstance(previous.mapping, Adapted)
-                else self._untaught_adapter()
-            )
-            a, b = (
-                np.array([event.arrays[name] for event in pairs[same:]], np.float64)
-                for name in ("c", "b")
-            )
-            shape = (len(pairs) - same, self._model.dim)
-            adapter = known_adapter.first(same).with_pairs(a.reshape(shape), b.reshape(shape))
-            mapping = Adapted(adapter)
-        seqs = tuple(event.seq for event in pairs)
-        return _State(version, rule, tuple(events), current, seqs, mapping)
-
-    def _untaught_adapter(self) -> RidgeAdapter:
-        if self._base is None:
-            self._base = RidgeAdapter(
-                self._model.dim,
-                alpha=ALPHA,
-                anchors=self._protected(),
-                anchor_weight=ANCHOR_WEIGHT,
-            )
-        return self._base
+    def _derive(self, events: Sequence[Event], version: int | None) -> Knowledge:
+        if not events:
+            return replace(NOTHING, version=version)
+        return derive(events, version, self._untaught(), self._state)
 
     # --- the journal ---------------------------------------------------------------------------
 
@@ -769,7 +639,7 @@ class Teacher:
         """The journal, None if there is none (any more)."""
         if self._journal is not None and not self._is_there():
             self.close()
-            self._state = _NOTHING
+            self._state = NOTHING
         if self._journal is None:
             try:
                 self._adopt(Journal.open(self.path, identity=self._identity, create=False))
@@ -781,11 +651,11 @@ class Teacher:
         """The journal, which is made if there is none."""
         journal = self._existing()
         if journal is None:
-            anchors = self._protected().astype(np.float16)
+            anchors = self._untaught().anchors.astype(np.float16)
             journal = Journal.open(
                 self.path,
                 identity=self._identity,
-                header=lambda: ({"rule": None}, {"anchors": anchors}),
+                header=lambda: ({}, {"anchors": anchors}),
             )
             self._adopt(journal)
         return journal
@@ -798,17 +668,17 @@ class Teacher:
         info = os.stat(self.path)
         self._journal, self._file = journal, (info.st_dev, info.st_ino)
         # Those that this profile was taught with: another version may ship others.
-        self._anchors, self._base = anchors.astype(np.float64), None
+        self._start = Untaught(anchors.astype(np.float64))
 
     @contextmanager
-    def _writing(self) -> Iterator[tuple[Writing, _State]]:
+    def _writing(self) -> Iterator[tuple[Writing, Knowledge]]:
         """A transaction, and what the profile knows at its beginning."""
         journal = self._made()
         with journal.writing() as writing:
             version = journal.version
             if version != self._state.version:
                 events = writing.events()
-                self._state = self._derive(events, _rule(journal), version, self._state)
+                self._state = self._derive(events, version)
             yield writing, self._state
 
     def _chosen(self, rule: str | None) -> str:
@@ -828,22 +698,12 @@ class Teacher:
         return held or rule or RULES[0]
 
 
-_NOTHING = _State(None, None, (), {}, (), Unchanged())
-
-
 def _identity(model: QueryModel) -> dict[str, Any]:
     """What a journal belongs to: the weights, and how their last map was factored."""
     manifest = Manifest.of_model(model)
     # Another linear algebra library may factor the same weights with other signs.
     signs = np.packbits(np.asarray(manifest.probe) > 0).tobytes().hex()
     return {"app": "search", "weights": manifest.weights, "dim": manifest.dim, "signs": signs}
-
-
-def _rule(journal: Journal) -> str | None:
-    rule = journal.header[0].get("rule")
-    if rule is not None and rule not in RULES:
-        raise JournalCorrupt(f"{str(journal.path)!r} was taught by a rule unknown to this version")
-    return rule
 
 
 def _subject(text: str) -> str:
@@ -868,80 +728,6 @@ def _subject(text: str) -> str:
     return subject
 
 
-def _current(events: Sequence[Event]) -> dict[str, Event]:
-    """The event that holds for each query, in the order of their first lessons.
-
-    Where lessons of two files came together and none was fitted on all of them yet, the newest
-    one holds.
-    """
-    held = latest(events)
-    newest = {event.subject: event for event in events if event.kind == TEACH}
-    return {query: held.get(query, event) for query, event in newest.items()}
-
-
-def _lessons_on(events: Iterable[Event], query: str) -> list[Event]:
-    return [event for event in events if event.kind == TEACH and event.subject == query]
-
-
-def _merged(lessons: Iterable[Event]) -> list[Mark]:
-    """The marks that hold after some lessons on one query."""
-    try:
-        return merge(read_marks(event.details) for event in lessons)
-    except ValueError as error:
-        raise JournalCorrupt(f"a lesson in the journal is damaged ({error}); undo it") from None
-
-
-def _marks_of(events: Iterable[Event], query: str) -> list[Mark]:
-    return _merged(_lessons_on(events, query))
-
-
-def _local_lesson(events: Iterable[Event], query: str, held: Event) -> local_rule.LocalLesson:
-    """What the local rule learns from for one query."""
-    rows: dict[tuple[int, str], np.ndarray] = {}
-    lessons = _lessons_on(events, query)
-    for event in lessons:
-        marks = [mark for mark in read_marks(event.details) if mark.sign != WITHDRAWN]
-        # Past the first ones no vectors are kept.
-        rows |= zip(((mark.id, mark.print) for mark in marks), event.arrays["marked"], strict=False)
-    vectors: dict[int, list[np.ndarray]] = {GOOD: [], BAD: []}
-    for mark in _merged(lessons):
-        if (mark.id, mark.print) in rows:
-            vectors[mark.sign].append(rows[mark.id, mark.print])
-    dim = held.arrays["c"].shape[-1]
-    return local_rule.LocalLesson(
-        c=held.arrays["c"].astype(np.float64),
-        good=np.array(vectors[GOOD], np.float64).reshape(-1, dim),
-        bad=np.array(vectors[BAD], np.float64).reshape(-1, dim),
-        keep=bool(held.details.get("kept_text")),
-    )
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    count = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
-
-
-def _settled(state: _State, event: Event) -> _State:
-    """A drafted state with the event as it was written, one version on."""
-    pairs = state.pairs
-    if "b" in event.arrays:
-        drafted = state.current[event.subject].seq
-        pairs = tuple(event.seq if seq == drafted else seq for seq in pairs)
-    return replace(
-        state,
-        version=(state.version or 0) + 1,
-        rule=event.details["rule"],
-        events=(*state.events[:-1], event),
-        current={**state.current, event.subject: event},
-        pairs=pairs,
-    )
-
-
 def _to_undo(lessons: Sequence[Event], entry: int | None) -> Event:
     active = [event for event in lessons if event.active]
     if entry is None:
@@ -957,21 +743,6 @@ def _to_undo(lessons: Sequence[Event], entry: int | None) -> Event:
     raise TeachError(
         f"there is no lesson {entry}; "
         + (f"the newest are {numbers}" if active else "none is left")
-    )
-
-
-def _history_entry(event: Event) -> HistoryEntry:
-    marks = read_marks(event.details)
-    return HistoryEntry(
-        entry=event.seq,
-        at=event.at,
-        query=event.subject,
-        good=tuple(mark.id for mark in marks if mark.sign == GOOD),
-        bad=tuple(mark.id for mark in marks if mark.sign == BAD),
-        unmarked=tuple(mark.id for mark in marks if mark.sign == WITHDRAWN),
-        rule=str(event.details.get("rule")),
-        active=event.active,
-        kept_text=bool(event.details.get("kept_text")),
     )
 
 

@@ -1,0 +1,252 @@
+"""What a profile knows: a function of the active lessons in its journal, and of nothing else.
+
+The same lessons give the same bits, on one platform with the same versions; their order does not
+matter beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from enn_core.feedback import TEACH, Event, JournalCorrupt, RidgeAdapter, latest
+from retrieval import local_rule
+from retrieval.fitting import ALPHA, ANCHOR_WEIGHT
+from retrieval.guard import Mapping
+from retrieval.marks import BAD, GOOD, WITHDRAWN, Mark, merge, read_marks
+
+__all__ = [
+    "ADAPTER",
+    "LOCAL_RULE",
+    "NOTHING",
+    "REFIT",
+    "RULES",
+    "Adapted",
+    "Knowledge",
+    "Unchanged",
+    "Untaught",
+    "check_event",
+    "derive",
+    "lessons_on",
+    "marks_of",
+    "merged",
+    "settled",
+]
+
+ADAPTER, LOCAL_RULE = "adapter", "local"
+RULES = (ADAPTER, LOCAL_RULE)
+"""How lessons become a change of the model: a map of queries, or steps on its last layer."""
+
+REFIT = "refit"
+"""Kind of the events that fit a query again after one of its lessons was undone."""
+
+# Lengths that a unit vector may have as float16, with room for other ways of rounding.
+_UNIT = (0.98, 1.02)
+
+
+class Unchanged:
+    """The mapping of a profile that was taught nothing."""
+
+    delta = None
+
+    def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        return np.asarray(rows, np.float32)
+
+
+class Adapted:
+    """Queries through a ridge adapter, at the length they had: scores stay cosines."""
+
+    delta = None
+
+    def __init__(self, adapter: RidgeAdapter) -> None:
+        self.adapter = adapter
+
+    def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        given = np.asarray(rows, np.float64)
+        moved = self.adapter.apply(given)
+        lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
+        wanted = np.linalg.norm(given, axis=-1, keepdims=True)
+        usable = lengths > 1e-6 * wanted
+        scaled = np.where(usable, moved * (wanted / np.where(usable, lengths, 1)), given)
+        return scaled.astype(np.float32)
+
+
+class Untaught:
+    """Where teaching starts.
+
+    Args:
+        anchors: (m, r) unit coordinates of the protected queries.
+    """
+
+    def __init__(self, anchors: npt.NDArray[np.float64]) -> None:
+        self.anchors = anchors
+
+    @cached_property
+    def adapter(self) -> RidgeAdapter:
+        return RidgeAdapter(
+            self.anchors.shape[1],
+            alpha=ALPHA,
+            anchors=self.anchors,
+            anchor_weight=ANCHOR_WEIGHT,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """What a profile knows.
+
+    Attributes:
+        version: of the journal; None if there is none, or it must be read again.
+        rule: "adapter", "local", or None if there are no lessons.
+        events: the active ones, by seq.
+        current: by query, the event that now stands for it.
+        pairs: seq of the events in the adapter, in order.
+        mapping: how it changes searches.
+    """
+
+    version: int | None
+    rule: str | None
+    events: tuple[Event, ...]
+    current: dict[str, Event]
+    pairs: tuple[int, ...]
+    mapping: Mapping
+
+
+NOTHING = Knowledge(None, None, (), {}, (), Unchanged())
+
+
+def derive(
+    events: Sequence[Event], version: int | None, untaught: Untaught, previous: Knowledge
+) -> Knowledge:
+    """What active events (by seq) amount to.
+
+    `previous` only saves work, as far as its pairs are the first of these.
+
+    Raises:
+        JournalCorrupt: if the journal was written by something else.
+    """
+    current = _current(events)
+    rules = {event.details.get("rule") for event in current.values()}
+    if not rules:
+        return Knowledge(version, None, tuple(events), {}, (), Unchanged())
+    if len(rules) > 1 or not rules <= set(RULES):
+        raise JournalCorrupt(f"the journal mixes rules, or holds unknown ones ({rules!r:.60})")
+    rule = rules.pop()
+    if rule == LOCAL_RULE:
+        lessons = [_local_lesson(events, query, event) for query, event in current.items()]
+        mapping: Mapping = local_rule.learn(lessons, untaught.anchors)
+        return Knowledge(version, rule, tuple(events), current, (), mapping)
+    pairs = [event for event in current.values() if "b" in event.arrays]
+    seqs = tuple(event.seq for event in pairs)
+    adapter, same = untaught.adapter, 0
+    if isinstance(previous.mapping, Adapted):
+        adapter, same = previous.mapping.adapter, _common(previous.pairs, seqs)
+    shape = len(pairs) - same, untaught.anchors.shape[1]
+    a, b = (
+        np.array([event.arrays[name] for event in pairs[same:]], np.float64).reshape(shape)
+        for name in ("c", "b")
+    )
+    mapping = Adapted(adapter.first(same).with_pairs(a, b))
+    return Knowledge(version, rule, tuple(events), current, seqs, mapping)
+
+
+def settled(drafted: Knowledge, event: Event) -> Knowledge:
+    """A drafted state once its last event is written as `event`, one version on."""
+    draft = drafted.events[-1]
+    return replace(
+        drafted,
+        version=(drafted.version or 0) + 1,
+        events=(*drafted.events[:-1], event),
+        current={**drafted.current, event.subject: event},
+        pairs=tuple(event.seq if seq == draft.seq else seq for seq in drafted.pairs),
+    )
+
+
+def lessons_on(events: Iterable[Event], query: str) -> list[Event]:
+    """The lessons on one query."""
+    return [event for event in events if event.kind == TEACH and event.subject == query]
+
+
+def merged(lessons: Iterable[Event]) -> list[Mark]:
+    """The marks that hold after some lessons on one query."""
+    try:
+        return merge(read_marks(event.details) for event in lessons)
+    except ValueError as error:
+        raise JournalCorrupt(f"a lesson in the journal is damaged: {error}") from None
+
+
+def marks_of(events: Iterable[Event], query: str) -> list[Mark]:
+    """The marks that hold for a query."""
+    return merged(lessons_on(events, query))
+
+
+def check_event(event: Event, dim: int) -> None:
+    """Refuse what `derive` could not use, of an event from elsewhere.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    rule = event.details.get("rule")
+    if event.kind not in (TEACH, REFIT) or rule not in RULES:
+        raise ValueError("an event is no lesson of a search")
+    if " ".join(event.subject.split()) != event.subject or not event.subject:
+        raise ValueError("the words of a lesson are empty or spaced out")
+    marks = read_marks(event.details) if event.kind == TEACH else []
+    wanted: dict[str, tuple[int, ...]] = {"c": (dim,)}
+    if rule == LOCAL_RULE:
+        kept = sum(mark.sign != WITHDRAWN for mark in marks)
+        wanted["marked"] = (min(kept, local_rule.MOST_STORED), dim)
+    elif "b" in event.arrays:
+        wanted["b"] = (dim,)
+    if {name: array.shape for name, array in event.arrays.items()} != wanted:
+        raise ValueError("the numbers of a lesson do not fit the model")
+    for array in event.arrays.values():
+        lengths = np.linalg.norm(array.astype(np.float64), axis=-1)
+        if not np.all((lengths > _UNIT[0]) & (lengths < _UNIT[1])):
+            raise ValueError("the numbers of a lesson are no directions")
+
+
+def _current(events: Sequence[Event]) -> dict[str, Event]:
+    """The event that stands for each query, in the order of their first lessons.
+
+    Where lessons of two files came together and nothing was fitted on all of them yet, the newest
+    one stands.
+    """
+    held = latest(events)
+    newest = {event.subject: event for event in events if event.kind == TEACH}
+    return {query: held.get(query, event) for query, event in newest.items()}
+
+
+def _local_lesson(events: Iterable[Event], query: str, held: Event) -> local_rule.LocalLesson:
+    """What the local rule learns from for one query."""
+    rows: dict[tuple[int, str], np.ndarray] = {}
+    lessons = lessons_on(events, query)
+    for event in lessons:
+        marks = [mark for mark in read_marks(event.details) if mark.sign != WITHDRAWN]
+        # Past the first ones no vectors are kept.
+        rows |= zip(((mark.id, mark.print) for mark in marks), event.arrays["marked"], strict=False)
+    vectors: dict[int, list[np.ndarray]] = {GOOD: [], BAD: []}
+    for mark in merged(lessons):
+        if (mark.id, mark.print) in rows:
+            vectors[mark.sign].append(rows[mark.id, mark.print])
+    dim = held.arrays["c"].shape[-1]
+    return local_rule.LocalLesson(
+        c=held.arrays["c"].astype(np.float64),
+        good=np.array(vectors[GOOD], np.float64).reshape(-1, dim),
+        bad=np.array(vectors[BAD], np.float64).reshape(-1, dim),
+        keep=bool(held.details.get("kept_text")),
+    )
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    same = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        same += 1
+    return same
