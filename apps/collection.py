@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from retrieval.index import EigenIndex, Entry
     from retrieval.models import RetrievalModel
     from retrieval.search import Searcher
+    from retrieval.teaching import Teacher
     from retrieval.update import Progress
 
-__all__ = ["Collection", "Job", "UpdateRunning", "share"]
+__all__ = ["Collection", "Found", "Job", "UpdateRunning", "share"]
+
+
+AVERAGED = 256  # pictures whose mean score stands for all, where there is no formula
 
 
 class UpdateRunning(RuntimeError):
@@ -56,6 +60,23 @@ class Job:
     @property
     def active(self) -> bool:
         return self.state in {"running", "cancelling"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to a search.
+
+    Args:
+        hits: (id, score), best first.
+        average: score of an average picture of the collection.
+    """
+
+    hits: tuple[tuple[int, float], ...]
+    average: float
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(id for id, _ in self.hits)
 
 
 class Collection:
@@ -108,41 +129,90 @@ class Collection:
 
     # -- searching ---------------------------------------------------------------------------
 
-    def search(self, text: str, image: bytes | None, like: int | None, k: int) -> list[Card]:
-        """Cards for a text, a picture (bytes) or an image of the collection, and combinations.
+    def find(
+        self,
+        text: str,
+        image: bytes | None = None,
+        like: int | None = None,
+        k: int = 24,
+        *,
+        teacher: Teacher | None = None,
+    ) -> Found:
+        """What fits a text, a picture (bytes) or an image of the collection, and combinations.
+
+        Args:
+            text: words, empty for none.
+            image: bytes of a picture.
+            like: id of an image of the collection.
+            k: number of results.
+            teacher: what it was taught counts; None for the model as it is.
 
         Raises:
             ValueError: the query cannot be understood; the message is fit to show.
             LookupError: the image `like` is gone.
         """
+        from retrieval.search import query_coordinates
+
         index = self.index
+        mapping = self._searcher.with_teacher(teacher).mapping()
+        delta = mapping.delta if mapping is not None else None
         if like is not None and not text:
-            query = index.vectors([like])[0]
-            found = [hit for hit in index.search(query, k + 1) if hit[0] != like][:k]
+            query, delta = index.vectors([like])[0], None
+            hits = [hit for hit in index.search(query, k + 1) if hit[0] != like][:k]
         else:
             if like is not None:
                 image, _ = self.read(self.ref(like))
-            query = self._searcher.query_vector(text or None, image)
-            found = index.search(query, k)
-        average = float(query.astype("float64") @ index.moments()[0])
-        best = found[0][1] if found else 0.0
+            query = query_coordinates(self.model, index, text or None, image, mapping)
+            hits = index.search(query, k, delta=delta)
+        if delta is None:
+            average = float(query.astype("float64") @ index.moments()[0])
+        else:
+            few = self._spread(AVERAGED)
+            scores = [score for _, score in index.search(query, len(few), delta=delta, ids=few)]
+            average = sum(scores) / max(1, len(scores))
+        return Found(tuple(hits), average)
+
+    def cards(
+        self,
+        found: Found,
+        *,
+        marks: Mapping[int, bool] | None = None,
+        before: Sequence[int] | None = None,
+    ) -> list[Card]:
+        """Cards for what was found.
+
+        Args:
+            found: the results.
+            marks: what the visitor said of images, by id.
+            before: ids of the ranking that this one is compared with, best first.
+        """
+        index = self.index
+        marks = marks or {}
+        places = {id: place for place, id in enumerate(before)} if before is not None else None
+        best = found.hits[0][1] if found.hits else 0.0
         cards = []
-        for id, score in found:
+        for place, (id, score) in enumerate(found.hits):
             # An update may delete an image between the search and this line.
             with contextlib.suppress(KeyError):
-                cards.append(self._card(index.entry(id), score, share(score, average, best)))
+                card = self._card(index.entry(id), score, share(score, found.average, best))
+                new = places is not None and id not in places
+                moved = places[id] - place if places is not None and not new else 0
+                cards.append(replace(card, mark=marks.get(id), moved=moved, new=new))
         return cards
 
     def browse(self, k: int) -> list[Card]:
         """Cards of pictures spread evenly over the collection, without scores."""
         index = self.index
-        ids = index.ids()
-        step = max(1, len(ids) // k)
         cards = []
-        for id in ids[::step][:k]:
+        for id in self._spread(k):
             with contextlib.suppress(KeyError):
-                cards.append(self._card(index.entry(int(id)), None, None))
+                cards.append(self._card(index.entry(id), None, None))
         return cards
+
+    def _spread(self, k: int) -> list[int]:
+        """Ids of k pictures spread evenly over the collection."""
+        ids = self._searcher.index.ids()
+        return ids[:: max(1, len(ids) // max(1, k))][:k].tolist()
 
     def caption(self, image: bytes, captions: Sequence[str]) -> list[tuple[str, float]]:
         """All captions with their scores, best first."""

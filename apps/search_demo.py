@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from apps.collection import Collection
     from apps.pictures import Pictures, Uploads
+    from apps.teachers import Teachers
     from retrieval.models import RetrievalModel
 
 __all__ = ["create_app", "serve"]
@@ -45,14 +46,19 @@ GALLERY_EXAMPLES = (
 
 
 def create_app(
-    collections: Sequence[Collection], pictures: Pictures, uploads: Uploads, **options: Any
+    collections: Sequence[Collection],
+    pictures: Pictures,
+    uploads: Uploads,
+    teachers: Teachers,
+    **options: Any,
 ) -> FastAPI:
-    """A FastAPI application with the page, the pictures and /healthz; run it behind a `Guard`."""
+    """A FastAPI application with the page, its files and /healthz; run it behind a `Guard`."""
     import gradio as gr
     from fastapi import FastAPI
 
     from apps.pictures import add_picture_routes
     from apps.search_page import TITLE, build, head, theme
+    from apps.teaching_files import add_teaching_routes
 
     app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -61,9 +67,10 @@ def create_app(
         return {"status": "ok"}
 
     add_picture_routes(app, pictures, uploads)
+    add_teaching_routes(app, collections, teachers)
     return gr.mount_gradio_app(
         app,
-        build(collections, pictures, uploads, **options),
+        build(collections, pictures, uploads, teachers, **options),
         path="/",
         theme=theme(),
         head=head(),
@@ -103,6 +110,8 @@ def serve(
         OSError: no such folder or index, the port is taken, and the like.
     """
     from apps.pictures import PICTURE_ROUTES, Pictures, Uploads
+    from apps.teachers import Teachers
+    from apps.teaching_files import TEACHING_ROUTES
 
     if auth_file is not None:
         server.read_auth_file(auth_file, warn=lambda _: None)  # fail before the slow part
@@ -112,11 +121,12 @@ def serve(
     collections.extend(_open_collections(index, list(folders), model, pictures))
     _warm_up(collections)
     options = {} if index is not None or folders else {"examples": GALLERY_EXAMPLES}
-    app = create_app(collections, pictures, Uploads(), **options)
+    app = create_app(collections, pictures, Uploads(), Teachers(), **options)
     routes = (
         server.Route("GET", "/healthz", public=True),
         *server.GRADIO_ROUTES,
         *PICTURE_ROUTES,
+        *TEACHING_ROUTES,
     )
     try:
         server.run(
@@ -193,21 +203,24 @@ def _open_collections(
 
 
 def _warm_up(collections: Sequence[Collection]) -> None:
-    """Builds the networks before the first visitor waits for them: words now, pictures beside."""
+    """Does before the first visitor what they would wait for: words now, the rest beside."""
     from PIL import Image
+
+    from retrieval.guard import protected_queries
 
     models = list({id(c.model): c.model for c in collections}.values())
     for model in models:
         model.text_vectors(["warm up"])
 
-    def warm_pictures() -> None:
+    def warm_up() -> None:
         for model in models:
             # What fails here fails again, visibly, when a visitor asks for it.
             with contextlib.suppress(Exception):
+                model.text_vectors(protected_queries())  # the first lesson compares them
                 blank = Image.new("RGB", (64, 64), "white")
                 model.image_vectors(model.preprocess(blank)[None])
 
-    threading.Thread(target=warm_pictures, name="warm-up", daemon=True).start()
+    threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
 
 
 def _gallery_credits() -> dict[str, str]:

@@ -13,6 +13,9 @@ from html import escape
 from pathlib import PurePosixPath
 
 __all__ = [
+    "MARK_HINT",
+    "THUMB_DOWN",
+    "THUMB_UP",
     "Card",
     "captions_html",
     "cards_html",
@@ -44,6 +47,9 @@ class Card:
         score: similarity of the search, or None when nothing was searched.
         share: how far `score` is on the way from the collection's average to the best, 0..1.
         credit: who made the picture and under which licence, if known.
+        mark: what the visitor said of it for this search: good, bad, or None for nothing.
+        moved: places it went up (negative: down) since the ranking that the visitor compares with.
+        new: it was not among the pictures of that ranking.
     """
 
     token: str
@@ -54,6 +60,9 @@ class Card:
     score: float | None = None
     share: float | None = None
     credit: str = ""
+    mark: bool | None = None
+    moved: int = 0
+    new: bool = False
 
 
 def file_size(count: int) -> str:
@@ -114,26 +123,67 @@ def chips_html(queries: Sequence[str]) -> str:
     )
 
 
-def status_html(text: str, *, clear: bool = False) -> str:
-    """The line above the results, announced by screen readers."""
+def status_html(
+    text: str, *, clear: bool = False, taught: bool | None = None, profile: str = "", hint: str = ""
+) -> str:
+    """The line above the results, announced by screen readers.
+
+    Args:
+        text: what is shown.
+        clear: offer to start again.
+        taught: which side the switch between results with and without teaching is on; None for no
+            switch, since nothing was taught.
+        profile: name of the profile, shown with the switch.
+        hint: HTML (not escaped) of a quiet second line.
+    """
     button = (
         '<button type="button" class="enn-link" data-do="clear">Clear search</button>'
         if clear
         else ""
     )
+    switch = ""
+    if taught is not None:
+        sides = "".join(
+            f'<button type="button" data-do="{name}" aria-pressed="{_truth(on == taught)}">'
+            f"{label}</button>"
+            for name, label, on in (
+                ("include", "With what I taught", True),
+                ("exclude", "Without", False),
+            )
+        )
+        switch = (
+            f'<span class="enn-switch" role="group" aria-label="Results">{sides}</span>'
+            '<button type="button" class="enn-link" data-do="profile" '
+            f'title="Open what was taught">Profile: {escape(profile)}</button>'
+        )
     return (
         '<div class="enn-status" role="status" aria-live="polite">'
-        f"<span>{escape(text)}</span>{button}</div>"
+        f"<span>{escape(text)}</span>{button}{switch}</div>{hint}"
     )
 
 
-def cards_html(cards: Sequence[Card], *, label: str) -> str:
-    """The grid of results. Every card carries what the larger view shows of it."""
-    items = "".join(_card(card, rank) for rank, card in enumerate(cards, start=1))
-    return f'<ul class="enn-grid" aria-label="{escape(label)}">{items}</ul>'
+MARK_HINT = (
+    '<p class="enn-hint">Mark pictures good or bad and the search learns at once. '
+    '<span class="enn-keys">On the keyboard: <kbd>G</kbd> or <kbd>+</kbd> good, '
+    "<kbd>B</kbd> or <kbd>-</kbd> bad, again to take it back.</span></p>"
+)
 
 
-def _card(card: Card, rank: int) -> str:
+def cards_html(cards: Sequence[Card], *, label: str, query: str | None = None) -> str:
+    """The grid of results. Every card carries what the larger view shows of it.
+
+    Args:
+        cards: best first.
+        label: of the list, for screen readers.
+        query: the words that the visitor may mark the pictures for; None for no marks.
+    """
+    markable = query is not None
+    items = "".join(_card(card, rank, markable) for rank, card in enumerate(cards, start=1))
+    words = f' data-query="{escape(query)}"' if query is not None else ""
+    return f'<ul class="enn-grid" aria-label="{escape(label)}"{words}>{items}</ul>'
+
+
+def _card(card: Card, rank: int, markable: bool) -> str:
     path = PurePosixPath(card.path)
     folder = "" if str(path.parent) == "." else str(path.parent)
     name = escape(path.name)
@@ -147,6 +197,8 @@ def _card(card: Card, rank: int) -> str:
     }
     if card.credit:
         facts["credit"] = card.credit
+    if card.mark is not None:
+        facts["mark"] = "good" if card.mark else "bad"
     match = ""
     spoken = ""
     if card.score is not None and card.share is not None:
@@ -159,18 +211,52 @@ def _card(card: Card, rank: int) -> str:
             f'<span class="enn-score">{score}</span></span>'
         )
         spoken = f", similarity {score}"
+    badge, change = _moved(card)
+    if card.mark is not None:
+        spoken += f", marked {facts['mark']}"
     data = " ".join(f'data-{key}="{escape(value)}"' for key, value in facts.items())
     return (
         f'<li class="enn-card" {data}>'
         f'<button type="button" class="enn-open" data-do="open" '
-        f'aria-label="{rank}: {name}{spoken}. Show larger">'
-        f'<img src="pictures/card/{token}" alt="" loading="lazy" decoding="async"></button>'
+        f'aria-label="{rank}: {name}{spoken}{change}. Show larger">'
+        f'<img src="pictures/card/{token}" alt="" loading="lazy" decoding="async">{badge}</button>'
         f'<div class="enn-meta">'
         f'<span class="enn-name" title="{escape(card.path)}">{escape(path.stem)}</span>'
         f'{match}<div class="enn-actions">'
         f'<button type="button" class="enn-small" data-do="like" '
-        f'aria-label="More pictures like {name}">More like this</button></div></div></li>'
+        f'aria-label="More pictures like {name}">More like this</button>'
+        f"{_thumbs(card.mark, name) if markable else ''}</div></div></li>"
     )
+
+
+def _thumbs(mark: bool | None, name: str) -> str:
+    buttons = "".join(
+        f'<button type="button" class="enn-thumb" data-do="{what}" '
+        f'aria-pressed="{_truth(mark is good)}" aria-label="{what.capitalize()}: {name}" '
+        f'title="{title}">{icon}</button>'
+        for what, good, icon, title in (
+            ("good", True, THUMB_UP, "This is what I meant (G)"),
+            ("bad", False, THUMB_DOWN, "This is not what I meant (B)"),
+        )
+    )
+    return f'<span class="enn-thumbs">{buttons}</span>'
+
+
+def _moved(card: Card) -> tuple[str, str]:
+    """A badge on the picture and the same in words."""
+    if card.new:
+        kind, text, spoken = "new", "new", ", new here"
+    elif card.moved:
+        up, places = card.moved > 0, abs(card.moved)
+        kind, text = ("up", f"▲{places}") if up else ("down", f"▼{places}")
+        spoken = f", {kind} {places} {'place' if places == 1 else 'places'}"
+    else:
+        return "", ""
+    return f'<span class="enn-moved enn-{kind}" aria-hidden="true">{text}</span>', spoken
+
+
+def _truth(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def message_html(title: str, text: str) -> str:
@@ -253,6 +339,12 @@ _LOGO = _icon(
     cls="enn-logo",
     width=2,
 )
+THUMB_UP = _icon(
+    '<path d="M3.5 11h3v9h-3zM6.5 11l4-7.5c1.7 0 2.7 1.3 2.3 3L12 9.5h6a2 2 0 0 1 2 '
+    '2.4l-1.3 6.5a2 2 0 0 1-2 1.6H6.5"/>',
+    cls="enn-thumb-icon",
+)
+THUMB_DOWN = THUMB_UP.replace("<path", '<path transform="rotate(180 12 12)"')
 _PICTURE = _icon(
     '<rect x="3" y="4.5" width="18" height="15" rx="2.5"/><circle cx="8.5" cy="9.5" r="1.6"/>'
     '<path d="m4 17 5-4.5 3.5 3 3.5-4L20.5 16"/>',

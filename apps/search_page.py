@@ -1,34 +1,31 @@
-"""The search page itself: its components, what they do, and how it looks.
+"""The search page itself: its components, what they are wired to, and how it looks.
 
-`build` makes Gradio `Blocks` for collections that are open already. Each visitor's query lives in
-`gr.State`; what the handlers hold is shared by all visitors and only read.
+`build` makes Gradio `Blocks` for collections that are open already. Each visitor's `Screen` lives
+in `gr.State`; what the handlers hold is shared by all visitors and only read.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from apps import search_html as html
-from apps.collection import Collection, Job, UpdateRunning, share
+from apps.collection import Collection
 from apps.pictures import Pictures, Uploads
-from retrieval.images import ImageError
+from apps.search_api import add_api
+from apps.search_handlers import CAPTIONS_LIMIT, TEXT_LIMIT, Query, Screen
+from apps.taught_handlers import TaughtHandlers
+from apps.teachers import Teachers
 
-__all__ = ["CAPTIONS", "EXAMPLES", "TITLE", "Query", "build", "head", "theme"]
+__all__ = ["CAPTIONS", "EXAMPLES", "TITLE", "build", "head", "theme"]
 
 ASSETS = Path(__file__).parent / "assets"
 TITLE = "Eigen Search"
 
-TEXT_LIMIT = 500  # characters of a query; the text tower reads fewer words than that
-CAPTIONS_LIMIT = 200
 COUNTS = (12, 24, 48, 96, 192)
-SHOWN_SKIPPED = 500
 
 EXAMPLES: tuple[str, ...] = (
     "a dog in the snow",
@@ -75,23 +72,11 @@ CAPTIONS: tuple[str, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Query:
-    """What one visitor is searching for: words, a picture (an upload or a found one), or both."""
-
-    text: str = ""
-    upload: str | None = None  # token of an uploaded picture
-    like: str | None = None  # token of a picture of the collection
-
-    @property
-    def empty(self) -> bool:
-        return not (self.text or self.upload or self.like)
-
-
 def build(
     collections: Sequence[Collection],
     pictures: Pictures,
     uploads: Uploads,
+    teachers: Teachers,
     *,
     examples: Sequence[str] = EXAMPLES,
 ) -> gr.Blocks:
@@ -101,14 +86,16 @@ def build(
         collections: at least one; with several, visitors choose.
         pictures: signs and resolves the tokens of the collections' images.
         uploads: keeps visitors' pictures.
+        teachers: opens what visitors taught.
         examples: searches offered as buttons.
     """
-    page = _Page(collections, pictures, uploads)
+    page = TaughtHandlers(collections, pictures, uploads, teachers, TITLE)
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     latest: dict[str, Any] = {**hidden, "trigger_mode": "always_last", "concurrency_id": "search"}
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
-        query = gr.State(Query())
+        screen = gr.State(Screen())
+        remembered = gr.Textbox(visible=False)  # the profile, from the browser's memory
         subject = gr.State(Query())  # the picture of the captions tab
         header = _html(
             html.header_html(TITLE, page.subtitle(0)),
@@ -175,7 +162,10 @@ def build(
                 status = _html(
                     html.status_html(""), js_on_load=_script("status.js"), elem_id="enn-status"
                 )
+                lesson = _html("", js_on_load=_script("lesson.js"), elem_id="enn-lesson")
                 results = _html("", js_on_load=_script("results.js"), elem_id="enn-results")
+            with gr.Tab("Taught", id="taught") as taught_tab:
+                taught = _html("", js_on_load=_script("taught.js"), elem_id="enn-taught")
             with gr.Tab("Captions", id="captions"):
                 _html(
                     '<p class="enn-lead">Give a picture and a list of captions: '
@@ -217,20 +207,30 @@ def build(
                 skipped = _html("", elem_id="enn-skipped")
                 timer = gr.Timer(0.7, active=False)
 
-        found = [text, picker, status, results, query]
-        gr.on(
-            [text.submit, go.click],
-            page.search_text,
-            [text, query, which, count],
-            found,
-            **latest,
-        )
-        gr.on([count.change, which.change], page.again, [query, which, count], found, **latest)
-        chips.pick(page.search_example, [which, count], found, **latest)
-        picker.chosen(page.search_upload, [text, which, count], found, **latest)
-        picker.removed(page.search_without_picture, [text, which, count], found, **latest)
-        results.like(page.search_like, [which, count], found, **latest)
-        status.clear(page.start_again, [which, count], found, **latest)
+        here = [which, count, screen]
+        found = [text, picker, status, lesson, results, screen]
+        gr.on([text.submit, go.click], page.search_text, [text, *here], found, **latest)
+        gr.on([count.change, which.change], page.again, here, found, **latest)
+        chips.pick(page.search_example, here, found, **latest)
+        picker.chosen(page.search_upload, [text, *here], found, **latest)
+        picker.removed(page.search_without_picture, [text, *here], found, **latest)
+        results.like(page.search_like, here, found, **latest)
+        status.clear(page.start_again, here, found, **latest)
+        status.include(page.with_taught, here, found, **latest)
+        status.exclude(page.without_taught, here, found, **latest)
+
+        # Marks are never passed over for later ones: the page sends them one batch at a time.
+        every: dict[str, Any] = {**hidden, "trigger_mode": "multiple", "concurrency_id": "teach"}
+        results.mark(page.mark, here, found, **every)
+        lesson.undo(page.undo_last, here, found, **every)
+        lesson.force(page.insist, here, found, **every)
+
+        status.profile(page.go_to_taught, [which, screen], [taught, tabs], **latest)
+        gr.on([taught_tab.select, which.change], page.taught, [which, screen], taught, **latest)
+        taught.choose(page.choose_profile, here, [taught, *found], **every)
+        taught.undo(page.undo_entry, here, [taught, *found], **every)
+        taught.forget(page.forget_all, here, [taught, *found], **every)
+        taught.imported(page.imported, here, [taught, *found], **every)
 
         described = [subject_picker, ranking, subject]
         subject_picker.chosen(page.describe_upload, [lines, which], described, **latest)
@@ -244,208 +244,16 @@ def build(
         update.click(page.start_update, which, state, **hidden)
         stop.click(page.stop_update, which, state, **hidden)
 
-        blocks.load(page.open, [which, count], found, **hidden)
+        blocks.load(
+            page.open,
+            [which, count, remembered, screen],
+            found,
+            js="(which, count, _, screen) => [which, count, window.enn.profile(), screen]",
+            **hidden,
+        )
+        add_api(collections, teachers)
     blocks.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     return blocks
-
-
-class _Page:
-    """The handlers. Holds only what all visitors share; a visitor's state comes in and goes out."""
-
-    def __init__(
-        self, collections: Sequence[Collection], pictures: Pictures, uploads: Uploads
-    ) -> None:
-        self.collections = collections
-        self.pictures = pictures
-        self.uploads = uploads
-
-    # -- search tab --------------------------------------------------------------------------
-
-    def open(self, which: int, count: int, request: gr.Request) -> tuple:
-        """A visitor arrives: `?q=words` searches at once, otherwise a look at the collection."""
-        asked = _clean(str(request.query_params.get("q", "")))
-        return self._show(Query(text=asked), which, count)
-
-    def search_text(self, text: str, query: Query, which: int, count: int) -> tuple:
-        return self._show(replace(query, text=_clean(text)), which, count, typed=True)
-
-    def again(self, query: Query, which: int, count: int) -> tuple:
-        return self._show(query, which, count, typed=True)
-
-    def search_example(self, which: int, count: int, event: gr.EventData) -> tuple:
-        asked = _clean(_field(event, "query"))
-        return self._show(Query(text=asked), which, count)
-
-    def search_upload(self, text: str, which: int, count: int, event: gr.EventData) -> tuple:
-        asked = Query(text=_clean(text), upload=_field(event, "token"))
-        return self._show(asked, which, count, typed=True)
-
-    def search_without_picture(self, text: str, which: int, count: int) -> tuple:
-        return self._show(Query(text=_clean(text)), which, count, typed=True)
-
-    def search_like(self, which: int, count: int, event: gr.EventData) -> tuple:
-        return self._show(Query(like=_field(event, "token")), which, count)
-
-    def start_again(self, which: int, count: int) -> tuple:
-        return self._show(Query(), which, count)
-
-    def _show(self, query: Query, which: int, count: int, *, typed: bool = False) -> tuple:
-        """(text, picker, status, results, query) for a query.
-
-        With `typed` the text box stays as it is: its visitor may be typing on.
-        """
-        text = gr.skip() if typed else query.text
-        try:
-            picker = self._picker(query)
-        except LookupError:
-            query = replace(query, upload=None, like=None)
-            status = html.status_html("That picture is no longer here.", clear=True)
-            body = html.message_html(
-                "Please choose the picture again", "Pictures to search with are kept for a while."
-            )
-            return text, html.picker_html(), status, body, query
-        try:
-            status, body = self._found(query, which, count)
-        except (LookupError, OSError, ImageError) as error:
-            status = html.status_html("This picture cannot be used any more.", clear=True)
-            body = html.message_html("The picture is gone", _one_line(error))
-        except ValueError as error:
-            status = html.status_html("This search could not be understood.", clear=True)
-            body = html.message_html("Please put it in other words", _one_line(error))
-        except RuntimeError as error:
-            status = html.status_html("The search could not be done.", clear=True)
-            body = html.message_html("Something is wrong with the collection", _one_line(error))
-        return text, picker, status, body, query
-
-    def _picker(self, query: Query) -> str:
-        if query.upload:
-            self.uploads.get(query.upload)
-            return html.picker_html(f"uploads/{query.upload}", caption="Your picture")
-        if query.like:
-            self.pictures.resolve(query.like)
-            return html.picker_html(f"pictures/card/{query.like}", caption="Pictures like it")
-        return html.picker_html()
-
-    def _found(self, query: Query, which: int, count: int) -> tuple[str, str]:
-        """Status line and results."""
-        collection = self.collections[which]
-        total = len(collection.index)
-        if not total:
-            return html.status_html("", clear=not query.empty), html.message_html(
-                "No pictures yet",
-                "Open the Collection tab and press “Update now” to read the folder.",
-            )
-        if query.empty:
-            cards = collection.browse(count)
-            text = f"A look into {collection.name}: {len(cards):,} of {total:,} pictures."
-            return html.status_html(text), html.cards_html(cards, label="Some pictures")
-        started = time.monotonic()
-        image, like = None, None
-        if query.like:
-            ref = self.pictures.resolve(query.like)
-            if ref.collection == which:
-                like = ref.id
-            else:  # found in another folder, now asked for in this one
-                image, _ = self.collections[ref.collection].read(ref)
-        elif query.upload:
-            image = self.uploads.get(query.upload)
-        cards = collection.search(query.text, image, like, count)
-        seconds = time.monotonic() - started
-        text = f"{_asked(query)}: best {len(cards):,} of {total:,} pictures, {seconds:.2f} s"
-        return html.status_html(text, clear=True), html.cards_html(cards, label="Search results")
-
-    # -- captions tab ------------------------------------------------------------------------
-
-    def no_subject(self) -> str:
-        return html.message_html(
-            "No picture yet",
-            "Choose one on this page, or open a search result and press “Match captions”.",
-        )
-
-    def describe_upload(self, lines: str, which: int, event: gr.EventData) -> tuple:
-        return self._describe(Query(upload=_field(event, "token")), lines, which)
-
-    def describe_found(self, lines: str, which: int, event: gr.EventData) -> tuple:
-        shown = self._describe(Query(like=_field(event, "token")), lines, which)
-        return (*shown, gr.Tabs(selected="captions"))
-
-    def describe_again(self, lines: str, subject: Query, which: int) -> tuple:
-        return self._describe(subject, lines, which)
-
-    def describe_nothing(self) -> tuple:
-        return html.picker_html(label="Choose a picture"), self.no_subject(), Query()
-
-    def _describe(self, subject: Query, lines: str, which: int) -> tuple:
-        """(picker, ranking, subject) for a picture and captions."""
-        image = self._picture(subject)
-        if image is None:
-            return self.describe_nothing()
-        url = f"uploads/{subject.upload}" if subject.upload else f"pictures/large/{subject.like}"
-        picker = html.picker_html(url)
-        captions = list(dict.fromkeys(filter(None, (_clean(c) for c in lines.splitlines()))))
-        if not captions:
-            text = "Write at least one caption, each on its own line."
-            return picker, html.message_html("No captions", text), subject
-        ranked = self.collections[which].caption(image, captions[:CAPTIONS_LIMIT])
-        average = sum(score for _, score in ranked) / len(ranked)
-        rows = [
-            (caption, score, max(2, round(100 * share(score, average, ranked[0][1]))))
-            for caption, score in ranked
-        ]
-        return picker, html.captions_html(rows), subject
-
-    def _picture(self, query: Query) -> bytes | None:
-        """The bytes of a query's picture, None if there is none (any more)."""
-        with contextlib.suppress(LookupError, OSError, ValueError):
-            if query.upload:
-                return self.uploads.get(query.upload)
-            if query.like:
-                ref = self.pictures.resolve(query.like)
-                return self.collections[ref.collection].read(ref)[0]
-        return None
-
-    # -- collection tab ----------------------------------------------------------------------
-
-    def header(self, which: int) -> str:
-        return html.header_html(TITLE, self.subtitle(which))
-
-    def subtitle(self, which: int) -> str:
-        collection = self.collections[which]
-        return f"{len(collection):,} pictures · {collection.name}"
-
-    def index_state(self, which: int) -> tuple:
-        """(header, tiles, job, skipped, update button, stop button, timer)."""
-        collection = self.collections[which]
-        facts = collection.stats()
-        tiles = html.tiles_html(
-            [
-                ("pictures can be searched", f"{len(collection):,}"),
-                ("files left out", f"{facts['skipped']:,}"),
-                ("size of the index", html.file_size(facts["bytes"])),
-                ("model", str(facts["model"])),
-            ]
-        )
-        now = collection.job
-        skipped = html.skipped_html(collection.skipped(SHOWN_SKIPPED), facts["skipped"])
-        can_update = collection.root is not None and not now.active
-        return (
-            self.header(which),
-            tiles,
-            _job_html(now, collection),
-            skipped,
-            gr.Button(interactive=can_update),
-            gr.Button(visible=now.active, interactive=now.state == "running"),
-            gr.Timer(active=now.active),
-        )
-
-    def start_update(self, which: int) -> tuple:
-        with contextlib.suppress(UpdateRunning, ValueError):
-            self.collections[which].start_update()
-        return self.index_state(which)
-
-    def stop_update(self, which: int) -> tuple:
-        self.collections[which].cancel_update()
-        return self.index_state(which)
 
 
 def _html(value: str, **options: Any) -> gr.HTML:
@@ -488,45 +296,6 @@ def theme() -> gr.themes.Base:
         button_primary_text_color="white",
         button_primary_text_color_dark="white",
     )
-
-
-def _job_html(job: Job, collection: Collection) -> str:
-    if job.active:
-        return html.progress_html(job.text, done=job.done, total=job.total)
-    if job.state == "idle":
-        text = (
-            f"Looks for new, changed and deleted pictures in the folder “{collection.root.name}” "
-            "that the server was started with. Searching goes on meanwhile."
-            if collection.root is not None
-            else "The server was started with an index alone, so there is no folder to read."
-        )
-        return html.note_html(text)
-    return html.notice_html(job.text, bad=job.state == "failed")
-
-
-def _asked(query: Query) -> str:
-    text = query.text if len(query.text) <= 80 else query.text[:79] + "…"
-    if query.upload or query.like:
-        return f"“{text}” together with the picture" if text else "Like the picture"
-    return f"“{text}”"
-
-
-def _clean(text: str) -> str:
-    """One line of at most TEXT_LIMIT characters, without control characters and lone surrogates."""
-    text = text[: 4 * TEXT_LIMIT].encode("utf-8", "ignore").decode()
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:TEXT_LIMIT]
-
-
-def _field(event: gr.EventData, name: str) -> str:
-    """A text field of what the page's script sent; anything else is an empty text."""
-    data = event._data
-    value = data.get(name) if isinstance(data, dict) else None
-    return value if isinstance(value, str) else ""
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split())[:300]
 
 
 def _script(name: str) -> str:

@@ -17,12 +17,32 @@ window.enn = (() => {
     document.body.classList.toggle("dark", dark);
   };
 
-  // The larger view of one card, with a way to its neighbours. A native modal dialog keeps the
-  // keyboard inside, closes on Escape and gives the focus back.
-  let dialog, shown, act;
+  // The profile is remembered by the browser.
+  const profile = () => {
+    try { return localStorage.getItem("enn-profile") || ""; } catch { return ""; }
+  };
+  const remember = (name) => {
+    try { localStorage.setItem("enn-profile", name); } catch { /* private mode */ }
+  };
+
+  // Tells screen readers; the region has to be there before its text.
+  let voice;
+  const say = (text) => {
+    if (!voice) {
+      voice = document.createElement("div");
+      voice.className = "enn-voice";
+      voice.setAttribute("role", "status");
+      voice.setAttribute("aria-live", "polite");
+      document.body.append(voice);
+    }
+    voice.textContent = text;
+  };
+
+  // The larger view of one card, with a way to its neighbours: those it had when the view was
+  // opened, whatever marks make of the ranking meanwhile. A native modal dialog keeps the keyboard
+  // inside, closes on Escape and gives the focus back.
+  let dialog, list = [], at = 0, act, marking;
   const part = (name) => dialog.querySelector(`[data-part="${name}"]`);
-  const cards = () => [...(shown?.parentElement?.children ?? [])];
-  const neighbour = (step) => cards()[cards().indexOf(shown) + step];
 
   const build = () => {
     dialog = document.createElement("dialog");
@@ -47,6 +67,10 @@ window.enn = (() => {
           <div data-part="credit-row"><dt>Photo</dt><dd data-part="credit"></dd></div>
         </dl>
         <div class="enn-dialog-actions">
+          <div class="enn-dialog-marks" data-part="marks" role="group" aria-label="Is this what you meant?">
+            <button type="button" class="enn-thumb" data-act="good"></button>
+            <button type="button" class="enn-thumb" data-act="bad"></button>
+          </div>
           <button type="button" class="enn-button enn-main" data-act="like">More like this</button>
           <button type="button" class="enn-button" data-act="describe">Match captions</button>
         </div>
@@ -54,11 +78,12 @@ window.enn = (() => {
     document.body.append(dialog);
     dialog.addEventListener("click", (event) => {
       const what = event.target.closest("[data-act]")?.dataset.act;
+      const token = list[at]?.token;
       if (event.target === dialog || what === "close") dialog.close();
       else if (what === "previous") step(-1);
       else if (what === "next") step(1);
+      else if (what === "good" || what === "bad") marking.mark(token, what);
       else if (what) {
-        const token = shown.dataset.token;
         dialog.close();
         act(what, token);
       }
@@ -66,26 +91,29 @@ window.enn = (() => {
     dialog.addEventListener("keydown", (event) => {
       if (event.key === "ArrowLeft") step(-1);
       if (event.key === "ArrowRight") step(1);
+      const what = window.enn.markKey(event);
+      if (what && marking.on()) {
+        event.preventDefault();
+        marking.mark(list[at].token, what);
+      }
     });
     dialog.addEventListener("close", () => {
-      shown?.querySelector(".enn-open")?.focus({ preventScroll: false });
+      document.querySelector(`.enn-card[data-token="${list[at].token}"] .enn-open`)
+        ?.focus({ preventScroll: false });
     });
   };
 
-  const step = (by) => {
-    const next = neighbour(by);
-    if (next) fill(next);
-  };
+  const step = (by) => { if (list[at + by]) fill(at + by); };
 
-  const fill = (card) => {
-    shown = card;
-    const facts = card.dataset;
+  const fill = (position) => {
+    at = position;
+    const facts = list[at];
     const image = part("image");
     // The small view is there at once; the large one replaces it when it has arrived.
     image.src = `pictures/card/${facts.token}`;
     image.alt = facts.name;
     const large = new Image();
-    large.onload = () => { if (shown === card) image.src = large.src; };
+    large.onload = () => { if (list[at] === facts) image.src = large.src; };
     large.src = `pictures/large/${facts.token}`;
     part("name").textContent = facts.name;
     part("folder").textContent = facts.folder || "(top folder)";
@@ -97,14 +125,38 @@ window.enn = (() => {
     }
     part("credit-row").hidden = !facts.credit;
     part("credit").textContent = facts.credit || "";
-    dialog.querySelector('[data-act="previous"]').disabled = !neighbour(-1);
-    dialog.querySelector('[data-act="next"]').disabled = !neighbour(1);
+    dialog.querySelector('[data-act="previous"]').disabled = !list[at - 1];
+    dialog.querySelector('[data-act="next"]').disabled = !list[at + 1];
+    refresh();
   };
 
-  const open = (card, onAct) => {
+  // Shows which marks of the open picture are kept, and which are on their way.
+  const refresh = () => {
+    if (!dialog?.open && !dialog?.dataset.opening) return;
+    part("marks").hidden = !marking.on();
+    const { token } = list[at], kept = marking.kept(token), asked = marking.pending(token);
+    for (const button of part("marks").children) {
+      const what = button.dataset.act;
+      button.setAttribute("aria-pressed", String(kept === what));
+      button.classList.toggle("enn-pending",
+        asked !== undefined && asked !== kept && [asked, kept].includes(what));
+    }
+  };
+
+  const open = (cards, card, onAct, marks) => {
     if (!dialog) build();
+    list = cards.map((each) => ({ ...each.dataset }));
     act = onAct;
-    fill(card);
+    marking = marks;
+    for (const button of part("marks").children) { // the same drawings as on the cards
+      const what = button.dataset.act;
+      const icon = card.querySelector(`.enn-thumb[data-do="${what}"] svg`)?.cloneNode(true);
+      button.replaceChildren(...(icon ? [icon] : []), what === "good" ? "Good" : "Bad");
+      button.title = `${what === "good" ? "G" : "B"} on the keyboard`;
+    }
+    dialog.dataset.opening = "yes";
+    fill(cards.indexOf(card));
+    delete dialog.dataset.opening;
     dialog.showModal();
     part("name").scrollIntoView?.({ block: "nearest" });
     dialog.querySelector(".enn-main").focus();
@@ -120,5 +172,5 @@ window.enn = (() => {
   });
 
   applyTheme();
-  return { UPLOAD_LIMIT, applyTheme, switchTheme, open };
+  return { UPLOAD_LIMIT, applyTheme, switchTheme, open, refresh, profile, remember, say };
 })();

@@ -1,4 +1,65 @@
-// Opening a card, its actions, and walking over the grid with the arrow keys.
+// Results: opening a card, walking over the grid, and marking pictures good or bad.
+const grid = () => element.querySelector(".enn-grid");
+const all = () => [...element.querySelectorAll(".enn-card")];
+const cardOf = (token) => all().find((card) => card.dataset.token === token);
+const markable = () => grid()?.dataset.query !== undefined;
+
+// Marks go to the server one batch at a time: what is clicked while one is on its way waits for
+// the answer. A button counts as pressed only when the server has answered that it is kept.
+let serial = 0, sent = null, timer = 0;
+let queue = [];        // [{query, marks: {token: "good" | "bad" | "none"}}]
+let known = {};        // marks of pictures that are no longer shown
+let query;             // what `known` belongs to
+let focused = null;    // {token, what}: where the keyboard is
+
+const pending = (token) => {
+  for (const batch of [...queue].reverse()) if (token in batch.marks) return batch.marks[token];
+  return sent?.marks[token];
+};
+const kept = (token) => cardOf(token)?.dataset.mark ?? known[token] ?? "none";
+const paint = (token) => {
+  const state = pending(token), card = cardOf(token);
+  for (const button of card?.querySelectorAll(".enn-thumb") ?? []) {
+    button.setAttribute("aria-pressed", String(kept(token) === button.dataset.do));
+    button.classList.toggle("enn-pending", state !== undefined && state !== kept(token)
+      && [state, kept(token)].includes(button.dataset.do));
+  }
+  window.enn.refresh();
+};
+const mark = (token, what) => {
+  if (!markable()) return;
+  const asked = grid().dataset.query;
+  if (queue.at(-1)?.query !== asked) queue.push({ query: asked, marks: {} });
+  const now = pending(token) ?? kept(token);
+  queue.at(-1).marks[token] = now === what ? "none" : what;
+  paint(token);
+  flush();
+};
+const flush = () => {
+  if (sent || !queue.length) return;
+  sent = { ...queue.shift(), answer: ++serial };
+  trigger("mark", sent);
+  timer = setTimeout(answered, 60000); // the server is gone; Gradio says so
+};
+const answered = () => {
+  clearTimeout(timer);
+  const last = sent;
+  sent = null;
+  if (last && !element.querySelector("[data-refused]") && last.query === query) {
+    for (const token of Object.keys(last.marks)) if (!cardOf(token)) known[token] = last.marks[token];
+  }
+  if (last && focused && document.activeElement === document.body) {
+    const card = cardOf(focused.token);
+    (card?.querySelector(`[data-do="${focused.what}"]`) ?? card?.querySelector(".enn-open"))?.focus();
+  }
+  for (const token of Object.keys({ ...last?.marks, ...queue[0]?.marks })) paint(token);
+  flush();
+};
+const marking = { on: markable, mark, kept, pending };
+const keys = { g: "good", "+": "good", b: "bad", "-": "bad" };
+window.enn.markKey = (event) => (event.ctrlKey || event.metaKey || event.altKey
+  ? undefined : keys[event.key.toLowerCase()]);
+
 const act = (what, token) => {
   if (what === "like") trigger("like", { token });
   if (what === "describe") trigger("describe", { token });
@@ -7,21 +68,36 @@ element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-do]");
   const card = button?.closest(".enn-card");
   if (!card) return;
-  if (button.dataset.do === "open") window.enn.open(card, act);
-  else act(button.dataset.do, card.dataset.token);
+  const what = button.dataset.do;
+  if (what === "open") window.enn.open(all(), card, act, marking);
+  else if (what === "good" || what === "bad") mark(card.dataset.token, what);
+  else act(what, card.dataset.token);
 });
 element.addEventListener("keydown", (event) => {
+  const card = event.target.closest(".enn-card");
+  const what = card && window.enn.markKey(event);
+  if (what && markable()) {
+    event.preventDefault();
+    mark(card.dataset.token, what);
+    return;
+  }
   if (!event.target.matches(".enn-open")) return;
-  const all = [...element.querySelectorAll(".enn-open")];
-  const at = all.indexOf(event.target);
-  const top = all[0].offsetTop;
-  const columns = all.findIndex((b) => b.getBoundingClientRect().top
-    > all[0].getBoundingClientRect().top + 4);
-  const perRow = columns < 0 ? all.length : columns;
+  const buttons = [...element.querySelectorAll(".enn-open")];
+  const at = buttons.indexOf(event.target);
+  const top = (button) => button.getBoundingClientRect().top;
+  const columns = buttons.findIndex((b) => top(b) > top(buttons[0]) + 4);
+  const perRow = columns < 0 ? buttons.length : columns;
   const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -perRow, ArrowDown: perRow }[event.key];
-  const next = by && all[at + by];
+  const next = by && buttons[at + by];
   if (next) { event.preventDefault(); next.focus(); }
 });
+// The answer replaces the cards, and with them the one that has the focus.
+element.addEventListener("focusin", (event) => {
+  const card = event.target.closest(".enn-card");
+  focused = card && { token: card.dataset.token, what: event.target.dataset.do };
+});
+element.addEventListener("focusout", (event) => { if (event.relatedTarget) focused = null; });
+
 // A picture that was moved or deleted since it was indexed.
 element.addEventListener("error", (event) => {
   if (event.target.tagName === "IMG") event.target.closest(".enn-open")?.classList.add("enn-gone");
@@ -29,7 +105,41 @@ element.addEventListener("error", (event) => {
 element.addEventListener("load", (event) => {
   if (event.target.tagName === "IMG") event.target.closest(".enn-open")?.classList.remove("enn-gone");
 }, true);
-watch("value", () => {
+
+// Cards glide from where they stood to where they stand in a new ranking of the same search.
+let places = new Map();
+const measure = () => {
   const box = element.getBoundingClientRect();
-  if (box.top < 0) element.scrollIntoView({ block: "start" });
+  places = new Map(all().map((card) => {
+    const at = card.getBoundingClientRect();
+    return [card.dataset.token, [at.left - box.left, at.top - box.top]];
+  }));
+};
+const glide = () => {
+  const before = places;
+  measure();
+  if (window.matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  for (const card of all()) {
+    const from = before.get(card.dataset.token), to = places.get(card.dataset.token);
+    if (!from) card.animate([{ opacity: 0 }, { opacity: 1 }], 250);
+    else if (from[0] !== to[0] || from[1] !== to[1]) {
+      const way = `translate(${from[0] - to[0]}px, ${from[1] - to[1]}px)`;
+      card.animate([{ transform: way }, { transform: "none" }], { duration: 300, easing: "ease" });
+    }
+  }
+};
+window.addEventListener("resize", measure);
+
+watch("value", () => {
+  const asked = grid()?.dataset.query;
+  if (asked !== undefined && asked === query) glide();
+  else {
+    measure();
+    known = {};
+    const box = element.getBoundingClientRect();
+    if (box.top < 0) element.scrollIntoView({ block: "start" });
+  }
+  query = asked;
+  if (sent && Number(element.querySelector("[data-answer]")?.dataset.answer) === sent.answer) answered();
+  window.enn.refresh();
 });

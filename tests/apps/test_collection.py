@@ -17,6 +17,7 @@ from apps.collection import Collection, UpdateRunning, share
 from apps.pictures import ImageRef
 from retrieval.eigen import EigenBasis
 from retrieval.index import EigenIndex
+from retrieval.search import Searcher
 
 
 class _Small:
@@ -44,6 +45,10 @@ class _Colours:
         rows = pixels.reshape(len(pixels), -1, 3).mean(1).astype(np.float32) + 1
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
+    def text_vectors(self, texts):
+        names = {"red": (1, 0, 0), "blue": (0, 0, 1)}
+        return np.asarray([names.get(text, (0.6, 0.6, 0.5)) for text in texts], np.float32)
+
     def fingerprint(self):
         return {"model": "colours", "weights": "0" * 64, "preprocess": "4x4", "dim": 3}
 
@@ -63,12 +68,7 @@ def collection(folder, tmp_path):
     model = _Colours()
     index = EigenIndex.create(tmp_path / "index", model, root=folder)
     index.update(folder, model)
-
-    def query_vector(text=None, image=None):
-        names = {"red": (1, 0, 0), "blue": (0, 0, 1)}
-        return np.asarray(names[text], np.float32)
-
-    searcher = SimpleNamespace(index=index, model=model, query_vector=query_vector)
+    searcher = Searcher(index, model)
     yield Collection(
         "Bilder",
         searcher,
@@ -81,7 +81,7 @@ def collection(folder, tmp_path):
 
 
 def test_cards_best_first(collection):
-    cards = collection.search("red", None, None, 3)
+    cards = collection.cards(collection.find("red", k=3))
     assert {card.path for card in cards[:2]} == {"0 red.png", "1 darkred.png"}
     assert cards[0].share == 1.0
     assert all(0 <= card.share <= 1 for card in cards)
@@ -92,7 +92,7 @@ def test_cards_best_first(collection):
 
 def test_more_like_one_leaves_itself_out(collection):
     id_ = next(e.id for e in collection.index.entries("indexed") if "navy" in e.path)
-    cards = collection.search("", None, id_, 5)
+    cards = collection.cards(collection.find("", like=id_, k=5))
     assert len(cards) == 5
     assert cards[0].path == "3 blue.png"
     assert all("navy" not in card.path for card in cards)
@@ -142,7 +142,7 @@ def test_an_update_runs_beside_searches_and_is_announced(collection, folder):
     assert collection.job.active
     with pytest.raises(UpdateRunning):
         collection.start_update()
-    assert len(collection.search("red", None, None, 3)) == 3
+    assert len(collection.cards(collection.find("red", k=3))) == 3
     model.go.set()
     assert collection.wait(30)
     assert collection.job.state == "done", collection.job.text

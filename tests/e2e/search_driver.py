@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -47,22 +48,43 @@ def browser() -> Iterator[Browser]:
 
 
 class Server:
-    """`serve(...)` in a process of its own on a free port of this machine."""
+    """`serve(...)` in a process of its own on a free port of this machine.
 
-    def __init__(self, *folders: Path, auth_file: Path | None = None, port: int = 0) -> None:
+    Args:
+        folders: of pictures; none for the sample gallery.
+        profiles: where what is taught is kept; a folder that goes with the server if none is given.
+        auth_file, port: see `serve`.
+        everybody: listen on all addresses, as an open server for others would.
+    """
+
+    def __init__(
+        self,
+        *folders: Path,
+        profiles: Path | None = None,
+        auth_file: Path | None = None,
+        port: int = 0,
+        everybody: bool = False,
+    ) -> None:
         self.port = port or _free_port()
+        self._temporary = None if profiles else tempfile.TemporaryDirectory(prefix="profiles-")
+        self.profiles = Path(profiles or self._temporary.name)  # type: ignore[union-attr]
         self.url = f"http://127.0.0.1:{self.port}/"
         names = [str(folder) for folder in folders]
         code = (
             "import sys; from pathlib import Path; from apps.search_demo import serve; "
             f"serve(None, [Path(p) for p in {names!r}], port={self.port}, "
+            f"host={('0.0.0.0' if everybody else '127.0.0.1')!r}, "
             f"auth_file={str(auth_file) if auth_file else None!r})"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "ENN_PROFILES": str(self.profiles),
+            },
         )
         try:
             self._wait()
@@ -94,6 +116,8 @@ class Server:
         """kill -9, as a crash would."""
         self.process.kill()
         self.process.wait()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     def stop(self) -> int:
         """Ctrl+C; returns the exit status."""
