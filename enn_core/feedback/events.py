@@ -19,13 +19,13 @@ TEACH = "teach"
 MAX_SUBJECT = 20_000  # characters
 MAX_DETAILS = 2_000_000  # characters of JSON; 10,000 marks take 0.4 million
 MAX_DEPTH = 16
+DTYPES = ("float16", "float32")
 MAX_ARRAYS = 8
 MAX_ARRAY_BYTES = 32 * 2**20  # of one event; 10,000 float16 rows of 1,024 take 20 million
 MAX_COVERS = 100_000
 LAST_SECOND = 253_402_300_799  # 9999-12-31, the end of the calendar that Python knows
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def check_texts(uid: str, at: float, kind: str, subject: str) -> None:
 
 
 def pack_json(value: Any, name: str) -> str:
-    """A JSON object as text, the same for equal values.
+    """A JSON object as text.
 
     Raises:
         ValueError: if it is no object, too large, too deep, or holds what JSON cannot.
@@ -110,7 +110,7 @@ def pack_json(value: Any, name: str) -> str:
     if not _shallow(value, MAX_DEPTH):
         raise ValueError(f"{name} is nested deeper than {MAX_DEPTH} levels")
     try:
-        text = json.dumps(dict(value), allow_nan=False, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(dict(value), allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} cannot be stored as JSON: {error}") from None
     if len(text) > MAX_DETAILS:
@@ -133,7 +133,7 @@ def pack_arrays(arrays: Mapping[str, np.ndarray] | None, dim: int | None) -> tup
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(f"array names are lower-case words, got {_short(name)}")
         values = np.asarray(array)
-        if values.dtype.name not in _DTYPES:
+        if values.dtype.name not in DTYPES:
             raise ValueError(f"array {name} must be float16 or float32, got {values.dtype}")
         if not 1 <= values.ndim <= 4 or (dim is not None and values.shape[-1] != dim):
             wanted = "1 to 4 axes" if dim is None else f"1 to 4 axes, the last of {dim}"

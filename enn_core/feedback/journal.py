@@ -118,6 +118,9 @@ class Journal:
         self._file = _file_key(path)
         self.identity: dict[str, Any] = identity
         """What the journal belongs to, as given at its creation."""
+        dim = identity.get("dim")
+        self.dim: int | None = dim if type(dim) is int else None
+        """Last axis of every array, if the identity says so."""
 
     # --- opening -------------------------------------------------------------------------------
 
@@ -257,7 +260,7 @@ class Journal:
                     f"{str(self.path)!r} was deleted or replaced while open; open it again"
                 )
             db.execute("BEGIN IMMEDIATE")
-        writing = Writing(self.path, db, self.identity)
+        writing = Writing(self.path, db, self.dim)
         try:
             yield writing
             with _errors(self.path):
@@ -282,6 +285,51 @@ class Journal:
         """
         with self.writing() as writing:
             return writing.erase(seqs)
+
+    # --- one file, to take elsewhere -----------------------------------------------------------
+
+    def export(self, path: str | os.PathLike[str]) -> int:
+        """Write everything to one JSON file (`enn_core.feedback.transfer`).
+
+        A file that is there is replaced once the new one is complete on the disk. Only its owner
+        may read it.
+
+        Returns:
+            How many events it holds, undone ones included.
+
+        Raises:
+            JournalError: if it cannot be written, or would be larger than `import_` reads.
+        """
+        from enn_core.feedback.transfer import export_journal
+
+        return export_journal(self, path)
+
+    def import_(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        accept: Callable[[dict[str, Any], list[Event]], None] | None = None,
+    ) -> int:
+        """Append the events of an export, all or none; those that are here stay as they are.
+
+        Args:
+            path: a file that `export` wrote, or that someone says it did.
+            accept: called with its header and events, numbered as in the file, before anything is
+                written and while nobody else writes; what it raises refuses them.
+
+        Returns:
+            How many events were new.
+
+        Raises:
+            JournalMismatch: if it belongs to something else.
+            JournalCorrupt: if the file is no export, damaged, or beyond the limits.
+            JournalError: as `writing`.
+        """
+        from enn_core.feedback.transfer import import_journal
+
+        return import_journal(self, path, accept)
+
+    # --- erased bytes --------------------------------------------------------------------------
 
     def _finish_erasing(self) -> None:
         """Do what a process that was killed in `forget` left undone."""
@@ -308,11 +356,11 @@ class Journal:
 class Writing:
     """What can be done inside `Journal.writing`."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, db: sqlite3.Connection, dim: int | None) -> None:
         """Use `Journal.writing`."""
         self._path = path
         self._db = db
-        self._dim = identity.get("dim") if isinstance(identity.get("dim"), int) else None
+        self._dim = dim
         self.changed = False
         self.erased = False
         self.over = False
