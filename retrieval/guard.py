@@ -25,7 +25,7 @@ __all__ = [
     "SAMPLE",
     "Mapping",
     "Marks",
-    "agreement",
+    "agreements",
     "best",
     "overlap",
     "protected_queries",
@@ -96,20 +96,33 @@ def overlap(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> floa
     return float((before & after).sum() / total) if total else 1.0
 
 
-def agreement(mapping: Mapping, marks: Marks, sample: npt.NDArray[np.float32]) -> float:
-    """How well a query ranks its good pictures above its bad ones.
+def agreements(
+    mapping: Mapping, taught: Sequence[Marks], sample: npt.NDArray[np.float32]
+) -> list[float]:
+    """How well queries rank their good pictures above their bad ones.
 
     Where one kind is missing, the sample stands for it.
 
     Returns:
-        area under the ROC curve, 0..1; NaN if there is nothing to compare.
+        area under the ROC curve of each, 0..1; NaN where there is nothing to compare.
     """
+    if not taught:
+        return []
+    queries = mapping.map(np.stack([marks.c for marks in taught]))
+    return [
+        _agreement(q, mapping.delta, marks, sample)
+        for q, marks in zip(queries, taught, strict=True)
+    ]
+
+
+def _agreement(
+    q: np.ndarray, delta: np.ndarray | None, marks: Marks, sample: npt.NDArray[np.float32]
+) -> float:
     good = marks.good if len(marks.good) else sample
     bad = marks.bad if len(marks.bad) else sample
     if not (len(good) and len(bad) and len(marks.good) + len(marks.bad)):
         return float("nan")
-    q = mapping.map(marks.c[None])[0]
-    high, low = scores(q, good, mapping.delta), np.sort(scores(q, bad, mapping.delta))
+    high, low = scores(q, good, delta), np.sort(scores(q, bad, delta))
     below = np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")
     return float(below.mean() / (2 * len(low)))
 

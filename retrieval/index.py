@@ -104,7 +104,7 @@ class EigenIndex:
         self._retired: list[Catalog] = []
         self._refreshing = threading.Lock()
         self._moments: tuple[_View, tuple[np.ndarray, np.ndarray]] | None = None
-        self._sample: tuple[_View, int, np.ndarray] | None = None
+        self._samples: tuple[_View, dict[int, np.ndarray]] | None = None
         self._stamp = self._catalog_stamp()
         self._view = self._load_view(None)
 
@@ -415,14 +415,14 @@ class EigenIndex:
 
         Kept until the next change.
         """
-        view, kept = self._view, self._sample
-        if kept is not None and kept[0] is view and kept[1] == count:
-            return kept[2]
-        ids = self.ids()
-        chosen = ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(np.int64)]
-        vectors, _ = self._find(view, chosen)
-        self._sample = view, count, vectors
-        return vectors
+        view, kept = self._view, self._samples
+        if kept is None or kept[0] is not view:
+            kept = self._samples = view, {}
+        if count not in kept[1]:
+            ids = self.ids()
+            chosen = ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(np.int64)]
+            kept[1][count] = self._find(view, chosen)[0]
+        return kept[1][count]
 
     def stats(self) -> dict[str, Any]:
         """Counts, sizes and origin, fit for JSON."""

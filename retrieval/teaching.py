@@ -86,10 +86,12 @@ MOST_CHARACTERS = 10_000
 # Queries taught earlier that a lesson is checked against, the newest ones, and marks of each.
 _CHECKED_QUERIES = 100
 _CHECKED_MARKS = 50
+# Answers of the guard that are kept: of the untaught model, before, after, and of a preview.
+_REMEMBERED_TOPS = 4
 # An agreement that fell by less than this is not worth a line.
 _NOTEWORTHY = 0.01
 # Pictures among which `effects` ranks: above, ranks are estimated from an even choice.
-_RANKED = 20_000
+_RANKED = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +129,8 @@ class Teacher:
         self._file: tuple[int, int] | None = None
         self._start: Untaught | None = None
         self._state = NOTHING
-        self._tops: list[tuple[Mapping, np.ndarray, np.ndarray]] = []
-        self._checked: dict[str, tuple[object, Marks]] = {}
+        self._tops: list[tuple[Mapping | None, np.ndarray, np.ndarray]] = []
+        self._checked: dict[str, tuple[str, np.ndarray, Marks]] = {}
 
     @classmethod
     def open(
@@ -565,12 +567,12 @@ class Teacher:
             for mapping in (Unchanged(), before.mapping, after.mapping)
         ]
         overlap = guard.overlap(tops[1], tops[2])
-        earlier = []
-        for other, marks in self._earlier(index, before, query):
-            agreements = [
-                guard.agreement(state.mapping, marks, sample) for state in (before, after)
-            ]
-            earlier.append((other, agreements[0], agreements[1]))
+        taught = self._earlier(index, before, query)
+        agreements = (
+            guard.agreements(state.mapping, list(taught.values()), sample)
+            for state in (before, after)
+        )
+        earlier = list(zip(taught, *agreements, strict=True))
         return {
             "overlap": overlap,
             "overlap_total": guard.overlap(tops[0], tops[2]),
@@ -582,34 +584,32 @@ class Teacher:
 
     def _best(self, mapping: Mapping, queries: np.ndarray, sample: np.ndarray) -> np.ndarray:
         """`guard.best`; the answers before a lesson are those after the previous one."""
-        for known_mapping, known_sample, known_best in self._tops:
-            same = known_mapping is mapping or (
-                isinstance(mapping, Unchanged) and isinstance(known_mapping, Unchanged)
-            )
-            if same and known_sample is sample:
-                return known_best
+        key = None if isinstance(mapping, Unchanged) else mapping
+        for i, (known_key, known_sample, found) in enumerate(self._tops):
+            if known_key is key and known_sample is sample:
+                self._tops.append(self._tops.pop(i))
+                return found
         found = guard.best(mapping, queries, sample)
-        self._tops = [*self._tops[-3:], (mapping, sample, found)]
+        self._tops = [*self._tops[1 - _REMEMBERED_TOPS :], (key, sample, found)]
         return found
 
-    def _earlier(
-        self, index: EigenIndex, state: Knowledge, query: str
-    ) -> Iterator[tuple[str, Marks]]:
+    def _earlier(self, index: EigenIndex, state: Knowledge, query: str) -> dict[str, Marks]:
         """The queries taught before, with those of their marked pictures that the index has."""
         others = [(q, e) for q, e in state.current.items() if q != query][-_CHECKED_QUERIES:]
         sample = index.sample(guard.SAMPLE)  # another object whenever the index has changed
+        taught = {}
         for other, event in others:
-            known_marks = self._checked.get(other)
-            key = (event.uid, id(index), id(sample))
-            if known_marks is None or known_marks[0] != key:
+            kept = self._checked.get(other)
+            if kept is None or kept[0] != event.uid or kept[1] is not sample:
                 marks = marks_of(state.events, other)
                 good = [mark for mark in marks if mark.sign == GOOD][-_CHECKED_MARKS:]
                 bad = [mark for mark in marks if mark.sign == BAD][-_CHECKED_MARKS:]
                 found = find(index, [*good, *bad])
                 c = event.arrays["c"].astype(np.float64)
-                known_marks = key, Marks(c, found.good_vectors, found.bad_vectors)
-                self._checked[other] = known_marks
-            yield other, known_marks[1]
+                kept = event.uid, sample, Marks(c, found.good_vectors, found.bad_vectors)
+                self._checked[other] = kept
+            taught[other] = kept[2]
+        return taught
 
     def _untaught(self) -> Untaught:
         """Where this profile starts: with the protected queries as its journal keeps them."""
