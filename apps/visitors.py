@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-__all__ = ["COOKIE", "LOCAL", "UnknownVisitor", "Visitor", "Visitors", "visitor_of"]
+from retrieval.profiles import LOCAL
+
+__all__ = [
+    "COOKIE",
+    "LOCAL",
+    "UnknownVisitor",
+    "Visitor",
+    "Visitors",
+    "remember",
+    "visitor_of",
+]
 
 COOKIE = "enn-visitor"
-LOCAL = "local"
-"""Scope of the command line, of Python and of a page that only this machine can reach."""
 
 _KEY = "eigen.visitor"  # of the ASGI scope
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 random bytes
@@ -87,7 +95,7 @@ class Visitors:
         return Visitor(None, _set_cookie(secrets.token_urlsafe(32)) if fresh else None)
 
 
-def remember(scope: dict[str, Any], visitor: Visitor) -> dict[str, Any]:
+def remember(scope: Mapping[str, Any], visitor: Visitor) -> dict[str, Any]:
     """An ASGI scope that knows its visitor."""
     return {**scope, _KEY: visitor}
 

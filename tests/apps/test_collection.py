@@ -18,6 +18,7 @@ from apps.pictures import ImageRef
 from retrieval.eigen import EigenBasis
 from retrieval.index import EigenIndex
 from retrieval.search import Searcher
+from retrieval.teaching import Teacher
 
 
 class _Small:
@@ -96,6 +97,30 @@ def test_more_like_one_leaves_itself_out(collection):
     assert len(cards) == 5
     assert cards[0].path == "3 blue.png"
     assert all("navy" not in card.path for card in cards)
+
+
+def test_cards_tell_marks_and_what_moved(collection):
+    found = collection.find("red", k=3)
+    first, second, third = found.ids
+    cards = collection.cards(found, marks={first: True, second: False}, before=(second, first))
+    assert [card.mark for card in cards] == [True, False, None]
+    assert [card.moved for card in cards] == [1, -1, 0]
+    assert [card.new for card in cards] == [False, False, True]
+    assert third not in (first, second)
+
+
+@pytest.mark.parametrize("rule", ["adapter", "local"])
+def test_what_was_taught_counts_when_asked(collection, tmp_path, rule):
+    teacher = Teacher.open(collection.model, path=tmp_path / "taught.sqlite")
+    before = collection.find("something", k=6)
+    good = before.ids[-1]
+    teacher.teach(collection.index, "something", good=[good], rule=rule, force=True)
+    after = collection.find("something", k=6, teacher=teacher)
+    assert after.ids.index(good) <= before.ids.index(good)
+    assert after.hits != before.hits
+    assert collection.find("something", k=6) == before
+    scores = [score for _, score in after.hits]
+    assert min(scores) - 1e-6 <= after.average <= max(scores) + 1e-6
 
 
 def test_a_look_into_the_collection(collection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from apps import search_html as html
 from apps.search_html import Card
 
-VOID = {"img", "input", "circle", "path", "rect", "br"}
+VOID = {"img", "input", "circle", "path", "rect", "line", "br"}
 
 
 class _Structure(HTMLParser):
@@ -47,7 +48,9 @@ def _all(text: str) -> list[str]:
         html.picker_html(label=text),
         html.chips_html([text]),
         html.status_html(text, clear=True),
+        html.status_html(text, taught=True, profile=text),
         html.cards_html([card], label=text),
+        html.cards_html([replace(card, mark=True, moved=2)], label=text, query=text),
         html.message_html(text, text),
         html.captions_html([(text, 0.5, 50)]),
         html.tiles_html([(text, text)]),
@@ -112,3 +115,46 @@ def test_a_long_list_of_skipped_files_is_cut():
     text = html.skipped_html([("a", "b")], 1234)
     assert "1,233 more" in text
     assert "No file" in html.skipped_html([], 0)
+
+
+def test_only_searches_in_words_have_thumbs():
+    card = Card("t", "a.jpg", 1, 1, 1, 0.5, 0.5)
+    assert "enn-thumb" not in html.cards_html([card], label="r")
+    shown = html.cards_html([card], label="r", query="a <dog>")
+    assert 'data-query="a &lt;dog&gt;"' in shown
+    assert shown.count('aria-pressed="false"') == 2
+
+
+@pytest.mark.parametrize(("mark", "pressed"), [(True, "good"), (False, "bad")])
+def test_a_mark_is_a_pressed_button(mark, pressed):
+    card = Card("t", "a.jpg", 1, 1, 1, 0.5, 0.5, mark=mark)
+    shown = html.cards_html([card], label="r", query="q")
+    assert f'data-mark="{pressed}"' in shown
+    assert f'data-do="{pressed}" aria-pressed="true"' in shown
+    assert shown.count('aria-pressed="true"') == 1
+    assert f", marked {pressed}" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "seen", "heard"),
+    [
+        ({"moved": 3}, "▲3", "up 3 places"),
+        ({"moved": 1}, "▲1", "up 1 place"),
+        ({"moved": -2}, "▼2", "down 2 places"),
+        ({"new": True}, ">new<", "new here"),
+    ],
+)
+def test_what_moved_is_seen_and_heard(change, seen, heard):
+    shown = html.cards_html([Card("t", "a.jpg", 1, 1, 1, 0.5, 0.5, **change)], label="r")
+    assert seen in shown
+    assert f", {heard}. Show larger" in shown
+    still = html.cards_html([Card("t", "a.jpg", 1, 1, 1, 0.5, 0.5)], label="r")
+    assert "enn-moved" not in still
+
+
+def test_the_switch_tells_which_side_it_is_on():
+    with_, without = (html.status_html("x", taught=on, profile="me") for on in (True, False))
+    assert 'data-do="include" aria-pressed="true"' in with_
+    assert 'data-do="exclude" aria-pressed="true"' in without
+    assert "Profile: me" in with_
+    assert "enn-switch" not in html.status_html("x")

@@ -1,0 +1,72 @@
+"""The search page's server, behind its guard, in a thread of the tests: real HTTP, quick start."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import uvicorn
+
+from apps import server
+from apps.collection import Collection
+from apps.pictures import PICTURE_ROUTES, Pictures, Uploads
+from apps.search_demo import create_app
+from apps.teachers import Teachers
+from apps.teaching_files import TEACHING_ROUTES
+from apps.visitors import Visitors
+from retrieval.models import RetrievalModel
+from retrieval.search import open_index
+
+__all__ = ["LiveServer"]
+
+
+class LiveServer:
+    """Serves one indexed folder until `stop`.
+
+    Args:
+        folder: with its index inside.
+        model: the index's model.
+        users: names and passwords, or None.
+        loopback: whether it behaves as if only this machine could reach it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: RetrievalModel,
+        *,
+        users: Mapping[str, str] | None = None,
+        loopback: bool = True,
+    ) -> None:
+        collections: list[Collection] = []
+        pictures = Pictures(lambda ref: collections[ref.collection].read(ref))
+        searcher = open_index(folder, model=model)
+        collections.append(Collection(folder.name, searcher, folder, token=pictures.token))
+        app = create_app(collections, pictures, Uploads(), Teachers())
+        guarded = server.Guard(
+            app,
+            routes=(
+                server.Route("GET", "/healthz", public=True),
+                *server.GRADIO_ROUTES,
+                *PICTURE_ROUTES,
+                *TEACHING_ROUTES,
+            ),
+            users=users,
+            visitors=Visitors(passwords=users is not None, loopback=loopback),
+        )
+        self._listener = server._listen("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
+        self._searcher = searcher
+        config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(20)
+        self._listener.close()
+        self._searcher.close()
