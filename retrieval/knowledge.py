@@ -115,6 +115,11 @@ class Knowledge:
     pairs: tuple[int, ...]
     mapping: Mapping
 
+    @cached_property
+    def taught(self) -> tuple[str, ...]:
+        """The queries that have marks, in the order of their first lessons."""
+        return tuple(q for q, event in self.current.items() if event.details.get("marks_left"))
+
 
 NOTHING = Knowledge(None, None, (), {}, (), Unchanged())
 

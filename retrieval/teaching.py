@@ -25,6 +25,7 @@ from itertools import chain, zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ from retrieval.search import QueryModel, query_coordinates
 if TYPE_CHECKING:
     from retrieval.index import EigenIndex
 
-__all__ = ["RULES", "Effect", "HistoryEntry", "Lesson", "TeachError", "Teacher"]
+__all__ = ["RULES", "Effect", "HistoryEntry", "Lesson", "TeachError", "Teacher", "prepare"]
 
 MOST_CHARACTERS = 10_000
 """Length of a query that can be taught."""
@@ -174,7 +175,7 @@ class Teacher:
 
     def __len__(self) -> int:
         """Number of taught queries."""
-        return len(self._state.current)
+        return len(self._state.taught)
 
     @property
     def rule(self) -> str | None:
@@ -372,7 +373,8 @@ class Teacher:
         state = self._state
         sample, size = index.sample(_RANKED), len(index)
         effects = []
-        for query, event in state.current.items():
+        for query in state.taught:
+            event = state.current[query]
             found = find(index, marks_of(state.events, query))
             c = event.arrays["c"].astype(np.float64)
             ranks = [
@@ -491,6 +493,7 @@ class Teacher:
         details = {
             "marks": [mark.as_json() for mark in request.marks],
             "rule": rule,
+            "marks_left": len(marks),
             "kept_text": fit is not None and fit.kept_text,
         }
         covers = tuple(each.seq for each in lessons_on(state.events, query))
@@ -553,7 +556,7 @@ class Teacher:
                 )
             arrays["b"] = fit.target.astype(np.float16)
             kept_text = fit.kept_text
-        details = {"rule": rule, "kept_text": kept_text}
+        details = {"rule": rule, "marks_left": len(marks), "kept_text": kept_text}
         return details, arrays, tuple(event.seq for event in lessons)
 
     def _compare(
@@ -595,10 +598,11 @@ class Teacher:
 
     def _earlier(self, index: EigenIndex, state: Knowledge, query: str) -> dict[str, Marks]:
         """The queries taught before, with those of their marked pictures that the index has."""
-        others = [(q, e) for q, e in state.current.items() if q != query][-_CHECKED_QUERIES:]
+        others = [each for each in state.taught if each != query][-_CHECKED_QUERIES:]
         sample = index.sample(guard.SAMPLE)  # another object whenever the index has changed
         taught = {}
-        for other, event in others:
+        for other in others:
+            event = state.current[other]
             kept = self._checked.get(other)
             if kept is None or kept[0] != event.uid or kept[1] is not sample:
                 marks = marks_of(state.events, other)
@@ -614,10 +618,7 @@ class Teacher:
     def _untaught(self) -> Untaught:
         """Where this profile starts: with the protected queries as its journal keeps them."""
         if self._start is None:
-            vectors = self._model.text_vectors(guard.protected_queries()).astype(np.float64)
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-            self._start = Untaught(unit.astype(np.float16).astype(np.float64))
+            self._start = prepare(self._model)
         return self._start
 
     def _derive(self, events: Sequence[Event], version: int | None) -> Knowledge:
@@ -638,7 +639,7 @@ class Teacher:
     def _existing(self) -> Journal | None:
         """The journal, None if there is none (any more)."""
         if self._journal is not None and not self._is_there():
-            self.close()
+            self._journal = None  # not closed: another thread may just be reading it
             self._state = NOTHING
         if self._journal is None:
             try:
@@ -668,7 +669,9 @@ class Teacher:
         info = os.stat(self.path)
         self._journal, self._file = journal, (info.st_dev, info.st_ino)
         # Those that this profile was taught with: another version may ship others.
-        self._start = Untaught(anchors.astype(np.float64))
+        kept, start = anchors.astype(np.float64), _prepared.get(self._model)
+        same = start is not None and np.array_equal(start.anchors, kept)
+        self._start = start if same else Untaught(kept)
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Writing, Knowledge]]:
@@ -696,6 +699,19 @@ class Teacher:
                 "use another profile"
             )
         return held or rule or RULES[0]
+
+
+def prepare(model: QueryModel) -> Untaught:
+    """Encode the protected queries, half a second of work, so that no first lesson waits for it."""
+    if model not in _prepared:
+        vectors = model.text_vectors(guard.protected_queries()).astype(np.float64)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+        _prepared[model] = Untaught(unit.astype(np.float16).astype(np.float64))
+    return _prepared[model]
+
+
+_prepared: WeakKeyDictionary[QueryModel, Untaught] = WeakKeyDictionary()
 
 
 def _identity(model: QueryModel) -> dict[str, Any]:
