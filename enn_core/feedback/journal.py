@@ -105,7 +105,11 @@ class JournalCorrupt(JournalError):
 
 
 class Journal:
-    """An open journal; may be used from several threads, but not across a fork."""
+    """An open journal; may be used from several threads, but not across a fork.
+
+    While it is open, this process must not read its files by other means: on POSIX systems closing
+    a file drops the process's locks on it, SQLite's among them.
+    """
 
     def __init__(
         self, path: Path, reader: sqlite3.Connection, writer: sqlite3.Connection, identity: dict
@@ -159,11 +163,11 @@ class Journal:
                         raise JournalMissing(
                             f"nothing has been taught yet: {str(file)!r} is not there"
                         )
-                    _make_file(file)
-                writer = _connect(file)
+                    _make_folder(file.parent)
+                writer = _connect(file, "rwc" if create else "rw")
                 connections.append(writer)
                 _prepare(file, writer, wanted, create, header)
-                reader = _connect(file)
+                reader = _connect(file, "rw")
                 connections.append(reader)
                 reader.execute("PRAGMA query_only = ON")
                 stored = _meta(reader, "identity")
@@ -281,7 +285,7 @@ class Journal:
             How many there were.
 
         Raises:
-            JournalBusy: if they are gone, but another process still reads what they were in.
+            JournalBusy: if they are erased, but another process still reads their bytes.
         """
         with self.writing() as writing:
             return writing.erase(seqs)
@@ -340,15 +344,20 @@ class Journal:
                 self._erase_bytes()
 
     def _erase_bytes(self) -> None:
-        """Take erased bytes out of the file, where pages keep some, and out of its log."""
-        with _errors(self.path):
-            self._writer.execute("VACUUM")
-            busy = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
-            raise JournalBusy(
-                f"the entries are erased, but another process still reads {str(self.path)!r} and "
-                "holds their bytes; forget again later"
-            )
+        """Take erased bytes out of the file and its log.
+
+        SQLite zeroes what it frees, but not the copies left behind when rows move between pages.
+        """
+        try:
+            with _errors(self.path):
+                self._writer.execute("VACUUM")
+                if self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    raise JournalBusy("another process is reading them")
+        except JournalError as error:
+            raise type(error)(
+                f"the entries are erased, but their bytes may still lie in {str(self.path)!r}: "
+                f"{error}; forget again later"
+            ) from None
         with self._transaction() as writing, writing.using() as db:
             db.execute("DELETE FROM meta WHERE key = 'erasing'")
 
@@ -527,10 +536,9 @@ def _read_header(db: sqlite3.Connection) -> Header:
 _BUSY = "another process has been writing {!r} for more than 10 s; try again when it is done"
 
 
-def _make_file(file: Path) -> None:
-    """An empty file that only its owner can read, in folders that only the owner can."""
+def _make_folder(folder: Path) -> None:
+    """Make it, and what it lies in, for the owner only."""
     missing = []
-    folder = file.parent
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
@@ -538,8 +546,6 @@ def _make_file(file: Path) -> None:
         with contextlib.suppress(FileExistsError):
             each.mkdir(mode=0o700)
         sync_folder(each.parent)
-    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-    sync_folder(file.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -561,9 +567,9 @@ def _file_key(file: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _connect(file: Path) -> sqlite3.Connection:
+def _connect(file: Path, mode: str) -> sqlite3.Connection:
     # A URI, because only there can a file be opened without being created.
-    uri = f"file:{quote(os.fsencode(file))}?mode=rw"
+    uri = f"file:{quote(os.fsencode(file))}?mode={mode}"
     db = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
     )
@@ -585,6 +591,9 @@ def _prepare(
     header: Callable[[], Header] | None,
 ) -> None:
     """Check the file's format; make its tables if nobody has, or was killed before."""
+    if file.stat().st_size == 0:  # before the log is made, which takes its mode from it
+        os.chmod(file, 0o600)
+        sync_folder(file.parent)
     if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         _set_wal(db)
     if not _has_tables(db):
@@ -670,7 +679,8 @@ def _errors(file: Path) -> Iterator[None]:
                 "folder, or choose another place"
             ) from None
         raise JournalError(
-            f"{str(file)!r} could not be saved ({error}): nothing was changed; free some space"
+            f"{str(file)!r} could not be read or saved ({error}), nothing was changed; free some "
+            "space, or check the disk"
         ) from None
     except OSError as error:
         if isinstance(error, JournalError):

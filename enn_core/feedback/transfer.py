@@ -68,9 +68,9 @@ def export_journal(journal: Journal, path: str | os.PathLike[str]) -> int:
             f"{MAX_BYTES:,}); forget something first"
         )
     try:
-        target, own = Path(os.path.realpath(path)), os.path.realpath(journal.path)
-        if os.fspath(target) in (f"{own}{end}" for end in ("", "-wal", "-shm", "-journal")):
-            raise JournalError(f"{str(target)!r} is the profile itself; export to another file")
+        target = Path(os.path.realpath(path))
+        if _is_part(journal, target):
+            raise JournalError(f"{str(path)!r} is the profile itself; export to another file")
         if target.exists() and not target.is_file():
             raise JournalError(f"{str(target)!r} is no file; export to another one")
         _replace(target, data)
@@ -87,6 +87,8 @@ def import_journal(
 ) -> int:
     """Append the events of an export that the journal does not have; see `Journal.import_`."""
     name = str(path)
+    if "\0" not in name and _is_part(journal, Path(os.path.realpath(name))):
+        raise JournalError(f"{name!r} is the profile itself; import an export of another one")
     content = _parse(_read(name), name)
     if content.get("format") != FORMAT:
         raise _refused(name, "it is no export of feedback")
@@ -203,6 +205,12 @@ def _as_array(array: Any) -> np.ndarray:
 
 def _is_seq(value: Any) -> bool:
     return type(value) is int and 1 <= value < 2**63
+
+
+def _is_part(journal: Journal, file: Path) -> bool:
+    """Whether a resolved path is one of the journal's files, which must not even be opened."""
+    own = os.path.realpath(journal.path)
+    return os.fspath(file) in (f"{own}{end}" for end in ("", "-wal", "-shm", "-journal"))
 
 
 def _read(name: str) -> bytes:

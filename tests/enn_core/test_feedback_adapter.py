@@ -177,7 +177,7 @@ print(hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest())
 
 def test_the_number_of_threads_does_not_change_the_bits() -> None:
     digests = set()
-    for threads in ("1", "2", "5"):
+    for threads in ("1", "4"):
         environment = os.environ | {
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,

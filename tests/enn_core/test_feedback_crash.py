@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -20,7 +21,7 @@ from enn_core.feedback import Journal
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills the POSIX way")
 
 IDENTITY = {"dim": 4}
-ROUNDS = 75
+ROUNDS = 60
 
 State = dict[str, bool]  # uid -> active
 
@@ -103,7 +104,8 @@ def _held(journal: Journal) -> State:
 
 
 def _bytes(folder: Path) -> bytes:
-    return b"".join(file.read_bytes() for file in folder.glob("j*"))
+    """What is in the files, read by another process: see `Journal` on this one's locks."""
+    return subprocess.run(["cat", *folder.glob("j*")], check=True, capture_output=True).stdout
 
 
 def test_killed_at_random_instants(tmp_path) -> None:
@@ -114,13 +116,14 @@ def test_killed_at_random_instants(tmp_path) -> None:
         state: State = {}
         exported: State | None = None
         seen: set[str] = set()
+        watcher: Journal | None = None  # another process that has the file open, but not always
         for i in range(ROUNDS // 3):
             diary = tmp_path / f"diary-{epoch}-{i}"
             process = context.Process(target=_work, args=(folder, diary, 1000 * epoch + i))
             process.start()
             while not diary.exists():
                 time.sleep(0.0005)
-            time.sleep(rng.uniform(0, 0.015 if i < 5 else 0.12))
+            time.sleep(rng.uniform(0, 0.015 if i < 5 else 0.09))
             os.kill(process.pid, signal.SIGKILL)
             process.join(60)
             assert process.exitcode == -signal.SIGKILL
@@ -131,11 +134,18 @@ def test_killed_at_random_instants(tmp_path) -> None:
                 held = _held(journal)
                 assert held in states
                 assert journal.header[0] in ({"rule": 1}, {})
+                if watcher is not None:
+                    assert _held(watcher) == held
                 seen |= held.keys() | states[0].keys()
                 content = _bytes(folder)
                 gone = [uid for uid in seen if uid not in held]
                 assert not any(f"subject-{uid}".encode() in content for uid in gone)
                 forgotten_once += len(gone)
+            if i % 8 == 4 and watcher is None:
+                watcher = Journal.open(folder / "j", identity=IDENTITY)
+            elif i % 8 == 0 and watcher is not None:
+                watcher.close()
+                watcher = None
             state = held
             export = folder / "export.json"
             if not export.exists():
@@ -145,5 +155,7 @@ def test_killed_at_random_instants(tmp_path) -> None:
                     copy.import_(export)
                     exported = _held(copy)
                 assert exported in exports
+        if watcher is not None:
+            watcher.close()
     assert unfinished_once > 0, "no kill hit a change: the test has lost its teeth"
     assert forgotten_once > 0

@@ -334,6 +334,8 @@ def test_hostile_files(journal, tmp_path) -> None:
     assert "larger than" in _refuses(journal, big)
     _refuses(journal, tmp_path, JournalError)
     _refuses(journal, tmp_path / "missing", JournalError)
+    for name in ("search.sqlite", "search.sqlite-wal", "./search.sqlite-shm"):
+        assert "the profile itself" in _refuses(journal, tmp_path / name, JournalError)
     _refuses(journal, Path("a\0b"), JournalError)
     if os.name != "nt":
         os.mkfifo(tmp_path / "pipe")
@@ -365,7 +367,7 @@ def _spots(value: Any, path: tuple = ()) -> list[tuple]:
     return found
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_a_changed_export_is_read_whole_or_not_at_all(data, tmp_path_factory) -> None:
     """Whatever is changed in it: one-line errors, and what was taken can be used and exported."""
@@ -394,7 +396,7 @@ def test_a_changed_export_is_read_whole_or_not_at_all(data, tmp_path_factory) ->
             assert other.import_(folder / "again") == count
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(cut=st.integers(0, 2000), change=st.binary(max_size=8))
 def test_changed_bytes(cut, change, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("bytes")
