@@ -1,7 +1,10 @@
 """What a user's marks say about a query: the direction that ranks the good above the bad.
 
-The fit lives in eigen-coordinates, on the vectors that the index ranks. It is pulled towards the
-words of the query, since ten marks cannot outvote a trained model in hundreds of dimensions.
+The fit lives in eigen-coordinates, on the vectors that the index ranks. Two estimates are averaged:
+Rocchio's, shrunk by how many marks there are, and logistic regression pulled towards the query.
+The first is better when few pictures are good, the second when many are. Held-out marks of the
+user's own then decide whether the fit replaces the words at all. The constants were chosen on
+training images (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -11,16 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALPHA", "ANCHOR_WEIGHT", "Fit", "fit_direction"]
+__all__ = ["ALPHA", "ANCHOR_WEIGHT", "Fit", "fit_direction", "roc_area"]
 
 ALPHA = 0.1
 """Ridge of the map that absorbs the taught pairs."""
 ANCHOR_WEIGHT = 0.1
 """Weight of one protected query, relative to a taught one."""
 
-_TEMPERATURE = 0.05
-_PULL = 1.0
-_ROCCHIO_GOOD, _ROCCHIO_BAD = 0.5, 0.15
+# Rocchio: step of the good and of the bad mean, half of it at five marks.
+_GOOD, _BAD, _HALF = 2.0, 0.6, 5.0
+# Logistic regression: scale of a cosine, pull to the query, and the constant input of the bias.
+_TEMPERATURE, _PULL, _BIAS = 0.5, 10.0, 0.2
+_SHARE = 2.0  # of Rocchio's direction, against one of the logistic
+# A fit has to order the held-out marks better than the words do by this much (area under the ROC).
+_MARGIN = 0.03
+_FEWEST = 4  # marks from which holding one out says anything
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +37,11 @@ class Fit:
 
     Attributes:
         target: (r,) float64, unit norm.
-        kept_text: the words alone agree with the user's own held-out marks at least as well, so
-            the target is the query itself.
+        kept_text: the target is the query itself: the words alone order the user's own held-out
+            marks as well as the fit does, or no picture is marked good (bad ones alone do not say
+            what is wanted).
         before, after: area under the ROC curve of the held-out marks by the words alone and by
-            the fit, 0..1; NaN where there are too few marks to hold any out.
+            the fit, 0..1; NaN for marks of one kind and for less than four.
     """
 
     target: npt.NDArray[np.float64]
@@ -62,39 +71,97 @@ def fit_direction(c: npt.ArrayLike, good: npt.ArrayLike, bad: npt.ArrayLike) -> 
     if not all(np.isfinite(each).all() for each in values) or length == 0:
         raise ValueError("the query or a marked picture has no finite direction")
     query = query / length
-    target = _direction(query, liked, disliked)
-    return Fit(target, False, float("nan"), float("nan"))
+    before = after = float("nan")
+    if not len(liked):
+        return Fit(query, True, before, after)
+    if len(disliked) and len(liked) + len(disliked) >= _FEWEST:
+        vectors = np.concatenate([liked, disliked])
+        is_good = np.arange(len(vectors)) < len(liked)
+        before = roc_area(vectors @ query, is_good)
+        after = roc_area(_held_out_scores(query, vectors, is_good), is_good)
+        if after - before <= _MARGIN:
+            return Fit(query, True, before, after)
+    target = _rocchio(query, liked, disliked)
+    if len(disliked):
+        target = _unit(_SHARE * target + _logistic(query, liked, disliked))
+    return Fit(target, False, before, after)
 
 
-def _direction(query: np.ndarray, good: np.ndarray, bad: np.ndarray) -> np.ndarray:
+def roc_area(scores: np.ndarray, is_good: np.ndarray) -> float:
+    """Share of (good, bad) pairs in the right order, ties counting half; NaN without pairs."""
+    good, bad = scores[is_good], np.sort(scores[~is_good])
     if not len(good) or not len(bad):
-        target = query.copy()
-        if len(good):
-            target += _ROCCHIO_GOOD * good.mean(0)
-        if len(bad):
-            target -= _ROCCHIO_BAD * bad.mean(0)
-        return target / np.linalg.norm(target)
-    vectors = np.concatenate([good, bad])
-    signs = np.concatenate([np.ones(len(good)), -np.ones(len(bad))])
-    return _logistic(query, vectors, signs)
+        return float("nan")
+    below = np.searchsorted(bad, good, "left") + np.searchsorted(bad, good, "right")
+    return float(below.mean() / (2 * len(bad)))
 
 
-def _logistic(query: np.ndarray, vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """Unit minimiser of sum log(1 + exp(-y w.v / t)) + pull / 2 |w - query|^2, by Newton's method.
+def _unit(x: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(length > 0, length, 1.0)
 
-    The solution is query + V^T beta: n unknowns instead of r.
+
+def _rocchio(query: np.ndarray, good: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    step = _GOOD / (len(good) + _HALF) * good.sum(0) - _BAD / (len(bad) + _HALF) * bad.sum(0)
+    return _unit(query + step)
+
+
+def _held_out_scores(query: np.ndarray, vectors: np.ndarray, is_good: np.ndarray) -> np.ndarray:
+    """(N,) score of each mark by Rocchio's direction without that mark.
+
+    Scores are taken from the mean of the marks: directions that lack different marks differ in
+    their products with what all pictures share.
     """
-    gram = vectors @ vectors.T / _TEMPERATURE**2
-    offset = vectors @ query / _TEMPERATURE
-    beta = np.zeros(len(vectors))
+    counts = {True: int(is_good.sum()), False: int((~is_good).sum())}
+    sums = {kind: vectors[is_good == kind].sum(0) for kind in counts}
+    steps = {True: _GOOD, False: -_BAD}
+    whole = {kind: steps[kind] / (counts[kind] + _HALF) * sums[kind] for kind in counts}
+    centred = vectors - vectors.mean(0)
+    scores = np.empty(len(vectors))
+    for kind in counts:
+        rows = is_good == kind
+        less = steps[kind] / (counts[kind] - 1 + _HALF) * (sums[kind] - vectors[rows])
+        scores[rows] = np.einsum(
+            "nr,nr->n", centred[rows], _unit(query + whole[not kind] + less), optimize=False
+        )
+    return scores
+
+
+def _logistic(query: np.ndarray, good: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Unit w of min sum log(1 + exp(-y (w.v + d) / t)) + pull / 2 |w - query|^2, by Newton's method.
+
+    w = query + V^T beta / t: one unknown per mark, and the bias d as a constant input.
+    """
+    count = len(good) + len(bad)
+    vectors = np.concatenate([good, bad])
+    signs = np.where(np.arange(count) < len(good), 1.0, -1.0)
+    # The bias is one more coordinate, pulled towards 0 a thousand times less than the others.
+    inputs = np.concatenate([vectors, np.full((count, 1), _BIAS * np.sqrt(1e3))], axis=1)
+    wide = len(inputs) > inputs.shape[1]  # more marks than coordinates: solve for w itself
+    basis = np.eye(inputs.shape[1]) if wide else inputs
+    start = np.append(query, 0.0)
+    features = inputs @ basis.T / _TEMPERATURE
+    pull = _PULL * (basis @ basis.T)
+    offset = inputs @ start / _TEMPERATURE
+    beta = np.zeros(len(basis))
+
+    def loss(values: np.ndarray) -> float:
+        margin = signs * (offset + features @ values)
+        return float(np.logaddexp(0, -margin).sum() + values @ pull @ values / 2)
+
+    best = loss(beta)
     for _ in range(50):
-        margin = signs * (offset + gram @ beta)
+        margin = signs * (offset + features @ beta)
         wrong = 0.5 * (1 - np.tanh(margin / 2))
-        gradient = _PULL * beta - signs * wrong
-        curvature = np.maximum(wrong * (1 - wrong), 1e-12)
-        step = np.linalg.solve(_PULL * np.eye(len(beta)) + curvature[:, None] * gram, gradient)
-        beta -= step
-        if np.abs(step).max() <= 1e-12:
+        gradient = pull @ beta - features.T @ (signs * wrong)
+        curvature = (features.T * (wrong * (1 - wrong))) @ features + pull
+        curvature[np.diag_indices_from(curvature)] += 1e-9 * np.trace(curvature) / len(curvature)
+        step = np.linalg.solve(curvature, gradient)
+        while (now := loss(beta - step)) > best and np.abs(step).max() > 1e-12:
+            step /= 2
+        if now > best:
             break
-    target = query + vectors.T @ beta / _TEMPERATURE
-    return target / np.linalg.norm(target)
+        beta, gain, best = beta - step, best - now, now
+        if gain <= 1e-12 * (1 + abs(best)):
+            break
+    return _unit((start + basis.T @ beta)[:-1])
