@@ -17,23 +17,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 ROUNDS = 3
 SHOWN = 10  # pictures marked per round
 SHARE = (0.015, 0.16)  # of the images that a concept may have
 AGREEING = 3  # of five captions
 
-# Words that name nothing one could look for: articles, prepositions, pronouns, auxiliaries, numbers.
-_FUNCTION_WORDS = frozenset(
-    """a about above across after against all along also an and another any are around as at away
-    back be behind being beside between both by down each eight few five for four from front full
-    has have he her him his in inside into is it its just large little long looking look looks
-    middle more near next nine of off on one onto open or other others out outside over past
-    several seven she side six small some some that the their them there they this three through
-    to together top toward towards two under up use used using very view wearing wears while who
-    whose with without young big different edge get gets getting group set something someone
-    another stand stands standing sits sitting sit""".split()
-)
+# Besides scikit-learn's list: what captions say of almost everything.
+_VAGUE = {"front", "group", "large", "little", "long", "look", "looking", "looks", "middle", "near"}
+_VAGUE |= {"outside", "sits", "sitting", "small", "standing", "stands", "wearing", "wears", "young"}
+_EMPTY_WORDS = ENGLISH_STOP_WORDS | _VAGUE
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ def concepts(captions: Sequence[str], owners: np.ndarray, images: int) -> list[C
     low, high = SHARE[0] * images, SHARE[1] * images
     found = []
     for word, number in often.most_common():
-        if low <= number <= high and word not in _FUNCTION_WORDS and len(word) > 2:
+        if low <= number <= high and word not in _EMPTY_WORDS and len(word) > 2:
             found.append(Concept(word, np.array([each[word] >= AGREEING for each in counts])))
     return found
 

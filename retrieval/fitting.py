@@ -128,7 +128,7 @@ def _held_out_scores(query: np.ndarray, vectors: np.ndarray, is_good: np.ndarray
 
 
 def _logistic(query: np.ndarray, good: np.ndarray, bad: np.ndarray) -> np.ndarray:
-    """Unit w of min sum log(1 + exp(-y (w.v + d) / t)) + pull / 2 |w - query|^2, by Newton's method.
+    """Unit w of min sum log(1 + exp(-y (w.v + d) / t)) + pull/2 |w - query|^2, by Newton's method.
 
     w = query + V^T beta / t: one unknown per mark, and the bias d as a constant input.
     """
