@@ -166,7 +166,12 @@ class Journal:
                     _make_folder(file.parent)
                 writer = _connect(file, "rwc" if create else "rw")
                 connections.append(writer)
-                _prepare(file, writer, wanted, create, header)
+                unmade = not _has_tables(writer)
+            if unmade and not create:
+                raise JournalMissing(f"nothing has been taught yet: {str(file)!r} is empty")
+            content = header() if unmade and header is not None else ({}, {})
+            with _errors(file):
+                _prepare(file, writer, wanted, content)
                 reader = _connect(file, "rw")
                 connections.append(reader)
                 reader.execute("PRAGMA query_only = ON")
@@ -583,13 +588,7 @@ def _connect(file: Path, mode: str) -> sqlite3.Connection:
     return db
 
 
-def _prepare(
-    file: Path,
-    db: sqlite3.Connection,
-    identity: str,
-    create: bool,
-    header: Callable[[], Header] | None,
-) -> None:
+def _prepare(file: Path, db: sqlite3.Connection, identity: str, header: Header) -> None:
     """Check the file's format; make its tables if nobody has, or was killed before."""
     if file.stat().st_size == 0:  # before the log is made, which takes its mode from it
         os.chmod(file, 0o600)
@@ -597,11 +596,7 @@ def _prepare(
     if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         _set_wal(db)
     if not _has_tables(db):
-        if not create:
-            raise JournalMissing(f"nothing has been taught yet: {str(file)!r} is empty")
-        details, arrays = ({}, {}) if header is None else header()
-        layout, data = pack_arrays(arrays, None)
-        text = pack_json(details, "header")
+        text, (layout, data) = pack_json(header[0], "header"), pack_arrays(header[1], None)
         db.execute("BEGIN IMMEDIATE")
         try:
             if not _has_tables(db):

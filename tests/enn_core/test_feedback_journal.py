@@ -177,6 +177,16 @@ def test_header_is_made_once(tmp_path) -> None:
                 writing.set_header({"rule": "adapter"})
     assert len(calls) == 1
 
+    def fails():
+        raise OSError("mine")
+
+    for header in (fails, lambda: ({"a": 1}, {})):  # a failure leaves a file that is then finished
+        with contextlib.ExitStack() as stack:
+            if header is fails:
+                stack.enter_context(pytest.raises(OSError, match=r"^mine$"))
+            with Journal.open(tmp_path / "k", identity=IDENTITY, header=header) as journal:
+                assert journal.header == ({"a": 1}, {})
+
 
 # --- what stands for a subject -------------------------------------------------------------------
 
