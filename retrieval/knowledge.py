@@ -35,6 +35,7 @@ __all__ = [
     "marks_of",
     "merged",
     "settled",
+    "stored_vectors",
 ]
 
 ADAPTER, LOCAL_RULE = "adapter", "local"
@@ -189,6 +190,24 @@ def marks_of(events: Iterable[Event], query: str) -> list[Mark]:
     return merged(lessons_on(events, query))
 
 
+def stored_vectors(
+    lessons: Sequence[Event],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Vectors of good (n, r) and bad (m, r) marks, as lessons by the local rule keep them."""
+    rows: dict[tuple[int, str], np.ndarray] = {}
+    for event in lessons:
+        marks = [mark for mark in merged([event]) if mark.sign != WITHDRAWN]
+        # Past the first ones no vectors are kept.
+        rows |= zip(((mark.id, mark.print) for mark in marks), event.arrays["marked"], strict=False)
+    vectors: dict[int, list[np.ndarray]] = {GOOD: [], BAD: []}
+    for mark in merged(lessons):
+        if (mark.id, mark.print) in rows:
+            vectors[mark.sign].append(rows[mark.id, mark.print])
+    dim = lessons[0].arrays["c"].shape[-1]
+    good, bad = (np.array(vectors[sign], np.float64).reshape(-1, dim) for sign in (GOOD, BAD))
+    return good, bad
+
+
 def check_event(event: Event, dim: int) -> None:
     """Refuse what `derive` could not use, of an event from elsewhere.
 
@@ -200,12 +219,15 @@ def check_event(event: Event, dim: int) -> None:
         raise ValueError("an event is no lesson of a search")
     if " ".join(event.subject.split()) != event.subject or not event.subject:
         raise ValueError("the words of a lesson are empty or spaced out")
-    marks = read_marks(event.details) if event.kind == TEACH else []
+    details = event.details
+    if type(details.get("kept_text")) is not bool or type(details.get("marks_left")) is not int:
+        raise ValueError("a lesson does not say what came of it")
+    marks = read_marks(details) if event.kind == TEACH else []
     wanted: dict[str, tuple[int, ...]] = {"c": (dim,)}
-    if rule == LOCAL_RULE:
+    if rule == LOCAL_RULE and event.kind == TEACH:
         kept = sum(mark.sign != WITHDRAWN for mark in marks)
         wanted["marked"] = (min(kept, local_rule.MOST_STORED), dim)
-    elif "b" in event.arrays:
+    elif rule == ADAPTER and "b" in event.arrays:
         wanted["b"] = (dim,)
     if {name: array.shape for name, array in event.arrays.items()} != wanted:
         raise ValueError("the numbers of a lesson do not fit the model")
@@ -228,23 +250,9 @@ def _current(events: Sequence[Event]) -> dict[str, Event]:
 
 def _local_lesson(events: Iterable[Event], query: str, held: Event) -> local_rule.LocalLesson:
     """What the local rule learns from for one query."""
-    rows: dict[tuple[int, str], np.ndarray] = {}
-    lessons = lessons_on(events, query)
-    for event in lessons:
-        marks = [mark for mark in read_marks(event.details) if mark.sign != WITHDRAWN]
-        # Past the first ones no vectors are kept.
-        rows |= zip(((mark.id, mark.print) for mark in marks), event.arrays["marked"], strict=False)
-    vectors: dict[int, list[np.ndarray]] = {GOOD: [], BAD: []}
-    for mark in merged(lessons):
-        if (mark.id, mark.print) in rows:
-            vectors[mark.sign].append(rows[mark.id, mark.print])
-    dim = held.arrays["c"].shape[-1]
-    return local_rule.LocalLesson(
-        c=held.arrays["c"].astype(np.float64),
-        good=np.array(vectors[GOOD], np.float64).reshape(-1, dim),
-        bad=np.array(vectors[BAD], np.float64).reshape(-1, dim),
-        keep=bool(held.details.get("kept_text")),
-    )
+    good, bad = stored_vectors(lessons_on(events, query))
+    c = held.arrays["c"].astype(np.float64)
+    return local_rule.LocalLesson(c, good, bad, keep=bool(held.details.get("kept_text")))
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

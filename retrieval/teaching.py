@@ -57,6 +57,7 @@ from retrieval.knowledge import (
     marks_of,
     merged,
     settled,
+    stored_vectors,
 )
 from retrieval.lessons import Effect, HistoryEntry, Lesson, history_entry
 from retrieval.manifest import Manifest
@@ -65,7 +66,6 @@ from retrieval.marks import (
     GOOD,
     MOST_MARKS,
     WITHDRAWN,
-    Found,
     Mark,
     TeachError,
     checked_ids,
@@ -316,7 +316,7 @@ class Teacher:
                 event = _to_undo(lessons, entry)
                 writing.deactivate([event.seq])
                 remaining = [e for e in state.events if e.seq != event.seq]
-                refit = self._refit(remaining, event.subject, state.rule, index)
+                refit = self._refit(remaining, event.subject, str(state.rule), index)
                 if refit is not None:
                     writing.append(REFIT, event.subject, *refit)
             self._state = replace(self._state, version=None)
@@ -479,26 +479,36 @@ class Teacher:
         if len(marks) > MOST_MARKS:
             raise TeachError(f"too many marks; at most {MOST_MARKS:,} are kept per query")
         found = find(index, marks)
-        fit = self._fit(request.c, found, state.current.get(query))
+        lessons = lessons_on(state.events, query)
+        covers = tuple(each.seq for each in lessons)
+        details: dict[str, Any] = {
+            "marks": [mark.as_json() for mark in request.marks],
+            "rule": rule,
+            "marks_left": len(marks),
+            "kept_text": False,
+        }
+        arrays: dict[str, np.ndarray] = {"c": request.c}
+        if rule == LOCAL_RULE:
+            arrays["marked"] = request.vectors[: local_rule.MOST_STORED].astype(np.float16)
+        seq = state.events[-1].seq + 1 if state.events else 1
+        event = Event(seq, f"{0:032x}", 0.0, TEACH, query, details, arrays, (*covers, seq), True)
+        if rule == LOCAL_RULE:
+            fit = _fit(request.c, *stored_vectors([*lessons, event]))
+        else:
+            start = request.c
+            held = state.current.get(query)
+            if found.ignored and held is not None and "b" in held.arrays:
+                # Marks whose pictures are not here still speak through what was learned from them.
+                start = held.arrays["b"]
+            fit = _fit(start, found.good_vectors, found.bad_vectors)
+            if fit is not None:
+                arrays["b"] = fit.target.astype(np.float16)
         if fit is None and marks:
             raise TeachError(
                 "none of the pictures marked for this query is in this index; open the index that "
                 "they were marked in"
             )
-        arrays: dict[str, np.ndarray] = {"c": request.c}
-        if rule == LOCAL_RULE:
-            arrays["marked"] = request.vectors[: local_rule.MOST_STORED].astype(np.float16)
-        elif fit is not None:
-            arrays["b"] = fit.target.astype(np.float16)
-        details = {
-            "marks": [mark.as_json() for mark in request.marks],
-            "rule": rule,
-            "marks_left": len(marks),
-            "kept_text": fit is not None and fit.kept_text,
-        }
-        covers = tuple(each.seq for each in lessons_on(state.events, query))
-        seq = state.events[-1].seq + 1 if state.events else 1
-        event = Event(seq, f"{0:032x}", 0.0, "teach", query, details, arrays, (*covers, seq), True)
+        details["kept_text"] = fit is not None and fit.kept_text
         after = derive((*state.events, event), state.version, self._untaught(), state)
         lesson = Lesson(
             entry=None,
@@ -515,49 +525,42 @@ class Teacher:
         )
         return _Draft(lesson, details, arrays, covers, after)
 
-    def _fit(self, c: np.ndarray, found: Found, held: Event | None) -> Fit | None:
-        """Fit a query to its marks, or None if there are none here."""
-        if not len(found):
-            return None
-        start = c
-        if found.ignored and held is not None and "b" in held.arrays:
-            # Marks whose pictures are not here still speak through what was learned from them.
-            start = held.arrays["b"]
-        try:
-            return fit_direction(start.astype(np.float64), found.good_vectors, found.bad_vectors)
-        except ValueError as error:
-            raise TeachError(str(error)) from None
-
     def _refit(
-        self,
-        events: Sequence[Event],
-        query: str,
-        rule: str | None,
-        index: EigenIndex | None,
+        self, events: Sequence[Event], query: str, rule: str, index: EigenIndex | None
     ) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[int, ...]] | None:
         """What to append so that a query's remaining lessons hold, None if nothing is missing."""
         lessons = lessons_on(events, query)
-        if rule == LOCAL_RULE or not lessons or query in latest(events):
+        if not lessons or query in latest(events):
             return None
         marks = merged(lessons)
         arrays = {"c": lessons[-1].arrays["c"]}
-        kept_text = False
-        if marks:
-            where = "the index that they were marked in"
-            again = f"other lessons on {query!r:.80} must be fitted again"
-            if index is None:
-                raise TeachError(f"{again}: give {where}")
-            found = find(index, marks)
-            fit = self._fit(arrays["c"], found, None)
-            if fit is None or found.ignored:
-                raise TeachError(
-                    f"{again}, but {len(found.ignored)} of their {len(marks)} marked pictures are "
-                    f"not in this index; open {where}, or undo those lessons too"
-                )
-            arrays["b"] = fit.target.astype(np.float16)
-            kept_text = fit.kept_text
-        details = {"rule": rule, "marks_left": len(marks), "kept_text": kept_text}
+        if rule == LOCAL_RULE:
+            fit = _fit(arrays["c"], *stored_vectors(lessons))
+        else:
+            fit = self._fit_again(arrays["c"], query, marks, index) if marks else None
+            if fit is not None:
+                arrays["b"] = fit.target.astype(np.float16)
+        details = {
+            "rule": rule,
+            "marks_left": len(marks),
+            "kept_text": fit is not None and fit.kept_text,
+        }
         return details, arrays, tuple(event.seq for event in lessons)
+
+    def _fit_again(
+        self, c: np.ndarray, query: str, marks: list[Mark], index: EigenIndex | None
+    ) -> Fit | None:
+        where = "the index that they were marked in"
+        again = f"other lessons on {query!r:.80} must be fitted again"
+        if index is None:
+            raise TeachError(f"{again}: give {where}")
+        found = find(index, marks)
+        if found.ignored:
+            raise TeachError(
+                f"{again}, but {len(found.ignored)} of their {len(marks)} marked pictures are not "
+                f"in this index; open {where}, or undo those lessons too"
+            )
+        return _fit(c, found.good_vectors, found.bad_vectors)
 
     def _compare(
         self, index: EigenIndex, before: Knowledge, after: Knowledge, query: str
@@ -699,6 +702,16 @@ class Teacher:
                 "use another profile"
             )
         return held or rule or RULES[0]
+
+
+def _fit(c: np.ndarray, good: np.ndarray, bad: np.ndarray) -> Fit | None:
+    """Fit a query to its marks, or None if there are none."""
+    if not len(good) + len(bad):
+        return None
+    try:
+        return fit_direction(c.astype(np.float64), good, bad)
+    except ValueError as error:
+        raise TeachError(str(error)) from None
 
 
 def prepare(model: QueryModel) -> Untaught:
