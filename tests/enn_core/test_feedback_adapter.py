@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import subprocess
 import sys
@@ -222,6 +224,13 @@ def test_wrong_values_are_refused(make, message) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["adapter", "journal", "projector"])
+def test_the_examples_run(name) -> None:
+    result = doctest.testmod(importlib.import_module(f"enn_core.feedback.{name}"))
+    assert result.attempted
+    assert not result.failed
 
 
 def test_a_zero_row_changes_nothing() -> None:
