@@ -104,7 +104,7 @@ class Knowledge:
         version: of the journal; None if there is none, or it must be read again.
         rule: "adapter", "local", or None if there are no lessons.
         events: the active ones, by seq.
-        current: by query, the event that now stands for it.
+        current: by query, the event that now stands for it; those taught last at the end.
         pairs: seq of the events in the adapter, in order.
         mapping: how it changes searches.
     """
@@ -118,7 +118,7 @@ class Knowledge:
 
     @cached_property
     def taught(self) -> tuple[str, ...]:
-        """The queries that have marks, in the order of their first lessons."""
+        """The queries that have marks, those taught last at the end."""
         return tuple(q for q, event in self.current.items() if event.details.get("marks_left"))
 
 
@@ -238,14 +238,16 @@ def check_event(event: Event, dim: int) -> None:
 
 
 def _current(events: Sequence[Event]) -> dict[str, Event]:
-    """The event that stands for each query, in the order of their first lessons.
+    """The event that stands for each query, those taught last at the end.
 
     Where lessons of two files came together and nothing was fitted on all of them yet, the newest
     one stands.
     """
     held = latest(events)
     newest = {event.subject: event for event in events if event.kind == TEACH}
-    return {query: held.get(query, event) for query, event in newest.items()}
+    # In this order the next mark of the same query changes the last pair only.
+    order = sorted(newest, key=lambda query: newest[query].seq)
+    return {query: held.get(query, newest[query]) for query in order}
 
 
 def _local_lesson(events: Iterable[Event], query: str, held: Event) -> local_rule.LocalLesson:

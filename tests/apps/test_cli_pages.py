@@ -17,7 +17,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 def test_python_page(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = BLOCK.findall(page)
-    assert len(blocks) == 7
+    assert len(blocks) == 9
     names = ("gc_duck", "gc_mars", "gc_bison", "gc_alpaca")
     (tmp_path / "Photos").mkdir()
     for name in names:
@@ -30,6 +30,7 @@ def test_python_page(tmp_path, monkeypatch, capsys):
     ]
     (tmp_path / "karpathy.json").write_text(json.dumps({"images": rows}))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENN_PROFILES", str(tmp_path / "profiles"))
     names_so_far: dict[str, object] = {}
     for number, block in enumerate(blocks, 1):
         exec(compile(block, f"docs/python.md, block {number}", "exec"), names_so_far)
@@ -37,4 +38,5 @@ def test_python_page(tmp_path, monkeypatch, capsys):
     assert shown.count(str(tmp_path / "Photos")) >= 4
     assert "broken.png" in shown
     assert "2 converted, 0 plain" in shown
-    assert {path.name for path in tmp_path.iterdir()} >= {"out.parquet", "r.json", "plain.pt"}
+    written = {"out.parquet", "r.json", "plain.pt", "taught.json"}
+    assert {path.name for path in tmp_path.iterdir()} >= written
