@@ -57,7 +57,11 @@ def told(lesson: Lesson, *, new: int = 0, up: int = 0) -> str:
     if lesson.refused:
         return f"Not learned: {lesson.refused}"
     marks = counted(lesson.good, lesson.bad)
-    if lesson.kept_text:
+    if lesson.kept_text and not lesson.good:
+        parts = [
+            f"Noted ({marks}). Bad pictures alone do not say what is wanted: mark a good one too."
+        ]
+    elif lesson.kept_text:
         parts = [
             f"Noted ({marks}). Checked against each other, these marks do not say what they have "
             "in common better than the words do, so the words alone decide for now; more marks "

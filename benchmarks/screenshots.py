@@ -23,10 +23,34 @@ from search_driver import SearchPage, Server, browser, chromium  # noqa: E402
 
 SIZE = {"width": 1200, "height": 800}
 GALLERY = ROOT / "apps" / "gallery"
+SKY = {f"{name}.webp" for name in ("gc_saturn", "gc_mars", "gc_jupiter", "gc_earth", "gc_sun")}
 
 
 def search(page: SearchPage) -> None:
     page.search("musicians playing on a stage")
+
+
+def teach(page: SearchPage) -> None:
+    page.search("in space")
+    for what, wanted in (("good", SKY), ("good", SKY), ("good", SKY)):
+        page.mark(next(n for n in page.names if n in wanted and n not in page.marks), what)
+    for _ in range(2):
+        page.mark(next(n for n in page.names if n not in SKY and n not in page.marks), "bad")
+
+
+def taught(page: SearchPage) -> None:
+    teach(page)
+    page.search("an old mill")
+    for name in ("gc_kinderdijk_windmills.webp", "gc_fanoe_windmill.webp", "gc_post_mill.webp"):
+        if name in page.names:
+            page.mark(name, "good")
+    page.search("food on a plate")
+    page.mark(page.names[4], "good")
+    page.taught()
+
+
+def teach_phone(page: SearchPage) -> None:
+    teach(page)
 
 
 def search_dark(page: SearchPage) -> None:
@@ -60,6 +84,7 @@ def phone(page: SearchPage) -> None:
 
 SHOTS: dict[str, tuple[Callable[[SearchPage], None], dict]] = {
     "search": (search, {"viewport": SIZE}),
+    "teach": (teach, {"viewport": SIZE}),
     "search_dark": (search_dark, {"viewport": SIZE, "color_scheme": "dark"}),
     "captions": (captions, {"viewport": SIZE}),
     "larger": (larger, {"viewport": SIZE}),

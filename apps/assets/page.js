@@ -132,7 +132,7 @@ window.enn = (() => {
 
   // Shows which marks of the open picture are kept, and which are on their way.
   const refresh = () => {
-    if (!dialog?.open && !dialog?.dataset.opening) return;
+    if (!list[at]) return;
     part("marks").hidden = !marking.on();
     const { token } = list[at], kept = marking.kept(token), asked = marking.pending(token);
     for (const button of part("marks").children) {
@@ -154,9 +154,7 @@ window.enn = (() => {
       button.replaceChildren(...(icon ? [icon] : []), what === "good" ? "Good" : "Bad");
       button.title = `${what === "good" ? "G" : "B"} on the keyboard`;
     }
-    dialog.dataset.opening = "yes";
     fill(cards.indexOf(card));
-    delete dialog.dataset.opening;
     dialog.showModal();
     part("name").scrollIntoView?.({ block: "nearest" });
     dialog.querySelector(".enn-main").focus();

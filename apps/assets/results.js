@@ -28,6 +28,7 @@ const paint = (token) => {
 };
 const mark = (token, what) => {
   if (!markable()) return;
+  note(document.activeElement);
   const asked = grid().dataset.query;
   if (queue.at(-1)?.query !== asked) queue.push({ query: asked, marks: {} });
   const now = pending(token) ?? kept(token);
@@ -48,9 +49,10 @@ const answered = () => {
   if (last && !element.querySelector("[data-refused]") && last.query === query) {
     for (const token of Object.keys(last.marks)) if (!cardOf(token)) known[token] = last.marks[token];
   }
-  if (last && focused && document.activeElement === document.body) {
-    const card = cardOf(focused.token);
-    (card?.querySelector(`[data-do="${focused.what}"]`) ?? card?.querySelector(".enn-open"))?.focus();
+  // The focus goes with the picture: what had it now shows another one, or is gone.
+  const active = document.activeElement;
+  if (last && focused && (active === document.body || element.contains(active))) {
+    cardOf(focused.token)?.querySelector(`[data-do="${focused.what}"]`)?.focus();
   }
   for (const token of Object.keys({ ...last?.marks, ...queue[0]?.marks })) paint(token);
   flush();
@@ -91,11 +93,11 @@ element.addEventListener("keydown", (event) => {
   const next = by && buttons[at + by];
   if (next) { event.preventDefault(); next.focus(); }
 });
-// The answer replaces the cards, and with them the one that has the focus.
-element.addEventListener("focusin", (event) => {
-  const card = event.target.closest(".enn-card");
-  focused = card && { token: card.dataset.token, what: event.target.dataset.do };
-});
+const note = (target) => {
+  const card = element.contains(target) && target.closest(".enn-card");
+  focused = card ? { token: card.dataset.token, what: target.dataset.do } : null;
+};
+element.addEventListener("focusin", (event) => note(event.target));
 element.addEventListener("focusout", (event) => { if (event.relatedTarget) focused = null; });
 
 // A picture that was moved or deleted since it was indexed.

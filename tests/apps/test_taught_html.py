@@ -88,6 +88,7 @@ def test_a_lesson_tells_what_it_did():
     assert told == "Learned from 2 good, 1 bad: 2 new here, 5 moved up."
     assert "stays as it was" in html.told(_lesson())
     assert "words alone" in html.told(_lesson(kept_text=True))
+    assert "mark a good one too" in html.told(_lesson(good=(), kept_text=True))
     assert "Taken back" in html.told(_lesson(good=(), bad=()))
 
 

@@ -184,6 +184,19 @@ class SearchPage:
         return self.page.eval_on_selector_all(".enn-card", "all => all.map(c => c.dataset.name)")
 
     @property
+    def marks(self) -> dict[str, str]:
+        """ "good" or "bad" by file name, as the server has acknowledged them."""
+        return self.page.eval_on_selector_all(
+            ".enn-card[data-mark]",
+            "all => Object.fromEntries(all.map(c => [c.dataset.name, c.dataset.mark]))",
+        )
+
+    @property
+    def lesson(self) -> str:
+        """What the page told about the last mark."""
+        return self.page.inner_text("#enn-lesson")
+
+    @property
     def dark(self) -> bool:
         return bool(self.page.evaluate("document.body.classList.contains('dark')"))
 
@@ -214,8 +227,43 @@ class SearchPage:
         self.page.click(f".enn-card >> nth={position} >> .enn-open")
         self.page.wait_for_selector(".enn-dialog[open]")
 
+    def mark(self, name: str, what: str) -> None:
+        """Clicks a picture's thumb and waits until the server has answered."""
+        thumb = f".enn-card[data-name={_quoted(name)}] .enn-thumb[data-do={what}]"
+        self.page.click(thumb)
+        self.wait_marked(name, what)
+
+    def wait_marked(self, name: str, what: str | None) -> None:
+        """Waits until a picture that is shown is marked so; None for not at all."""
+        self.page.wait_for_function(
+            """([name, what]) => {
+                 const card = [...document.querySelectorAll('.enn-card')]
+                   .find(c => c.dataset.name === name);
+                 return card && (card.dataset.mark ?? null) === what
+                   && !document.querySelector('.enn-pending'); }""",
+            arg=[name, what],
+        )
+
+    def wait_lesson(self, text: str) -> None:
+        self.page.wait_for_selector(f"#enn-lesson:has-text({_quoted(text)})")
+
     def tab(self, name: str) -> None:
         self.page.click(f"role=tab[name='{name}']")
+
+    def taught(self) -> str:
+        """Opens the tab of what was taught, and returns its text."""
+        self.tab("Taught")
+        self.page.wait_for_selector("#enn-taught .enn-profiles")
+        self.page.wait_for_timeout(300)  # of an earlier visit: the tab is filled anew
+        return self.page.inner_text("#enn-taught")
+
+    def profile(self, name: str) -> None:
+        """Begins or chooses a profile."""
+        self.tab("Taught")
+        self.page.fill("#enn-taught [data-part=name]", name)
+        self.page.press("#enn-taught [data-part=name]", "Enter")
+        self.page.wait_for_selector(f"#enn-taught [data-profile={_quoted(name)}]")
+        self.tab("Search")
 
 
 def _quoted(text: str) -> str:
