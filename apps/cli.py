@@ -1,9 +1,9 @@
 """The `enn` command.
 
-`enn search ...` is in `apps.cli_index`, `apps.cli_search` and `apps.cli_evaluate`, `enn convert`
-and `enn fuse` are in `apps.cli_core`. Here is the demo and what all commands share: errors in one
-line, exit codes, Ctrl-C, closed pipes. Nothing heavy is imported before a command runs, so that
-`enn --help` answers at once.
+`enn search ...` is in `apps.cli_index`, `cli_search`, `cli_teach`, `cli_lessons`, `cli_transfer`
+and `cli_evaluate`, `enn convert` and `enn fuse` are in `apps.cli_core`. Here is the demo and what
+all commands share: errors in one line, exit codes, Ctrl-C, closed pipes. Nothing heavy is imported
+before a command runs, so that `enn --help` answers at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from apps import cli_evaluate, cli_index, cli_search  # noqa: F401  (they add their commands)
+# These add their commands.
+from apps import (  # noqa: F401
+    cli_evaluate,
+    cli_index,
+    cli_lessons,
+    cli_search,
+    cli_teach,
+    cli_transfer,
+)
 from apps.cli_core import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
 from apps.cli_options import search_app
 from apps.cli_terminal import (
@@ -132,7 +140,7 @@ def _command(args: Sequence[str] | None) -> str:
 def _usage(error: Any) -> str:
     text = " ".join(str(error.format_message()).split()).rstrip(".")
     name = error.ctx.command.name if error.ctx is not None else ""
-    if type(error).__name__ == "NoSuchOption" and name == "query":
+    if type(error).__name__ == "NoSuchOption" and name in {"query", "teach", "forget"}:
         text += "; put `--` before a query that begins with '-'"
     return printable(text)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from apps.cli_options import (
     ForceOption,
     JsonOption,
+    ManyValues,
     ModelOption,
     PretrainedOption,
     load_model,
@@ -37,34 +37,9 @@ __all__ = ["evaluate", "train"]
 # --- eval --------------------------------------------------------------------------------------
 
 
-class _ManyValues(TyperCommand):
-    """Lets `--recall-k 1 5 10` be written as such: click's options take a fixed number."""
-
-    option = "--recall-k"
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(self._repeated(args)))
-
-    def _repeated(self, args: Sequence[str]) -> Iterator[str]:
-        taking = ""
-        for arg in args:
-            if arg == self.option:
-                taking = "first"
-                yield arg
-            elif taking and arg.lstrip("-").isdigit():
-                # The first follows its flag; every further one gets a flag of its own.
-                if taking == "more":
-                    yield self.option
-                taking = "more"
-                yield arg
-            else:
-                taking = ""
-                yield arg
-
-
 @search_app.command(
     "eval",
-    cls=_ManyValues,
+    cls=ManyValues,
     epilog="""\b
 Examples:
   enn search eval --dataset dataset_flickr8k.json --images Flicker8k_Dataset --split val

@@ -1,4 +1,4 @@
-"""`enn search index`, `info`, `export` and `import`: what an index holds."""
+"""`enn search index` and `info`: what an index holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apps.cli_options import (
-    ForceOption,
     IndexOption,
     JsonOption,
     ModelOption,
@@ -31,7 +30,6 @@ from apps.cli_terminal import (
     note,
     printable,
     quote,
-    refuse_overwrite,
     size,
 )
 
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from retrieval.models import RetrievalModel
     from retrieval.update import Progress, UpdateReport
 
-__all__ = ["export", "import_", "index", "info"]
+__all__ = ["index", "index_place", "info"]
 
 # Skipped files that are shown one by one.
 _SHOWN_SKIPS = 20
@@ -113,7 +111,7 @@ def index(
     """
     from retrieval.index import EigenIndex
 
-    directory, root = _index_place(folder, index)
+    directory, root = index_place(folder, index)
     if rebuild and (directory / "manifest.json").exists():
         root, loaded = _discard(directory, root, model, pretrained)
         opened = EigenIndex.create(directory, loaded, root=root)
@@ -150,7 +148,7 @@ def index(
     return EXIT_SKIPPED if report.skipped_total else EXIT_OK
 
 
-def _index_place(folder: Path | None, index: Path | None) -> tuple[Path, Path | None]:
+def index_place(folder: Path | None, index: Path | None) -> tuple[Path, Path | None]:
     """Index directory and photo folder (None: the one that the index knows)."""
     from retrieval.index import default_index_dir
 
@@ -322,100 +320,3 @@ def info(
 
 def _skip_record(entry: Entry) -> dict[str, Any]:
     return {"id": entry.id, "path": entry.path, "reason": entry.error}
-
-
-# --- export and import -------------------------------------------------------------------------
-
-
-@search_app.command(
-    "export",
-    epilog="""\b
-Examples:
-  enn search export out.parquet
-  enn search export backup.parquet --index ~/Photos --force
-
-\b
-Columns: id, path (relative to the folder), path_bytes (if the name is not UTF-8),
-sha256, size, mtime_ns, read_ns, width, height, vector (float32, unit length).
-Exit codes: 0 ok, 2 user error.""",
-)
-def export(
-    output: Annotated[Path, typer.Argument(metavar="OUT.parquet", help="File to write.")],
-    index: IndexOption = None,
-    force: ForceOption = False,
-    json: JsonOption = False,
-) -> int:
-    """Write ids, paths and vectors of all pictures to a Parquet file."""
-    from retrieval.index import EigenIndex
-
-    refuse_overwrite(output, force)
-    with EigenIndex.open(find_index(index)) as opened:
-        count = opened.export_parquet(output)
-        source = str(opened.path)
-    if json:
-        emit_json({"index": source, "file": str(output), "images": count})
-    else:
-        emit(f"{count:,} pictures written to {printable(output)}")
-    return EXIT_OK
-
-
-@search_app.command(
-    "import",
-    epilog="""\b
-Examples:
-  enn search import out.parquet                     into the index found here or above
-  enn search import out.parquet --folder ~/Photos   a new index inside ~/Photos
-  enn search import out.parquet --index /data/idx   a new or existing index there
-
-\b
-Exit codes: 0 ok, 2 user error (other model, damaged file, ...): nothing is changed.""",
-)
-def import_(
-    file: Annotated[Path, typer.Argument(metavar="IN.parquet", help="A file written by export.")],
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PHOTOS",
-            help="Folder that the paths in the file are relative to, for a new index.",
-            show_default=False,
-        ),
-    ] = None,
-    index: Annotated[
-        Path | None,
-        typer.Option(
-            "--index",
-            metavar="DIR",
-            help="Index directory; made if it is new. "
-            "[default: PHOTOS/.enn-index, or the index found here or above]",
-            show_default=False,
-        ),
-    ] = None,
-    json: JsonOption = False,
-) -> int:
-    """Add the pictures of an exported file to an index of the same model, or to a new one.
-
-    A path that the index has already keeps its id and gets the file's vector. The whole file is
-    checked before anything is written.
-    """
-    from retrieval.index import EigenIndex
-    from retrieval.transfer import manifest_of
-
-    manifest = manifest_of(file)
-    if folder is None and index is None:
-        directory, root = find_index(None), None
-    elif folder is None and index is not None:
-        directory, root = absolute(index), None
-    else:
-        directory, root = _index_place(folder, index)
-    if (directory / "manifest.json").exists():
-        opened = EigenIndex.open(directory)
-    else:
-        opened = EigenIndex.create(directory, manifest, root=root)
-    with opened:
-        count = opened.import_parquet(file)
-        total = len(opened)
-    if json:
-        emit_json({"index": str(directory), "file": str(file), "images": count, "total": total})
-    else:
-        emit(f"{count:,} pictures imported, {total:,} searchable in {printable(directory)}")
-    return EXIT_OK

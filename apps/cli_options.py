@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from apps.cli_terminal import CommandError, absolute, note, printable, quote
 
 if TYPE_CHECKING:
     from retrieval.models import RetrievalModel
+    from retrieval.search import Searcher
+    from retrieval.teaching import Teacher
 
 __all__ = [
     "ForceOption",
     "IndexOption",
     "JsonOption",
+    "ManyValues",
     "ModelOption",
     "PretrainedOption",
+    "ProfileOption",
     "find_index",
     "load_model",
+    "open_taught",
     "search_app",
+    "teacher_of",
 ]
 
-_ORDER = ("index", "query", "caption", "info", "export", "import", "eval", "train")
+_ORDER = (
+    *("index", "query", "teach", "history", "undo", "forget", "profiles"),
+    *("caption", "info", "export", "import", "eval", "train"),
+)
 
 
 class _Search(TyperGroup):
@@ -39,11 +49,12 @@ search_app = typer.Typer(
     cls=_Search,
     name="search",
     rich_markup_mode=None,
-    help="Index and search folders of pictures.",
+    help="Index and search folders of pictures, and teach the search by marks.",
     epilog="""\b
 Examples:
   enn search index ~/Photos
   cd ~/Photos; enn search query "a dog in the snow"
+  enn search teach "a dog in the snow" --good 12,40 --bad 7
   enn search info --index ~/Photos""",
 )
 
@@ -77,7 +88,43 @@ PretrainedOption = Annotated[
         show_default=False,
     ),
 ]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        help="Profile of lessons. [default: default]",
+        show_default=False,
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
+
+
+class ManyValues(TyperCommand):
+    """Lets `--recall-k 1 5 10` be written as such: click's options take a fixed number."""
+
+    options = ("--recall-k", "--good", "--bad", "--unmark")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(self._repeated(args)))
+
+    def _repeated(self, args: Sequence[str]) -> Iterator[str]:
+        option, given = "", False
+        for i, arg in enumerate(args):
+            name, equals, _ = arg.partition("=")
+            if arg == "--":
+                yield from args[i:]
+                return
+            if name in self.options:
+                option, given = name, bool(equals)
+            elif option and arg.replace(",", "").lstrip("-").isdigit():
+                # The first follows its flag; every further one gets a flag of its own.
+                if given:
+                    yield option
+                given = True
+            else:
+                option = ""
+            yield arg
 
 
 @search_app.callback(invoke_without_command=True)
@@ -111,6 +158,51 @@ def find_index(given: Path | None) -> Path:
         f"no index in {quote(start)} or above it; build one with `enn search index FOLDER`, "
         "or name one with --index DIR"
     )
+
+
+def open_taught(index: Path | None, profile: str | None, *, new: bool = False) -> Searcher:
+    """An index under a profile: the one named, else "default", else (nothing was taught) none.
+
+    Args:
+        index: a `--index` option.
+        profile: a `--profile` option.
+        new: open the profile even if it does not exist yet.
+
+    Raises:
+        CommandError: if a profile is named that does not exist.
+    """
+    from retrieval.profiles import DEFAULT, check_name, list_profiles
+    from retrieval.search import open_index
+
+    name = check_name(DEFAULT if profile is None else profile)
+    searcher = open_index(find_index(index))
+    try:
+        names = list_profiles(searcher.model)
+        if new or name in names:
+            from retrieval.teaching import Teacher
+
+            return searcher.with_teacher(Teacher.open(searcher.model, name))
+        if profile is not None:
+            there = ", ".join(names[:10]) if names else "none yet"
+            raise CommandError(
+                f"there is no profile {name!r}; there are, for this index's model: {there}; "
+                "the first `enn search teach` makes one"
+            )
+    except BaseException:
+        searcher.close()
+        raise
+    return searcher
+
+
+def teacher_of(searcher: Searcher) -> Teacher:
+    """The profile of `open_taught`.
+
+    Raises:
+        CommandError: if there is none, as nothing was taught yet.
+    """
+    if searcher.teacher is None:
+        raise CommandError("nothing was taught yet; `enn search teach` does it")
+    return searcher.teacher
 
 
 def load_model(name: str | None, pretrained: str | None) -> RetrievalModel:

@@ -29,6 +29,9 @@ The same from Python: [python.md](python.md).
   lone surrogates (`\\udcff` for the byte `ff`), as Python's `os.fsencode` takes them.
 - `--paths` and `-0` print paths byte for byte as they are on disk.
 - The index of a folder is `.enn-index` inside it, found from any folder below, as git does.
+- What `enn search teach` learns is kept in a profile: a file in this user's data directory (or
+  below `$ENN_PROFILES`), not in the index, which may be deleted and built again. `query` uses the
+  profile `default` if there is one, another with `--profile NAME`, none with `--no-profile`.
 """
 
 

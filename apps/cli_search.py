@@ -16,8 +16,10 @@ from apps.cli_options import (
     JsonOption,
     ModelOption,
     PretrainedOption,
+    ProfileOption,
     find_index,
     load_model,
+    open_taught,
     search_app,
 )
 from apps.cli_terminal import (
@@ -33,6 +35,7 @@ from apps.cli_terminal import (
 
 if TYPE_CHECKING:
     from retrieval.models import RetrievalModel
+    from retrieval.search import Hit, Searcher
 
 __all__ = ["caption", "query"]
 
@@ -70,6 +73,10 @@ def query(
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Number of results.")] = 20,
     index: IndexOption = None,
+    profile: ProfileOption = None,
+    no_profile: Annotated[
+        bool, typer.Option("--no-profile", help="Search without what was taught.")
+    ] = False,
     json: JsonOption = False,
     paths: Annotated[bool, typer.Option("--paths", help="Print the paths alone, one a line.")] = (
         False
@@ -84,6 +91,9 @@ def query(
     Prints id, score and path of the best pictures, best first. An id stays the same as long as
     the picture exists, also when it is moved. The score is a cosine: compare scores within one
     query, not between queries.
+
+    What was taught under --profile applies, without it what was taught under "default", if there
+    is such a profile; a line on stderr tells when that changed the result.
     """
     from retrieval.search import open_index
 
@@ -92,14 +102,18 @@ def query(
         raise CommandError("nothing to search for; give some words, --image FILE, or both")
     if json and (paths or print0):
         raise CommandError("--json and --paths exclude each other; give one of them")
+    if profile is not None and no_profile:
+        raise CommandError("--profile and --no-profile exclude each other; give one of them")
     if image is not None:
         _check_image(image)
     directory = find_index(index)
-    with open_index(directory) as searcher:
+    with open_index(directory) if no_profile else open_taught(directory, profile) as searcher:
         started = time.perf_counter()
         with _naming(image):
             hits = searcher.search(words or None, image=image, k=k)
         seconds = time.perf_counter() - started
+        taught_by = searcher.teacher.name if searcher.teacher is not None else None
+        changed = _is_changed(searcher, words or None, image, hits)
         stats = searcher.index.stats() if json else {}
         total = len(searcher.index)
         _note_cut(searcher.model, "the query")
@@ -115,6 +129,8 @@ def query(
                 "index": str(directory),
                 "model": stats["model"],
                 "images": total,
+                "profile": taught_by,
+                "changed": changed,
                 "seconds": round(seconds, 4),
                 "results": [
                     {"id": hit.id, "score": round(hit.score, 6), "path": str(hit.path)}
@@ -125,7 +141,18 @@ def query(
     else:
         for hit in hits:
             emit(f"{hit.id:>7}  {hit.score:7.4f}  {printable(hit.path)}")
+    if changed and not json:
+        note(f"changed by what profile {taught_by} was taught; --no-profile shows it without")
     return EXIT_OK
+
+
+def _is_changed(searcher: Searcher, words: str | None, image: Path | None, hits: list[Hit]) -> bool:
+    """Whether teaching changed which pictures are found, or their order."""
+    teacher = searcher.teacher
+    if teacher is None or not len(teacher) or (words is None and teacher.delta is None):
+        return False
+    plain = searcher.search(words, image=image, k=max(1, len(hits)), taught=False)
+    return [hit.id for hit in plain] != [hit.id for hit in hits]
 
 
 def _check_image(path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from apps.cli import app
-from apps.cli_evaluate import _ManyValues
+from apps.cli_options import ManyValues
 
 pytest.importorskip("faiss")
 GALLERY = Path(__file__).parents[2] / "apps" / "gallery"
@@ -300,7 +300,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch, indexed):
         (["export", "out.parquet"], "no index in"),
         (["export", "no/out.parquet", "--index", indexed], "there is no directory"),
         (["import", "no.parquet"], "no.parquet"),
-        (["import", empty], "cannot be read as Parquet"),
+        (["import", empty], "neither pictures (Parquet) nor lessons (JSON)"),
         (["eval", "--dataset", "no.json", "--images", "."], "caption file not found"),
         (["eval", "--dataset", "no.json", "--images", "no"], "there is no folder 'no'"),
         (["train", "--config", "no-such"], "no training configuration"),
@@ -380,12 +380,20 @@ def test_eval_writes_the_result(tmp_path):
     assert "unexpected extra argument" in refused(*common, "7")
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=1), st.booleans())
-def test_values_after_one_flag(values, followed):
-    args = ["--split", "5", "--recall-k", *map(str, values), *(["--json", "3"] * followed)]
-    flags = [word for value in values for word in ("--recall-k", str(value))]
-    expected = ["--split", "5", *flags, *(["--json", "3"] * followed)]
-    assert list(_ManyValues(name="eval")._repeated(args)) == expected
+@given(
+    st.sampled_from(ManyValues.options),
+    st.lists(st.integers(0, 10**6), min_size=1),
+    st.booleans(),
+    st.booleans(),
+)
+def test_values_after_one_flag(option, values, equals, followed):
+    words = [str(value) for value in values]
+    first = [f"{option}={words[0]}"] if equals else [option, words[0]]
+    rest = ["--json", "3"] * followed + ["--", option, "1", "2"]
+    further = [word for value in words[1:] for word in (option, value)]
+    expected = ["--split", "5", *first, *further, *rest]
+    given = ["--split", "5", *first, *words[1:], *rest]
+    assert list(ManyValues(name="eval")._repeated(given)) == expected
 
 
 def test_train_is_bound_to_the_library(tmp_path, monkeypatch):

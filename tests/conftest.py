@@ -1,0 +1,16 @@
+"""What holds for every test: nobody's own profiles are read, let alone written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_profiles_of_the_developer(tmp_path_factory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("profiles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENN_PROFILES", str(folder))
+        yield folder
