@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from enn_core.feedback import TEACH, Event, JournalCorrupt, RidgeAdapter, latest
 from retrieval import local_rule
-from retrieval.fitting import ALPHA, ANCHOR_WEIGHT
+from retrieval.fitting import ALPHA
 from retrieval.guard import Mapping
 from retrieval.marks import BAD, GOOD, WITHDRAWN, Mark, merge, read_marks
 
@@ -28,7 +28,6 @@ __all__ = [
     "Adapted",
     "Knowledge",
     "Unchanged",
-    "Untaught",
     "check_event",
     "derive",
     "lessons_on",
@@ -76,26 +75,6 @@ class Adapted:
         return scaled.astype(np.float32)
 
 
-class Untaught:
-    """Where teaching starts.
-
-    Args:
-        anchors: (m, r) unit coordinates of the protected queries.
-    """
-
-    def __init__(self, anchors: npt.NDArray[np.float64]) -> None:
-        self.anchors = anchors
-
-    @cached_property
-    def adapter(self) -> RidgeAdapter:
-        return RidgeAdapter(
-            self.anchors.shape[1],
-            alpha=ALPHA,
-            anchors=self.anchors,
-            anchor_weight=ANCHOR_WEIGHT,
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class Knowledge:
     """What a profile knows.
@@ -126,11 +105,18 @@ NOTHING = Knowledge(None, None, (), {}, (), Unchanged())
 
 
 def derive(
-    events: Sequence[Event], version: int | None, untaught: Untaught, previous: Knowledge
+    events: Sequence[Event],
+    version: int | None,
+    anchors: npt.NDArray[np.float64],
+    previous: Knowledge,
 ) -> Knowledge:
-    """What active events (by seq) amount to.
+    """What active events amount to.
 
-    `previous` only saves work, as far as its pairs are the first of these.
+    Args:
+        events: by seq.
+        version: of the journal.
+        anchors: (m, r) unit coordinates of the protected queries.
+        previous: only saves work, as far as its pairs are the first of these.
 
     Raises:
         JournalCorrupt: if the journal was written by something else.
@@ -144,14 +130,15 @@ def derive(
     rule = rules.pop()
     if rule == LOCAL_RULE:
         lessons = [_local_lesson(events, query, event) for query, event in current.items()]
-        mapping: Mapping = local_rule.learn(lessons, untaught.anchors)
+        mapping: Mapping = local_rule.learn(lessons, anchors)
         return Knowledge(version, rule, tuple(events), current, (), mapping)
     pairs = [event for event in current.values() if "b" in event.arrays]
     seqs = tuple(event.seq for event in pairs)
-    adapter, same = untaught.adapter, 0
+    dim = anchors.shape[1]
+    adapter, same = RidgeAdapter(dim, alpha=ALPHA), 0
     if isinstance(previous.mapping, Adapted):
         adapter, same = previous.mapping.adapter, _common(previous.pairs, seqs)
-    shape = len(pairs) - same, untaught.anchors.shape[1]
+    shape = len(pairs) - same, dim
     a, b = (
         np.array([event.arrays[name] for event in pairs[same:]], np.float64).reshape(shape)
         for name in ("c", "b")

@@ -50,7 +50,6 @@ from retrieval.knowledge import (
     RULES,
     Knowledge,
     Unchanged,
-    Untaught,
     check_event,
     derive,
     lessons_on,
@@ -128,7 +127,7 @@ class Teacher:
         self._lock = threading.RLock()
         self._journal: Journal | None = None
         self._file: tuple[int, int] | None = None
-        self._start: Untaught | None = None
+        self._anchors: np.ndarray | None = None
         self._state = NOTHING
         self._tops: list[tuple[Mapping | None, np.ndarray, np.ndarray]] = []
         self._checked: dict[str, tuple[str, np.ndarray, Marks]] = {}
@@ -165,7 +164,7 @@ class Teacher:
         with self._lock:
             if self._journal is not None:
                 self._journal.close()
-                self._journal = None
+            self._journal, self._state = None, NOTHING
 
     def __enter__(self) -> Teacher:
         return self
@@ -274,8 +273,9 @@ class Teacher:
 
         Raises:
             TeachError, QueryError: if it cannot be taught, one line.
+            IndexMismatch: if the index belongs to another model.
             JournalBusy: if another process keeps the profile locked.
-            OSError: if the profile cannot be written.
+            JournalError: if the profile cannot be written.
         """
         started = time.perf_counter()
         request = self._request(index, text, good, bad, unmark)
@@ -307,6 +307,7 @@ class Teacher:
 
         Raises:
             TeachError: if there is nothing to undo, or the remaining marks cannot be fitted.
+            JournalError: if the profile cannot be written.
         """
         with self._lock:
             if self._existing() is None:
@@ -405,6 +406,11 @@ class Teacher:
 
         Returns:
             How many events were new.
+
+        Raises:
+            TeachError: if its lessons and those here were taught by different rules.
+            JournalMismatch: if it is of another model.
+            JournalCorrupt: if it is no export, damaged, or holds what no lesson can.
         """
         with self._lock:
             if self._existing() is None:
@@ -425,7 +431,7 @@ class Teacher:
             for event in events:
                 check_event(event, self._model.dim)
         except ValueError as error:
-            raise JournalCorrupt(f"{error}; nothing was imported") from None
+            raise JournalCorrupt(f"the file is refused: {error}; nothing was imported") from None
         held = self._journal.events() if self._journal is not None else []
         rules = {event.details["rule"] for event in [*held, *events] if event.active}
         if len(rules) > 1:
@@ -444,6 +450,7 @@ class Teacher:
         bad: Iterable[int],
         unmark: Iterable[int],
     ) -> _Request:
+        index.check_model(self._model)
         query = _subject(text)
         good_ids, bad_ids, unmark_ids = checked_ids(good, bad, unmark)
         prints = known(index, [*good_ids, *bad_ids])
@@ -509,7 +516,7 @@ class Teacher:
                 "they were marked in"
             )
         details["kept_text"] = fit is not None and fit.kept_text
-        after = derive((*state.events, event), state.version, self._untaught(), state)
+        after = derive((*state.events, event), state.version, self._protected(), state)
         lesson = Lesson(
             entry=None,
             query=query,
@@ -567,7 +574,7 @@ class Teacher:
     ) -> dict[str, Any]:
         """The fields of a lesson that tell what it does to other queries."""
         sample = index.sample(guard.SAMPLE)
-        protected = self._untaught().anchors
+        protected = self._protected()
         tops = [
             self._best(mapping, protected, sample)
             for mapping in (Unchanged(), before.mapping, after.mapping)
@@ -618,16 +625,16 @@ class Teacher:
             taught[other] = kept[2]
         return taught
 
-    def _untaught(self) -> Untaught:
-        """Where this profile starts: with the protected queries as its journal keeps them."""
-        if self._start is None:
-            self._start = prepare(self._model)
-        return self._start
+    def _protected(self) -> np.ndarray:
+        """(m, r) unit coordinates of the protected queries, as the journal keeps them."""
+        if self._anchors is None:
+            self._anchors = prepare(self._model)
+        return self._anchors
 
     def _derive(self, events: Sequence[Event], version: int | None) -> Knowledge:
         if not events:
             return replace(NOTHING, version=version)
-        return derive(events, version, self._untaught(), self._state)
+        return derive(events, version, self._protected(), self._state)
 
     # --- the journal ---------------------------------------------------------------------------
 
@@ -655,7 +662,7 @@ class Teacher:
         """The journal, which is made if there is none."""
         journal = self._existing()
         if journal is None:
-            anchors = self._untaught().anchors.astype(np.float16)
+            anchors = self._protected().astype(np.float16)
             journal = Journal.open(
                 self.path,
                 identity=self._identity,
@@ -672,9 +679,7 @@ class Teacher:
         info = os.stat(self.path)
         self._journal, self._file = journal, (info.st_dev, info.st_ino)
         # Those that this profile was taught with: another version may ship others.
-        kept, start = anchors.astype(np.float64), _prepared.get(self._model)
-        same = start is not None and np.array_equal(start.anchors, kept)
-        self._start = start if same else Untaught(kept)
+        self._anchors = anchors.astype(np.float64)
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Writing, Knowledge]]:
@@ -714,17 +719,21 @@ def _fit(c: np.ndarray, good: np.ndarray, bad: np.ndarray) -> Fit | None:
         raise TeachError(str(error)) from None
 
 
-def prepare(model: QueryModel) -> Untaught:
-    """Encode the protected queries, half a second of work, so that no first lesson waits for it."""
+def prepare(model: QueryModel) -> npt.NDArray[np.float64]:
+    """Encode the protected queries, half a second of work, so that no first lesson waits for it.
+
+    Returns:
+        (m, r) unit coordinates, as a journal keeps them.
+    """
     if model not in _prepared:
         vectors = model.text_vectors(guard.protected_queries()).astype(np.float64)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-        _prepared[model] = Untaught(unit.astype(np.float16).astype(np.float64))
+        _prepared[model] = unit.astype(np.float16).astype(np.float64)
     return _prepared[model]
 
 
-_prepared: WeakKeyDictionary[QueryModel, Untaught] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[QueryModel, npt.NDArray[np.float64]] = WeakKeyDictionary()
 
 
 def _identity(model: QueryModel) -> dict[str, Any]:
