@@ -725,14 +725,17 @@ def prepare(model: QueryModel) -> npt.NDArray[np.float64]:
     Returns:
         (m, r) unit coordinates, as a journal keeps them.
     """
-    if model not in _prepared:
+    with _preparing:
+        if model in _prepared:
+            return _prepared[model]
         vectors = model.text_vectors(guard.protected_queries()).astype(np.float64)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
         _prepared[model] = unit.astype(np.float16).astype(np.float64)
-    return _prepared[model]
+        return _prepared[model]
 
 
+_preparing = threading.Lock()
 _prepared: WeakKeyDictionary[QueryModel, npt.NDArray[np.float64]] = WeakKeyDictionary()
 
 
