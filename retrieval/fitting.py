@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALPHA", "ANCHOR_WEIGHT", "Fit", "fit_direction", "roc_area"]
+__all__ = ["ALPHA", "Fit", "fit_direction", "roc_area"]
 
-ALPHA = 0.1
-"""Ridge of the map that absorbs the taught pairs."""
-ANCHOR_WEIGHT = 0.1
-"""Weight of one protected query, relative to a taught one."""
+ALPHA = 0.01
+"""Ridge of the map that absorbs the taught pairs (`enn_core.feedback.RidgeAdapter`)."""
 
 # Rocchio: step of the good and of the bad mean, half of it at five marks.
 _GOOD, _BAD, _HALF = 2.0, 0.6, 5.0

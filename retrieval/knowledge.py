@@ -44,6 +44,10 @@ RULES = (ADAPTER, LOCAL_RULE)
 REFIT = "refit"
 """Kind of the events that fit a query again after one of its lessons was undone."""
 
+# Cosine with a taught query from which on it is that query (it is kept in half precision), and
+# up to which it is another one.
+_SAME, _OTHER = 1 - 1e-6, 0.98
+
 # Lengths that a unit vector may have as float16, with room for other ways of rounding.
 _UNIT = (0.98, 1.02)
 
@@ -58,21 +62,50 @@ class Unchanged:
 
 
 class Adapted:
-    """Queries through a ridge adapter, at the length they had: scores stay cosines."""
+    """Queries through a ridge adapter, at the length they had: scores stay cosines.
+
+    A query that was taught itself gets its own target, whatever the ridge and its neighbours make
+    of it; this fades out with the angle.
+
+    Args:
+        adapter: the map of the pairs.
+        inputs: (n, r) taught queries of about unit length.
+        targets: (n, r) what they became.
+    """
 
     delta = None
 
-    def __init__(self, adapter: RidgeAdapter) -> None:
-        self.adapter = adapter
+    def __init__(
+        self,
+        adapter: RidgeAdapter,
+        inputs: npt.NDArray[np.float64],
+        targets: npt.NDArray[np.float64],
+    ) -> None:
+        self.adapter, self.inputs, self.targets = adapter, inputs, targets
 
     def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         given = np.asarray(rows, np.float64)
-        moved = self.adapter.apply(given)
-        lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
         wanted = np.linalg.norm(given, axis=-1, keepdims=True)
+        moved = self.adapter.apply(given) + self._recalled(given, wanted)
+        lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
         usable = lengths > 1e-6 * wanted
         scaled = np.where(usable, moved * (wanted / np.where(usable, lengths, 1)), given)
         return scaled.astype(np.float32)
+
+    def _recalled(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """What the adapter misses of the target of a taught query, for rows that are one."""
+        missed = np.zeros_like(rows)
+        if not len(self.inputs):
+            return missed
+        cosines = np.einsum("nr,mr->nm", rows, self.inputs) / np.where(lengths > 0, lengths, 1)
+        cosines /= np.linalg.norm(self.inputs, axis=1)
+        nearest = cosines.argmax(axis=1)
+        share = np.clip((cosines.max(axis=1) - _OTHER) / (_SAME - _OTHER), 0, 1)
+        for i in np.flatnonzero(share):
+            own = self.inputs[nearest[i]]
+            rest = self.targets[nearest[i]] - self.adapter.apply(own)
+            missed[i] = share[i] * lengths[i] * rest
+        return missed
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,15 +168,20 @@ def derive(
     pairs = [event for event in current.values() if "b" in event.arrays]
     seqs = tuple(event.seq for event in pairs)
     dim = anchors.shape[1]
-    adapter, same = RidgeAdapter(dim, alpha=ALPHA), 0
-    if isinstance(previous.mapping, Adapted):
-        adapter, same = previous.mapping.adapter, _common(previous.pairs, seqs)
+    known = previous.mapping
+    if not isinstance(known, Adapted):
+        known = Adapted(RidgeAdapter(dim, alpha=ALPHA), np.empty((0, dim)), np.empty((0, dim)))
+    same = _common(previous.pairs, seqs)
     shape = len(pairs) - same, dim
     a, b = (
         np.array([event.arrays[name] for event in pairs[same:]], np.float64).reshape(shape)
         for name in ("c", "b")
     )
-    mapping = Adapted(adapter.first(same).with_pairs(a, b))
+    mapping = Adapted(
+        known.adapter.first(same).with_pairs(a, b),
+        np.concatenate([known.inputs[:same], a]),
+        np.concatenate([known.targets[:same], b]),
+    )
     return Knowledge(version, rule, tuple(events), current, seqs, mapping)
 
 

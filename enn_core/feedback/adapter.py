@@ -1,17 +1,21 @@
-"""The ridge adapter: one linear map that absorbs every taught pair (a, b) and leaves the rest.
+"""The ridge adapter: one map of queries that absorbs every taught pair (a, b) and leaves the rest.
 
-With the taught inputs and their targets as columns of A and B, the map is
+With `power` 1 it is linear. With the taught inputs and their targets as columns of A and B,
 
-    M = I + (B - A) (A^T P0 A + alpha I)^-1 A^T P0,
+    M = I + (B - A) (A^T A + alpha I)^-1 A^T,
 
-the minimiser of `sum |M a - b|^2 + weight * sum |M p - p|^2 + alpha |M - I|^2` over the pairs and
-the protected anchors p; `P0 = (I + weight / alpha * sum p p^T)^-1`, the identity without anchors.
-Pairs are absorbed one by one as by `RecursiveProjector`, of which only the shrunk directions are
-kept: a pair costs two rows, never a matrix.
+the minimiser of `sum |M a - b|^2 + alpha |M - I|^2`, the closed form of orthogonal weight
+modification (`RecursiveProjector`). With `power` 2 it is the same map in the space of products of
+two coordinates: A^T A and A^T c hold |a| |c| cos^2 instead of a.c. An input that was taught is met
+as well as before, one at right angles stays as well as before, and one that has a fifth of its
+length in common with a taught one moves by a 25th instead of a fifth.
+
+Pairs are absorbed one by one through a bordered Cholesky factor, kept as its inverse T: a pair
+costs two rows and one line of T, never a matrix of the size of M.
 
 >>> import numpy as np
 >>> from enn_core.feedback import RidgeAdapter
->>> adapter = RidgeAdapter(3, alpha=1e-6).with_pair([1, 0, 0], [0, 1, 0])
+>>> adapter = RidgeAdapter(3, alpha=1e-6, power=1).with_pair([1, 0, 0], [0, 1, 0])
 >>> adapter.apply([[1, 0, 0], [0, 0, 2]]).round(3)
 array([[0., 1., 0.],
        [0., 0., 2.]])
@@ -30,7 +34,6 @@ __all__ = ["RidgeAdapter"]
 # in the calling thread: waking others costs more than it saves (0.5 against 20 ms for 200 rows and
 # 50 pairs on a busy machine).
 _PIECE = 200_000
-_PIECE_PAIRS = 32
 
 
 class RidgeAdapter:
@@ -41,57 +44,37 @@ class RidgeAdapter:
     rounding.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        alpha: float,
-        anchors: npt.ArrayLike | None = None,
-        anchor_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, dim: int, *, alpha: float, power: int = 2) -> None:
         """The identity, with nothing taught yet.
 
         Args:
             dim: length of a row.
             alpha: ridge, above 0; the smaller, the more exactly a pair is met.
-            anchors: (m, dim) rows that should stay where they are.
-            anchor_weight: weight of an anchor relative to a pair, at least 0.
+            power: 1 for a linear map, 2 for the map in the space of products.
 
         Raises:
-            ValueError: if a value is out of range or not finite, or shapes do not fit.
+            ValueError: if a value is out of range or not finite.
         """
         check_size(dim, alpha)
-        if not 0 <= anchor_weight < np.inf:
-            raise ValueError(f"anchor_weight must be at least 0 and finite, got {anchor_weight}")
+        if power not in (1, 2):
+            raise ValueError(f"power must be 1 or 2, got {power}")
         self.dim = dim
         self.alpha = float(alpha)
-        self._shrunk = np.empty((0, dim))  # P = I - shrunk^T shrunk: the anchors', then the pairs'
-        self._moves = np.empty((0, dim))  # M = I + moves^T shrunk[-n:]
-        if anchors is not None and anchor_weight > 0:
-            rows = _matrix(anchors, dim, "anchors")
-            shrunk = np.empty_like(rows)
-            for i, row in enumerate(rows * np.sqrt(anchor_weight)):
-                shrunk[i] = self._shrink(shrunk[:i], row)[0]
-            self._shrunk = shrunk
+        self.power = power
+        self._inputs = np.empty((0, dim))
+        self._inverse = np.empty((0, 0))  # T: T^T T = (K + alpha I)^-1
+        self._moves = np.empty((0, dim))  # T (B - A): M c = c + (T k(c)) . moves
 
     @classmethod
     def of_pairs(
-        cls,
-        dim: int,
-        a: npt.ArrayLike,
-        b: npt.ArrayLike,
-        *,
-        alpha: float,
-        anchors: npt.ArrayLike | None = None,
-        anchor_weight: float = 0.0,
+        cls, dim: int, a: npt.ArrayLike, b: npt.ArrayLike, *, alpha: float, power: int = 2
     ) -> RidgeAdapter:
         """The map of the pairs (a[i], b[i]), both (n, dim): the same bits as one by one.
 
         Raises:
             ValueError: as the constructor and `with_pair`.
         """
-        empty = cls(dim, alpha=alpha, anchors=anchors, anchor_weight=anchor_weight)
-        return empty.with_pairs(a, b)
+        return cls(dim, alpha=alpha, power=power).with_pairs(a, b)
 
     def with_pair(self, a: npt.ArrayLike, b: npt.ArrayLike) -> RidgeAdapter:
         """The map that also turns a (dim,) into b (dim,), as far as the ridge lets it.
@@ -106,32 +89,41 @@ class RidgeAdapter:
 
     def with_pairs(self, a: npt.ArrayLike, b: npt.ArrayLike) -> RidgeAdapter:
         """`with_pair` for each pair (a[i], b[i]) of two (n, dim) in turn."""
-        inputs, targets = _matrix(a, self.dim, "a"), _matrix(b, self.dim, "b")
-        if len(inputs) != len(targets):
-            raise ValueError(f"{len(inputs)} rows of a but {len(targets)} of b; give pairs")
-        known, pairs = len(self._shrunk), len(self._moves)
-        shrunk = np.concatenate([self._shrunk, np.empty_like(inputs)])
-        moves = np.concatenate([self._moves, np.empty_like(inputs)])
-        for i, (row, target) in enumerate(zip(inputs, targets, strict=True)):
-            scaled, along, length = self._shrink(shrunk[: known + i], row)
-            mapped = row + np.einsum("n,nd->d", along[known - pairs :], moves[: pairs + i])
-            shrunk[known + i] = scaled
-            moves[pairs + i] = (target - mapped) / length
-        return self._made_of(shrunk, moves)
+        added, targets = _matrix(a, self.dim, "a"), _matrix(b, self.dim, "b")
+        if len(added) != len(targets):
+            raise ValueError(f"{len(added)} rows of a but {len(targets)} of b; give pairs")
+        known = len(self)
+        inputs = np.concatenate([self._inputs, added])
+        moves = np.concatenate([self._moves, np.empty_like(added)])
+        inverse = np.zeros((len(inputs), len(inputs)))
+        inverse[:known, :known] = self._inverse
+        for n, target in enumerate(targets, known):
+            row = inputs[n]
+            along = np.einsum("mn,n->m", inverse[:n, :n], _kernel(inputs[:n], row, self.power))
+            own = float(np.einsum("d,d->", row, row))
+            left = max(own - float(np.einsum("n,n->", along, along)), 0.0)
+            length = float(np.sqrt(self.alpha + left))
+            if not np.isfinite(length):
+                raise ValueError("a row is too large to learn from; scale it to about unit length")
+            moves[n] = (target - row - np.einsum("n,nd->d", along, moves[:n])) / length
+            inverse[n, :n] = -np.einsum("m,mn->n", along, inverse[:n, :n]) / length
+            inverse[n, n] = 1 / length
+        return self._made_of(inputs, inverse, moves)
 
     def first(self, count: int) -> RidgeAdapter:
         """The map as it was after its first `count` pairs, to the bit; free."""
         if not 0 <= count <= len(self):
             raise ValueError(f"count must be 0 to {len(self)}, got {count}")
-        anchors = len(self._shrunk) - len(self)
-        return self._made_of(self._shrunk[: anchors + count], self._moves[:count])
+        return self._made_of(
+            self._inputs[:count], self._inverse[:count, :count], self._moves[:count]
+        )
 
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self._moves)
 
     def apply(self, c: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """`M c` of rows (..., dim).
+        """`M c` of rows (..., dim); a multiple of a row gives the multiple of its image.
 
         One row gives the same bits on any number of threads; rows in bulk agree with it to
         rounding.
@@ -139,48 +131,53 @@ class RidgeAdapter:
         Raises:
             ValueError: if the rows have another length.
         """
-        return self._moved(c, self._shrunk[len(self._shrunk) - len(self) :], self._moves)
-
-    def apply_transposed(self, v: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """`M^T v` of rows (..., dim): `v.(M c) == (M^T v).c`."""
-        return self._moved(v, self._moves, self._shrunk[len(self._shrunk) - len(self) :])
-
-    def matrix(self) -> npt.NDArray[np.float64]:
-        """M (dim, dim)."""
-        return np.ascontiguousarray(self.apply(np.eye(self.dim)).T)
-
-    def _made_of(self, shrunk: np.ndarray, moves: np.ndarray) -> RidgeAdapter:
-        made = object.__new__(RidgeAdapter)
-        made.dim, made.alpha = self.dim, self.alpha
-        made._shrunk, made._moves = shrunk, moves
-        return made
-
-    def _shrink(self, shrunk: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """`P a / d`, the row's products with `shrunk`, and `d = sqrt(alpha + a^T P a)`."""
-        along = np.einsum("nd,d->n", shrunk, row)
-        left = row - np.einsum("n,nd->d", along, shrunk)
-        length = float(np.sqrt(self.alpha + max(float(np.einsum("d,d->", row, left)), 0.0)))
-        if not np.isfinite(length):
-            raise ValueError("a row is too large to learn from; scale it to about unit length")
-        return left / length, along, length
-
-    def _moved(self, rows: npt.ArrayLike, along: np.ndarray, moves: np.ndarray) -> np.ndarray:
-        """`rows + (rows along^T) moves`."""
-        given = np.asarray(rows, np.float64)
+        given = np.asarray(c, np.float64)
         if given.ndim == 0 or given.shape[-1] != self.dim:
             raise ValueError(f"rows must have shape (..., {self.dim}), got {given.shape}")
         out = np.array(given, order="C").reshape(-1, self.dim)
         if len(out) == 1:
-            out[0] += np.einsum("n,nd->d", np.einsum("nd,d->n", along, out[0]), moves)
+            near = _kernel(self._inputs, out[0], self.power)
+            along = np.einsum("mn,n->m", self._inverse, near)
+            out[0] += np.einsum("n,nd->d", along, self._moves)
             return out.reshape(given.shape)
-        origin = out.copy()
-        for i in range(0, len(moves), _PIECE_PAIRS):
-            here, there = along[i : i + _PIECE_PAIRS], moves[i : i + _PIECE_PAIRS]
-            step = max(2, _PIECE // here.size)
-            for start in range(0, len(out), step):
-                part = slice(start, start + step)
-                out[part] += (origin[part] @ here.T) @ there
+        step = max(2, _PIECE // max(self._moves.size, self._inverse.size, 1))
+        for start in range(0, len(out) if len(self) else 0, step):
+            part = out[start : start + step]
+            products = part @ self._inputs.T
+            if self.power == 2:
+                sizes = np.outer(np.linalg.norm(part, axis=1), np.linalg.norm(self._inputs, axis=1))
+                products = _squared(products, sizes)
+            part += products @ self._inverse.T @ self._moves
         return out.reshape(given.shape)
+
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """M (dim, dim) of a linear map.
+
+        Raises:
+            ValueError: with power 2.
+        """
+        if self.power != 1:
+            raise ValueError(f"a map of power {self.power} has no matrix; take power 1")
+        return np.ascontiguousarray(self.apply(np.eye(self.dim)).T)
+
+    def _made_of(self, inputs: np.ndarray, inverse: np.ndarray, moves: np.ndarray) -> RidgeAdapter:
+        made = RidgeAdapter(self.dim, alpha=self.alpha, power=self.power)
+        made._inputs, made._inverse, made._moves = inputs, inverse, moves
+        return made
+
+
+def _kernel(inputs: np.ndarray, row: np.ndarray, power: int) -> np.ndarray:
+    """(n,) products of inputs (n, dim) with a row (dim,): a.c, or |a| |c| cos^2."""
+    products = np.einsum("nd,d->n", inputs, row)
+    if power == 1:
+        return products
+    lengths = np.sqrt(np.einsum("nd,nd->n", inputs, inputs))
+    return _squared(products, lengths * np.sqrt(np.einsum("d,d->", row, row)))
+
+
+def _squared(products: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """products^2 / sizes, 0 where a row is 0."""
+    return np.divide(products * products, sizes, out=np.zeros_like(products), where=sizes > 0)
 
 
 def _matrix(rows: npt.ArrayLike, dim: int, name: str) -> np.ndarray:
