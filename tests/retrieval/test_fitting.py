@@ -134,9 +134,7 @@ def test_order_and_length_of_the_query_do_not_matter(seed, good, bad, scale) -> 
 def test_thousands_of_marks_and_contradictions() -> None:
     query, good, bad = user(4, 4000, 6000, dim=32)
     assert np.isfinite(fit_direction(query, good, bad).target).all()
-    same = np.repeat(good[:1], 5, axis=0)
-    fit = fit_direction(query, same, same)  # the same picture good and bad
-    assert fit.kept_text
+    assert fit_direction(query, good[:6], good[:6]).kept_text  # the same pictures good and bad
 
 
 @pytest.mark.parametrize("where", ["query", "good", "bad"])
