@@ -99,8 +99,11 @@ class Adapted:
             return missed
         cosines = np.einsum("nr,mr->nm", rows, self.inputs) / np.where(lengths > 0, lengths, 1)
         cosines /= np.linalg.norm(self.inputs, axis=1)
-        nearest = cosines.argmax(axis=1)
-        share = np.clip((cosines.max(axis=1) - _OTHER) / (_SAME - _OTHER), 0, 1)
+        most = cosines.max(axis=1)
+        # Of two ways to say the same, the one taught last.
+        same = cosines >= most[:, None] - (1 - _SAME)
+        nearest = len(self.inputs) - 1 - same[:, ::-1].argmax(axis=1)
+        share = np.clip((most - _OTHER) / (_SAME - _OTHER), 0, 1)
         for i in np.flatnonzero(share):
             own = self.inputs[nearest[i]]
             rest = self.targets[nearest[i]] - self.adapter.apply(own)

@@ -145,10 +145,11 @@ def test_effects_are_ranks_without_and_with_teaching(searcher):
     first, second = searcher.effects()
     after = ranked(searcher)
     assert (first.query, first.good, first.bad) == (QUERY, 5, 3)
-    assert first.good_before == pytest.approx(mean_place(ids, good) + 1)
-    assert first.good_after == pytest.approx(mean_place(after, good) + 1)
-    assert first.bad_before == pytest.approx(mean_place(ids, bad) + 1)
-    assert first.bad_after == pytest.approx(mean_place(after, bad) + 1)
+    # The stored query is rounded to half precision: neighbours may swap places.
+    assert first.good_before == pytest.approx(mean_place(ids, good) + 1, abs=0.5)
+    assert first.good_after == pytest.approx(mean_place(after, good) + 1, abs=0.5)
+    assert first.bad_before == pytest.approx(mean_place(ids, bad) + 1, abs=0.5)
+    assert first.bad_after == pytest.approx(mean_place(after, bad) + 1, abs=0.5)
     assert math.isnan(second.bad_before)
 
 
