@@ -27,7 +27,7 @@ action = st.one_of(
     st.tuples(st.just("reopen")),
 )
 hypothesis_settings = settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
