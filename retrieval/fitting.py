@@ -24,9 +24,10 @@ _GOOD, _BAD, _HALF = 2.0, 0.6, 5.0
 # Logistic regression: scale of a cosine, pull to the query, and the constant input of the bias.
 _TEMPERATURE, _PULL, _BIAS = 0.5, 10.0, 0.2
 _SHARE = 2.0  # of Rocchio's direction, against one of the logistic
-# A fit has to order the held-out marks better than the words do by this much (area under the ROC).
-_MARGIN = 0.03
-_FEWEST = 4  # marks from which holding one out says anything
+# How much better than the words a fit has to order the held-out marks (area under the ROC). Few marks
+# are mostly ties: they only must not speak against it.
+_MARGIN, _MARGIN_OF_FEW = 0.03, -0.05
+_MANY, _FEWEST = 10, 4  # marks; below the fewest, holding one out says nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +37,8 @@ class Fit:
     Attributes:
         target: (r,) float64, unit norm.
         kept_text: the target is the query itself: the words alone order the user's own held-out
-            marks as well as the fit does, or no picture is marked good (bad ones alone do not say
-            what is wanted).
+            marks as well as the fit does (better, while there are fewer than ten), or no picture
+            is marked good (bad ones alone do not say what is wanted).
         before, after: area under the ROC curve of the held-out marks by the words alone and by
             the fit, 0..1; NaN for marks of one kind and for less than four.
     """
@@ -77,7 +78,8 @@ def fit_direction(c: npt.ArrayLike, good: npt.ArrayLike, bad: npt.ArrayLike) -> 
         is_good = np.arange(len(vectors)) < len(liked)
         before = roc_area(vectors @ query, is_good)
         after = roc_area(_held_out_scores(query, vectors, is_good), is_good)
-        if after - before <= _MARGIN:
+        margin = _MARGIN if len(vectors) >= _MANY else _MARGIN_OF_FEW
+        if after - before <= margin:
             return Fit(query, True, before, after)
     target = _rocchio(query, liked, disliked)
     if len(disliked):
