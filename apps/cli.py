@@ -93,7 +93,7 @@ class _Root(TyperGroup):
             if os.environ.get("ENN_DEBUG"):
                 raise
             context = getattr(error, "ctx", None)
-            command = context.command_path if context is not None else _command(args)
+            command = context.command_path if context is not None else _command(self, args)
             if isinstance(error, _UsageError):
                 note(f"{command}: {_usage(error)}; see `{command} --help`")
                 return EXIT_USER
@@ -125,10 +125,9 @@ def _drop_stdout() -> None:
         return
 
 
-def _command(args: Sequence[str] | None) -> str:
+def _command(commands: Any, args: Sequence[str] | None) -> str:
     """Name of the command that was asked for, for error lines."""
     words = ["enn"]
-    commands: Any = typer.main.get_command(app)
     for word in sys.argv[1:] if args is None else args:
         commands = getattr(commands, "commands", {}).get(word)
         if commands is None:

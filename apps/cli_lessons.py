@@ -166,8 +166,12 @@ def forget(
     return EXIT_OK
 
 
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 def _confirm(what: str) -> None:
-    if not sys.stdin.isatty():
+    if not _is_terminal():
         raise CommandError(f"{what} would be erased for good; add --yes to do it")
     typer.confirm(f"Erase {what} for good?", abort=True, err=True)
 

@@ -95,8 +95,6 @@ def query(
     What was taught under --profile applies, without it what was taught under "default", if there
     is such a profile; a line on stderr tells when that changed the result.
     """
-    from retrieval.search import open_index
-
     words = " ".join(text or [])
     if not words.strip() and image is None:
         raise CommandError("nothing to search for; give some words, --image FILE, or both")
@@ -107,7 +105,7 @@ def query(
     if image is not None:
         _check_image(image)
     directory = find_index(index)
-    with open_index(directory) if no_profile else open_taught(directory, profile) as searcher:
+    with _open(directory, profile, no_profile) as searcher:
         started = time.perf_counter()
         with _naming(image):
             hits = searcher.search(words or None, image=image, k=k)
@@ -144,6 +142,18 @@ def query(
     if changed and not json:
         note(f"changed by what profile {taught_by} was taught; --no-profile shows it without")
     return EXIT_OK
+
+
+def _open(directory: Path, profile: str | None, no_profile: bool) -> Searcher:
+    from enn_core.feedback import JournalError
+    from retrieval.search import open_index
+
+    if no_profile:
+        return open_index(directory)
+    try:
+        return open_taught(directory, profile)
+    except JournalError as error:
+        raise CommandError(f"{error}; --no-profile searches without what was taught") from None
 
 
 def _is_changed(searcher: Searcher, words: str | None, image: Path | None, hits: list[Hit]) -> bool:

@@ -133,10 +133,11 @@ def teach(
     if json:
         emit_json(_document(lesson, name, preview, moves))
     else:
-        _say_lesson(lesson, name, preview, force)
-        _say_moves(moves, k)
-    if lesson.refused and not preview:
-        note("nothing was written; --force learns it anyway, --preview shows what would move")
+        _say_lesson(lesson, name, preview)
+        if preview or not lesson.refused:
+            _say_moves(moves, k)
+        else:
+            note("nothing was written: --preview shows what would move, --force learns it anyway")
     return EXIT_SKIPPED if lesson.refused else EXIT_OK
 
 
@@ -220,30 +221,32 @@ def _number(value: float) -> float | None:
     return round(value, 6) if value == value else None
 
 
-def _say_lesson(lesson: Lesson, profile: str, preview: bool, force: bool) -> None:
-    marks = f"{len(lesson.good):,} good, {len(lesson.bad):,} bad"
-    about = f"{quote(lesson.query)} ({marks})"
+def _say_lesson(lesson: Lesson, profile: str, preview: bool) -> None:
+    about = f"{quote(lesson.query)} ({len(lesson.good):,} good, {len(lesson.bad):,} bad)"
+    say = emit
+    if preview:
+        say(f"preview of a lesson on {about} for profile {profile}; nothing is written")
+    elif lesson.refused:
+        say = note
+    else:
+        say(f"lesson {lesson.entry} of profile {profile}: {about}")
     if lesson.refused:
         note(f"{'would be refused: ' if preview else ''}{printable(lesson.refused)}")
-    if preview:
-        emit(f"preview of a lesson on {about} for profile {profile}; nothing is written")
-    elif lesson.entry is not None:
-        emit(f"lesson {lesson.entry} of profile {profile}: {about}")
     for id_, why in list(lesson.ignored.items())[:_SHOWN_IDS]:
         note(f"mark of {id_} left out: {why}")
     if lesson.kept_text:
-        emit(
+        say(
             "  the words alone fit your marks as well as anything learned from them, so this query "
             "stays as it is; the marks are kept for later ones"
         )
     elif lesson.marks_after == lesson.marks_after:
-        emit(
+        say(
             f"  agreement with marks put aside for a test: {lesson.marks_before:.2f} by the words, "
             f"{lesson.marks_after:.2f} as learned (1 is best)"
         )
-    emit(f"  other searches: {lesson.overlap:.0%} of their best pictures stay the same")
+    say(f"  other searches: {lesson.overlap:.0%} of their best pictures stay the same")
     for query, before, after in lesson.worse[:_SHOWN_IDS]:
-        emit(f"  agrees less with its marks: {quote(query)} ({before:.2f} -> {after:.2f})")
+        say(f"  agrees less with its marks: {quote(query)} ({before:.2f} -> {after:.2f})")
 
 
 def _say_moves(moves: list[dict[str, Any]], k: int) -> None:

@@ -2,68 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cli_cases import ENN, GALLERY, document, load_models_once, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from apps.cli import app
 from apps.cli_options import ManyValues
 
 pytest.importorskip("faiss")
-GALLERY = Path(__file__).parents[2] / "apps" / "gallery"
-ENN = Path(sys.executable).with_name("enn")
 PHOTOS = ("gc_alpaca", "gc_bison", "gc_duck", "gc_giraffe_head", "gc_kitten_on_box", "gc_mars")
 STRANGE = os.fsdecode(b"na\xefve name\n.webp")  # neither UTF-8 nor one line
 
 
-def run(*args: str | Path, stdin: bytes | None = None) -> SimpleNamespace:
-    given = [os.fspath(arg) for arg in args]
-    result = CliRunner().invoke(app, ["search", *given], input=stdin)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    out, raw = result.stdout, result.stdout_bytes
-    return SimpleNamespace(code=result.exit_code, out=out, raw=raw, err=result.stderr)
-
-
-def document(*args: str | Path, code: int = 0) -> dict[str, Any]:
-    done = run(*args, "--json")
-    assert done.code == code, done.err
-    return json.loads(done.out)
-
-
-def refused(*args: str | Path) -> str:
-    """The one line of a user's error."""
-    done = run(*args)
-    assert (done.code, done.out) == (2, ""), done.err
-    assert done.err.count("\n") == 1, done.err
-    assert "Traceback" not in done.err
-    return done.err
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _model_is_loaded_once():
-    from retrieval import models
-
-    once = functools.cache(models.load)
-
-    def load(name: str = models.MINI, *, checkpoint: str | None = None) -> Any:
-        return once(name, checkpoint=checkpoint)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "load", load)
+        load_models_once(patch)
         yield
 
 
