@@ -24,8 +24,8 @@ _GOOD, _BAD, _HALF = 2.0, 0.6, 5.0
 # Logistic regression: scale of a cosine, pull to the query, and the constant input of the bias.
 _TEMPERATURE, _PULL, _BIAS = 0.5, 10.0, 0.2
 _SHARE = 2.0  # of Rocchio's direction, against one of the logistic
-# How much better than the words a fit has to order the held-out marks (area under the ROC). Few marks
-# are mostly ties: they only must not speak against it.
+# By how much a fit has to order held-out marks better than the words do (area under the ROC). Few
+# marks are mostly ties: they only must not speak against it.
 _MARGIN, _MARGIN_OF_FEW = 0.03, -0.05
 _MANY, _FEWEST = 10, 4  # marks; below the fewest, holding one out says nothing
 
