@@ -53,7 +53,7 @@ def effects_html(effects: Sequence[EffectLike], total: int) -> str:
         'aria-label="What feedback did"><table>'
         '<thead><tr><th scope="col">Search</th><th scope="col">Marks</th>'
         f'<th scope="col" class="enn-plot" aria-hidden="true">{axis.ticks()}</th>'
-        '<th scope="col">Mean place of the good pictures: without → with</th></tr></thead>'
+        '<th scope="col">Mean place of the good ones</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{more}"
     )
 
@@ -66,7 +66,7 @@ def _summary(effects: Sequence[EffectLike]) -> str:
     worse = sum(e.good_after > e.good_before for e in known)
     text = f"The good pictures stand higher in {better} of {len(known)} taught searches"
     text += f", lower in {worse}." if worse else "."
-    return f"{text} ○ without, ● with what was taught; further left is better."
+    return f"{text} ○ without → ● with what was taught; further left is better."
 
 
 def _row(effect: EffectLike, axis: _Axis) -> str:

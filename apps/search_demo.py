@@ -206,7 +206,7 @@ def _warm_up(collections: Sequence[Collection]) -> None:
     """Does before the first visitor what they would wait for: words now, the rest beside."""
     from PIL import Image
 
-    from retrieval.guard import protected_queries
+    from retrieval.teaching import prepare
 
     models = list({id(c.model): c.model for c in collections}.values())
     for model in models:
@@ -216,7 +216,7 @@ def _warm_up(collections: Sequence[Collection]) -> None:
         for model in models:
             # What fails here fails again, visibly, when a visitor asks for it.
             with contextlib.suppress(Exception):
-                model.text_vectors(protected_queries())  # the first lesson compares them
+                prepare(model)
                 blank = Image.new("RGB", (64, 64), "white")
                 model.image_vectors(model.preprocess(blank)[None])
 

@@ -350,7 +350,7 @@ class SearchHandlers:
         """Pictures were marked; the answer comes after what was learned is on disk."""
         data = event._data if isinstance(event._data, dict) else {}
         serial = data.get("answer")
-        number = serial if isinstance(serial, int) and 0 <= serial < 2**53 else 0
+        number = serial if type(serial) is int and 0 <= serial < 2**53 else 0
         try:
             marks = self._marks(data)
         except EXPECTED as error:
@@ -387,7 +387,7 @@ class SearchHandlers:
         data = event._data if isinstance(event._data, dict) else {}
         entry = data.get("entry")
         try:
-            if not isinstance(entry, int):
+            if type(entry) is not int:  # True is none
                 raise ValueError("no entry of the history is named")
             visitor_of(request).known()
             teacher = self.teacher(which, screen, request)

@@ -337,7 +337,7 @@ def run(
     local = _is_loopback(host)
     if not local and users is None:
         _warn(
-            f"anyone who can reach {host}:{port} can search and see these pictures; "
+            f"anyone who can reach {host}:{port} can search, see these pictures and teach; "
             "use --auth-file FILE to ask for a password"
         )
     listener = _listen(host, port)

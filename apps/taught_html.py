@@ -55,7 +55,7 @@ def told(lesson: Lesson, *, new: int = 0, up: int = 0) -> str:
         up: pictures that moved up among those shown.
     """
     if lesson.refused:
-        return f"Not learned: {lesson.refused}"
+        return lesson.refused[:1].upper() + lesson.refused[1:] + "."
     marks = counted(lesson.good, lesson.bad)
     if lesson.kept_text and not lesson.good:
         parts = [

@@ -33,7 +33,7 @@ class Teachers:
             ProfileError: the name cannot be a profile's, or there are too many already.
             RuntimeError, ValueError, OSError: what was taught cannot be read.
         """
-        from retrieval.teaching import Teacher, prepare
+        from retrieval.teaching import Teacher
 
         key = (scope, check_name(profile), str(model.fingerprint()["weights"]))
         with self._lock:
@@ -47,8 +47,6 @@ class Teachers:
                     "have; choose one of them, or forget one"
                 )
             teacher = Teacher.open(model, profile, scope=scope)
-            # So that the first lesson need not wait for it.
-            threading.Thread(target=prepare, args=(model,), daemon=True).start()
             self._open[key] = teacher
             # One that falls out may be in use: it closes when its last user lets go.
             while len(self._open) > OPEN:

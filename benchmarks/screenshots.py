@@ -24,6 +24,10 @@ from search_driver import SearchPage, Server, browser, chromium  # noqa: E402
 SIZE = {"width": 1200, "height": 800}
 GALLERY = ROOT / "apps" / "gallery"
 SKY = {f"{name}.webp" for name in ("gc_saturn", "gc_mars", "gc_jupiter", "gc_earth", "gc_sun")}
+TAUGHT = {  # words that the model reads badly, and pictures that were meant
+    "things to repair with": ("gc_pliers", "gc_hammer_on_blue"),
+    "something to eat": ("tp_mince_pie",),
+}
 
 
 def search(page: SearchPage) -> None:
@@ -40,17 +44,11 @@ def teach(page: SearchPage) -> None:
 
 def taught(page: SearchPage) -> None:
     teach(page)
-    page.search("an old mill")
-    for name in ("gc_kinderdijk_windmills.webp", "gc_fanoe_windmill.webp", "gc_post_mill.webp"):
-        if name in page.names:
-            page.mark(name, "good")
-    page.search("food on a plate")
-    page.mark(page.names[4], "good")
-    page.taught()
-
-
-def teach_phone(page: SearchPage) -> None:
-    teach(page)
+    for query, good in TAUGHT.items():
+        page.search(query)
+        for name in good:
+            page.mark(f"{name}.webp", "good")
+    page.taught("something to eat")
 
 
 def search_dark(page: SearchPage) -> None:
@@ -85,6 +83,7 @@ def phone(page: SearchPage) -> None:
 SHOTS: dict[str, tuple[Callable[[SearchPage], None], dict]] = {
     "search": (search, {"viewport": SIZE}),
     "teach": (teach, {"viewport": SIZE}),
+    "taught": (taught, {"viewport": {"width": 1200, "height": 860}}),
     "search_dark": (search_dark, {"viewport": SIZE, "color_scheme": "dark"}),
     "captions": (captions, {"viewport": SIZE}),
     "larger": (larger, {"viewport": SIZE}),
@@ -115,6 +114,7 @@ def main() -> int:
                 prepare(page)
                 page.wait_pictures()
                 page.page.mouse.move(0, 0)
+                page.page.evaluate("scrollTo(0, 0)")
                 page.page.wait_for_timeout(400)  # transitions
                 target = options.out / f"{name}.webp"
                 save(page.page.screenshot(), target)

@@ -10,7 +10,7 @@ let serial = 0, sent = null, timer = 0;
 let queue = [];        // [{query, marks: {token: "good" | "bad" | "none"}}]
 let known = {};        // marks of pictures that are no longer shown
 let query;             // what `known` belongs to
-let focused = null;    // {token, what}: where the keyboard is
+let focused = null;    // {token, what, keyboard}: where the focus is, and how it came there
 
 const pending = (token) => {
   for (const batch of [...queue].reverse()) if (token in batch.marks) return batch.marks[token];
@@ -52,7 +52,8 @@ const answered = () => {
   // The focus goes with the picture: what had it now shows another one, or is gone.
   const active = document.activeElement;
   if (last && focused && (active === document.body || element.contains(active))) {
-    cardOf(focused.token)?.querySelector(`[data-do="${focused.what}"]`)?.focus();
+    cardOf(focused.token)?.querySelector(`[data-do="${focused.what}"]`)
+      ?.focus({ preventScroll: !focused.keyboard }); // a mouse stays where it is
   }
   for (const token of Object.keys({ ...last?.marks, ...queue[0]?.marks })) paint(token);
   flush();
@@ -95,7 +96,8 @@ element.addEventListener("keydown", (event) => {
 });
 const note = (target) => {
   const card = element.contains(target) && target.closest(".enn-card");
-  focused = card ? { token: card.dataset.token, what: target.dataset.do } : null;
+  focused = card ? { token: card.dataset.token, what: target.dataset.do,
+    keyboard: target.matches(":focus-visible") } : null;
 };
 element.addEventListener("focusin", (event) => note(event.target));
 element.addEventListener("focusout", (event) => { if (event.relatedTarget) focused = null; });

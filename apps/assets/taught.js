@@ -27,7 +27,9 @@ element.addEventListener("change", async (event) => {
 });
 element.addEventListener("submit", (event) => {
   event.preventDefault();
-  choose(element.querySelector("[data-part='name']").value.trim());
+  const field = element.querySelector("[data-part='name']");
+  choose(field.value.trim());
+  field.value = "";
 });
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-do]");

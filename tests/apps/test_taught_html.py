@@ -93,8 +93,8 @@ def test_a_lesson_tells_what_it_did():
 
 
 def test_a_refused_lesson_tells_its_numbers_and_offers_to_insist():
-    lesson = _lesson(entry=None, refused="only 71 % of 200 searches stay as they are")
-    assert html.told(lesson) == "Not learned: only 71 % of 200 searches stay as they are"
+    lesson = _lesson(entry=None, refused="not learned: 31% of 200 queries would change")
+    assert html.told(lesson) == "Not learned: 31% of 200 queries would change."
     shown = html.lesson_html(html.told(lesson), force=True, bad=True)
     assert 'data-do="force"' in shown
     assert "Undo" not in shown

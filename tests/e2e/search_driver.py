@@ -250,11 +250,10 @@ class SearchPage:
     def tab(self, name: str) -> None:
         self.page.click(f"role=tab[name='{name}']")
 
-    def taught(self) -> str:
-        """Opens the tab of what was taught, and returns its text."""
+    def taught(self, text: str) -> str:
+        """Opens the tab of what was taught, waits for a text there, and returns all of it."""
         self.tab("Taught")
-        self.page.wait_for_selector("#enn-taught .enn-profiles")
-        self.page.wait_for_timeout(300)  # of an earlier visit: the tab is filled anew
+        self.page.wait_for_selector(f"#enn-taught:has-text({_quoted(text)})")
         return self.page.inner_text("#enn-taught")
 
     def profile(self, name: str) -> None:
