@@ -13,16 +13,20 @@ from apps.cli_options import (
     IndexOption,
     JsonOption,
     ProfileOption,
+    find_index,
     open_taught,
     search_app,
     teacher_of,
 )
 from apps.cli_terminal import (
     EXIT_OK,
+    EXIT_SKIPPED,
     CommandError,
+    counted,
     emit,
     emit_json,
     note,
+    printable,
     quote,
 )
 
@@ -156,13 +160,13 @@ def forget(
                 f"profile {teacher.name} has no lesson {what}; `enn search history` lists them"
             )
         if lessons and not yes:
-            _confirm(f"{len(lessons):,} {'lesson' if len(lessons) == 1 else 'lessons'} {what}")
+            _confirm(f"{counted(len(lessons), 'lesson')} {what}")
         count = searcher.forget(query)
         name = teacher.name
     if json:
         emit_json({"profile": name, "query": query, "forgotten": count})
     else:
-        emit(f"{count:,} {'lesson' if count == 1 else 'lessons'} {what} erased")
+        emit(f"{counted(count, 'lesson')} {what} erased")
     return EXIT_OK
 
 
@@ -184,28 +188,36 @@ Examples:
   ENN_PROFILES=/data/profiles enn search profiles
 
 \b
-Exit codes: 0 ok, 2 user error.""",
+Exit codes: 0 ok, 1 a profile cannot be read, 2 user error.""",
 )
 def profiles(index: IndexOption = None, json: JsonOption = False) -> int:
     """List the profiles that the index's model was taught under.
 
     Profiles lie in this user's data directory, or in the one that ENN_PROFILES names.
     """
+    from enn_core.feedback import JournalError
     from retrieval.profiles import list_profiles, profiles_dir
+    from retrieval.search import open_index
     from retrieval.teaching import Teacher
 
-    rows = []
-    with open_taught(index, None) as searcher:
+    rows: list[dict[str, Any]] = []
+    broken: list[str] = []
+    with open_index(find_index(index)) as searcher:
         for name in list_profiles(searcher.model):
-            with Teacher.open(searcher.model, name) as teacher:
-                active = sum(lesson.active for lesson in teacher.history())
-                row = {"profile": name, "lessons": active, "queries": len(teacher)}
-                rows.append({**row, "rule": teacher.rule, "file": str(teacher.path)})
+            try:
+                with Teacher.open(searcher.model, name) as teacher:
+                    lessons = sum(lesson.active for lesson in teacher.history())
+                    rows.append({"profile": name, "lessons": lessons, "queries": len(teacher)})
+                    rows[-1] |= {"rule": teacher.rule, "file": str(teacher.path)}
+            except JournalError as error:
+                broken.append(f"profile {name} cannot be read: {error}")
     if json:
         emit_json(rows)
-        return EXIT_OK
-    if not rows:
+    for row in () if json else rows:
+        queries = counted(row["queries"], "query", "queries")
+        emit(f"{row['profile']:<16} {counted(row['lessons'], 'lesson')} on {queries}")
+    if not rows and not broken:
         note(f"no profile in {quote(profiles_dir())} yet; `enn search teach` makes one")
-    for row in rows:
-        emit(f"{row['profile']:<16} {row['lessons']:>5} lessons on {row['queries']} queries")
-    return EXIT_OK
+    for line in broken:
+        note(printable(line))
+    return EXIT_SKIPPED if broken else EXIT_OK

@@ -92,8 +92,9 @@ def query(
     the picture exists, also when it is moved. The score is a cosine: compare scores within one
     query, not between queries.
 
-    What was taught under --profile applies, without it what was taught under "default", if there
-    is such a profile; a line on stderr tells when that changed the result.
+    Results are better once some are marked, by their ids, with `enn search teach`. What was taught
+    under --profile applies, without it what was taught under "default", if anything was; a line on
+    stderr tells when that changed the result.
     """
     words = " ".join(text or [])
     if not words.strip() and image is None:

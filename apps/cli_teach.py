@@ -64,7 +64,8 @@ def teach(
         list[str] | None,
         typer.Option(
             metavar="IDS",
-            help="Pictures that are good answers; ids as `enn search query` prints them.",
+            help="Pictures that are good answers: ids that `enn search query` prints, "
+            "as 12,40 or 12 40.",
             show_default=False,
         ),
     ] = None,
@@ -155,12 +156,12 @@ def _ids(option: str, given: Sequence[str] | None) -> list[int]:
     return [int(word) for word in words]
 
 
-def _ranking(searcher: Searcher, query: str, mapping: Mapping) -> dict[int, int]:
+def _ranking(searcher: Searcher, query: str, mapping: Mapping, depth: int) -> dict[int, int]:
     """Place of each picture by id, 1 for the best."""
     from retrieval.search import query_coordinates
 
     q = query_coordinates(searcher.model, searcher.index, query, mapping=mapping)
-    found = searcher.index.search(q, _DEPTH, delta=mapping.delta)
+    found = searcher.index.search(q, depth, delta=mapping.delta)
     return {id_: place for place, (id_, _) in enumerate(found, 1)}
 
 
@@ -168,25 +169,24 @@ def _moves(
     searcher: Searcher, lesson: Lesson, before: Mapping, after: Mapping, k: int
 ) -> list[dict[str, Any]]:
     """Marked pictures, and those that are among the best k before or after, if they moved."""
-    old, new = (_ranking(searcher, lesson.query, mapping) for mapping in (before, after))
+    depth = max(_DEPTH, k)
+    old, new = (_ranking(searcher, lesson.query, mapping, depth) for mapping in (before, after))
     marks = {**dict.fromkeys(lesson.good, "good"), **dict.fromkeys(lesson.bad, "bad")}
     best = [id_ for places in (new, old) for id_, place in places.items() if place <= k]
     moved = [id_ for id_ in dict.fromkeys([*best, *marks]) if old.get(id_) != new.get(id_)]
-    moved.sort(key=lambda id_: (new.get(id_, _DEPTH + 1), old.get(id_, _DEPTH + 1)))
-    root = searcher.index.root
-    moves = []
-    for id_ in moved:
-        path = Path(searcher.index.entry(id_).path)
-        moves.append(
-            {
-                "id": id_,
-                "before": old.get(id_),
-                "after": new.get(id_),
-                "mark": marks.get(id_),
-                "path": str(path if root is None else root / path),
-            }
-        )
-    return moves
+    moved.sort(key=lambda id_: (new.get(id_, depth + 1), old.get(id_, depth + 1)))
+    entries, root = searcher.index.entries_of(moved), searcher.index.root or Path()
+    return [
+        {
+            "id": id_,
+            "before": old.get(id_),
+            "after": new.get(id_),
+            "mark": marks.get(id_),
+            "path": str(root / entries[id_].path),
+        }
+        for id_ in moved
+        if id_ in entries
+    ]
 
 
 def _document(
@@ -241,19 +241,20 @@ def _say_lesson(lesson: Lesson, profile: str, preview: bool) -> None:
         )
     elif lesson.marks_after == lesson.marks_after:
         say(
-            f"  agreement with marks put aside for a test: {lesson.marks_before:.2f} by the words, "
-            f"{lesson.marks_after:.2f} as learned (1 is best)"
+            "  tested on marks put aside: good above bad in "
+            f"{lesson.marks_before:.0%} of pairs by the words alone, {lesson.marks_after:.0%} as "
+            "learned"
         )
     say(f"  other searches: {lesson.overlap:.0%} of their best pictures stay the same")
     for query, before, after in lesson.worse[:_SHOWN_IDS]:
-        say(f"  agrees less with its marks: {quote(query)} ({before:.2f} -> {after:.2f})")
+        say(f"  less in line with its own marks: {quote(query)} ({before:.0%} -> {after:.0%})")
 
 
 def _say_moves(moves: list[dict[str, Any]], k: int) -> None:
     if not moves:
         emit(f"  nothing moves among the best {k}")
     for move in moves[:_SHOWN_MOVES]:
-        old, new = (move[when] or f">{_DEPTH}" for when in ("before", "after"))
+        old, new = (move[when] or f">{max(_DEPTH, k)}" for when in ("before", "after"))
         mark = move["mark"] or ""
         emit(f"{move['id']:>7}  {old:>5} -> {new:<5}  {mark:<4}  {printable(move['path'])}")
     if len(moves) > _SHOWN_MOVES:

@@ -26,6 +26,7 @@ __all__ = [
     "Interrupted",
     "ProgressLine",
     "absolute",
+    "counted",
     "duration",
     "emit",
     "emit_json",
@@ -131,6 +132,11 @@ def printable(text: str | os.PathLike[str]) -> str:
 def quote(path: str | os.PathLike[str]) -> str:
     """A path within a sentence."""
     return f"'{printable(path)}'"
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """1 lesson, 2,000 lessons."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def size(count: float) -> str:

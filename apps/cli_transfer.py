@@ -22,6 +22,7 @@ from apps.cli_terminal import (
     EXIT_OK,
     CommandError,
     absolute,
+    counted,
     emit,
     emit_json,
     printable,
@@ -91,8 +92,8 @@ def _export_lessons(output: Path, index: Path | None, profile: str | None, json:
     if json:
         emit_json({"profile": name, "file": str(output), "lessons": count})
     else:
-        lessons = "lesson" if count == 1 else "lessons"
-        emit(f"{count:,} {lessons} of profile {name} written to {printable(output)}")
+        lessons = counted(count, "lesson")
+        emit(f"{lessons} of profile {name} written to {printable(output)}")
     return EXIT_OK
 
 
@@ -201,6 +202,6 @@ def _import_lessons(file: Path, index: Path | None, profile: str | None, json: b
     if json:
         emit_json({"profile": name, "file": str(file), "lessons": count, "total": total})
     else:
-        lessons = "lesson" if count == 1 else "lessons"
-        emit(f"{count:,} {lessons} imported into profile {name}, which has {total:,} now")
+        lessons = counted(count, "lesson")
+        emit(f"{lessons} imported into profile {name}, which has {total:,} now")
     return EXIT_OK

@@ -16,7 +16,15 @@ from typer.testing import CliRunner
 from apps import cli, cli_terminal
 from apps.cli import app
 from apps.cli_reference import commands, reference
-from apps.cli_terminal import CommandError, ProgressLine, duration, printable, size, write_paths
+from apps.cli_terminal import (
+    CommandError,
+    ProgressLine,
+    counted,
+    duration,
+    printable,
+    size,
+    write_paths,
+)
 
 ENN = Path(sys.executable).with_name("enn")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -188,7 +196,9 @@ def test_printable_names_the_bytes():
     assert printable(os.fsdecode(b"a\xffb\nc\x1b[0m")) + "é" == r"a\xffb\nc\x1b[0m" + "é"
 
 
-def test_sizes_and_durations():
+def test_counts_sizes_and_durations():
+    assert (counted(1, "lesson"), counted(2000, "lesson")) == ("1 lesson", "2,000 lessons")
+    assert counted(0, "query", "queries") == "0 queries"
     assert [size(n) for n in (0, 999, 1500, 25e6, 3e15)] == [
         "0 B",
         "999 B",
