@@ -16,9 +16,10 @@ pictures that were never shown for the query, beside that of the untaught model 
 * unrelated captions: recall of each picture by one of its captions, and by one that holds no taught
   word (for CIFAR-10: those of Flickr8k's pictures). Protected queries are the shipped ones.
 
-Intervals (95 %) resample concepts, each with all its seeds, or pictures. Fine-tuning runs last, and
-alone for a few concepts only. Writes `results/feedback.csv` and `results/feedback_concepts.csv`,
-again after every seed of fine-tuning; vectors are kept in the system's temporary folder.
+Intervals (95 %) resample concepts, each with all its seeds, or pictures. Fine-tuning runs last, on
+fewer seeds, and alone for a few concepts only: see the columns `seeds` and `count`. Writes
+`results/feedback.csv` and `results/feedback_concepts.csv`, again after every run of fine-tuning;
+vectors are kept in the system's temporary folder.
 """
 
 from __future__ import annotations
@@ -37,7 +38,17 @@ from typing import Any
 import numpy as np
 from feedback_data import Gallery, Texts, cifar10, flickr8k, words
 from feedback_finetune import block_inputs
-from feedback_methods import METHODS, Answers, Method, Scene, Task, finetuned, rocchio, unit
+from feedback_methods import (
+    METHODS,
+    Answers,
+    Method,
+    Scene,
+    Task,
+    finetuned,
+    finetuned_jointly,
+    rocchio,
+    unit,
+)
 from feedback_protocol import average_precision, marks
 from record import write_rows
 
@@ -46,7 +57,6 @@ from retrieval.evaluate import bootstrap_interval
 from retrieval.guard import protected_queries
 from retrieval.models import RetrievalModel
 
-BACKPROP = "backprop"
 KEPT = 0.8  # of the pictures, per seed
 HELD_OUT = 4  # one concept in so many
 CAPTIONS = 5  # per concept
@@ -244,7 +254,8 @@ def summary(results: Results) -> list[dict[str, Any]]:
     for data, method in dict.fromkeys((row["data"], row["method"]) for row in results.concepts):
         taught = _of(results.concepts, data, method, held_out=False)
         held = _of(results.concepts, data, method, held_out=True)
-        base = {"data": data, "method": method}
+        seeds = len({row["seed"] for row in taught})
+        base = {"data": data, "method": method, "seeds": seeds}
 
         def add(name: str, values: dict[str, Any], base=base) -> None:
             if values:
@@ -446,7 +457,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("ENN_DATA", "../shared/data"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--backprop-seeds", type=int, default=3)
-    parser.add_argument("--backprop-alone", type=int, default=8, help="concepts, per seed")
+    parser.add_argument("--backprop-alone", type=int, default=6, help="concepts, per seed")
+    parser.add_argument("--backprop-minutes", type=float, default=25, help="start none after that")
     parser.add_argument("--quick", action="store_true", help="one seed, training pictures")
     arguments = parser.parse_args()
     model = retrieval.load()
@@ -473,10 +485,16 @@ def main() -> None:
                 run(place, seed, name, method)
     if not arguments.quick:
         write(results)
-        for place, seed in product(range(len(both)), range(min(seeds, arguments.backprop_seeds))):
+        end = time.monotonic() + 60 * arguments.backprop_minutes
+        for seed, place in product(range(min(seeds, arguments.backprop_seeds)), range(len(both))):
             inputs = block_inputs(model, both[place])[drawn(place, seed).rows]
-            run(place, seed, BACKPROP, finetuned(arguments.backprop_alone), inputs)
-            write(results)
+            for name, method in (
+                ("backprop", finetuned(arguments.backprop_alone)),
+                ("backprop, all marks at once", finetuned_jointly),
+            ):
+                if time.monotonic() < end:
+                    run(place, seed, name, method, inputs)
+                    write(results)
     show(summary(results))
 
 

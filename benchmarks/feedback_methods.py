@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 from feedback_data import make_index
-from feedback_finetune import Finetuning, Marked, one_by_one
+from feedback_finetune import Finetuning, Marked
 from sklearn.svm import LinearSVC
 
 from enn_core.feedback import RidgeAdapter
@@ -266,22 +266,43 @@ def taught(rule: str, *, force: bool) -> Method:
 
 
 def finetuned(most: int) -> Method:
-    """Backprop through the trained half of the tower; alone for the first `most` tasks only."""
+    """Backprop through the trained half of the tower: one query after another.
+
+    Alone for the first `most` tasks only.
+    """
 
     def method(scene: Scene, tasks: Sequence[Task]) -> Answers:
-        if scene.inputs is None:
-            raise ValueError("fine-tuning needs the gallery's block inputs")
-        tuning = Finetuning(scene.model.basis.Q)
-        lessons = [Marked(unit(scene.model.basis.Q @ t.c), t.good, t.bad) for t in tasks]
-        first = one_by_one(tuning, scene.inputs, lessons[:most], keep=False)
-        last = one_by_one(tuning, scene.inputs, lessons, keep=True)[-1]
-        alone: list[Ranking | None] = [Ranking(vectors=vectors) for vectors, _ in first]
-        alone += [None] * (len(tasks) - len(first))
-        seconds = [each for _, each in first] + [float("nan")] * (len(tasks) - len(first))
-        size = tuning.bytes + last[0].nbytes
-        return Answers(alone, Ranking(vectors=last[0]), seconds, bytes=size)
+        tuning, inputs, lessons = _finetuning(scene, tasks)
+        alone: list[Ranking | None] = []
+        seconds = []
+        for lesson in lessons[:most]:
+            tuning.reset()
+            learning = tuning.learn(inputs, [lesson])
+            vectors, embedding = tuning.vectors(inputs)
+            alone.append(Ranking(vectors=vectors))
+            seconds.append(learning + embedding)
+        tuning.reset()
+        for lesson in lessons:
+            tuning.learn(inputs, [lesson])
+        missing = len(tasks) - len(alone)
+        return Answers(
+            alone + [None] * missing,
+            Ranking(vectors=tuning.vectors(inputs)[0]),
+            seconds + [float("nan")] * missing,
+            bytes=tuning.bytes,
+        )
 
     return method
+
+
+def finetuned_jointly(scene: Scene, tasks: Sequence[Task]) -> Answers:
+    """Backprop again from the start, on the marks of all queries in turns."""
+    tuning, inputs, lessons = _finetuning(scene, tasks)
+    learning = tuning.learn(inputs, lessons)
+    vectors, embedding = tuning.vectors(inputs)
+    # An update would repeat all of it.
+    seconds = [learning + embedding] + [float("nan")] * (len(tasks) - 1)
+    return Answers([None] * len(tasks), Ranking(vectors=vectors), seconds, bytes=tuning.bytes)
 
 
 METHODS: dict[str, Method] = {
@@ -306,6 +327,14 @@ METHODS: dict[str, Method] = {
 
 
 # --- inside ---------------------------------------------------------------------------------------
+
+
+def _finetuning(scene: Scene, tasks: Sequence[Task]) -> tuple[Finetuning, np.ndarray, list[Marked]]:
+    if scene.inputs is None:
+        raise ValueError("fine-tuning needs the gallery's block inputs")
+    Q = scene.model.basis.Q
+    lessons = [Marked(unit(Q @ t.c).astype(np.float32), t.good, t.bad) for t in tasks]
+    return Finetuning(Q), scene.inputs, lessons
 
 
 def _fitted(fit: Fit, scene: Scene, tasks: Sequence[Task]) -> tuple[np.ndarray, list[float]]:
