@@ -34,7 +34,8 @@ def search(page: SearchPage) -> None:
     page.search("musicians playing on a stage")
 
 
-def teach(page: SearchPage) -> None:
+def teach(page: SearchPage, profile: str = "me") -> None:
+    page.profile(profile)
     page.search("in space")
     for what, wanted in (("good", SKY), ("good", SKY), ("good", SKY)):
         page.mark(next(n for n in page.names if n in wanted and n not in page.marks), what)
@@ -43,7 +44,7 @@ def teach(page: SearchPage) -> None:
 
 
 def taught(page: SearchPage) -> None:
-    teach(page)
+    teach(page, "family")
     for query, good in TAUGHT.items():
         page.search(query)
         for name in good:
@@ -83,7 +84,7 @@ def phone(page: SearchPage) -> None:
 SHOTS: dict[str, tuple[Callable[[SearchPage], None], dict]] = {
     "search": (search, {"viewport": SIZE}),
     "teach": (teach, {"viewport": SIZE}),
-    "taught": (taught, {"viewport": {"width": 1200, "height": 860}}),
+    "taught": (taught, {"viewport": {"width": 1200, "height": 880}}),
     "search_dark": (search_dark, {"viewport": SIZE, "color_scheme": "dark"}),
     "captions": (captions, {"viewport": SIZE}),
     "larger": (larger, {"viewport": SIZE}),

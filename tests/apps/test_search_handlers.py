@@ -19,6 +19,7 @@ from apps.search_handlers import MARKS_LIMIT, Query, Screen
 from apps.taught_handlers import TaughtHandlers
 from apps.teachers import Teachers
 from apps.visitors import Visitor, remember
+from retrieval import guard
 from retrieval.index import EigenIndex
 from retrieval.search import Searcher
 
@@ -151,6 +152,24 @@ def test_people_and_profiles_are_apart(page):
         assert seen[SCREEN].ids == screen.ids
         assert "enn-switch" not in seen[STATUS]
     assert "enn-switch" in page.again(0, 12, screen, _request("user-1"))[STATUS]
+
+
+def test_a_refused_lesson_is_told_with_numbers_and_can_be_insisted_on(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "LEAST_OVERLAP", 1.01)
+    screen = _searched(page)
+    last = screen.ids[-1]
+    shown = _mark(page, screen, {_token(page, last): "good"})
+    assert "Not learned" in shown[LESSON]
+    assert "%" in shown[LESSON]
+    assert 'data-do="force"' in shown[LESSON]
+    assert 'data-do="undo"' not in shown[LESSON]
+    assert "data-refused" in shown[RESULTS]
+    assert shown[SCREEN].ids == screen.ids
+    assert not (tmp_path / "profiles").exists()
+    shown = page.insist(0, 12, shown[SCREEN], _request())
+    assert "Learned from 1 good" in shown[LESSON]
+    assert shown[SCREEN].refused is None
+    assert 'data-mark="good"' in shown[RESULTS]
 
 
 def test_insisting_without_a_refused_lesson_searches_again(page):
