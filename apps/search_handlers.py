@@ -236,6 +236,8 @@ class SearchHandlers:
                 force=lesson.refused is not None,
                 bad=lesson.refused is not None,
             )
+        if not message and shown.ids and screen.query.words_only:
+            message = html.MARK_HINT  # at the place of the first lesson, so that nothing jumps
         screen = replace(screen, ids=shown.ids)
         return text, picker, shown.status, message, shown.results + answer, screen
 
@@ -324,7 +326,6 @@ class SearchHandlers:
             clear=True,
             taught=screen.taught if knows is not None else None,
             profile=screen.profile,
-            hint=html.MARK_HINT if query.words_only else "",
         )
         results = html.cards_html(
             cards, label="Search results", query=query.text if query.words_only else None

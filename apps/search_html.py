@@ -124,7 +124,7 @@ def chips_html(queries: Sequence[str]) -> str:
 
 
 def status_html(
-    text: str, *, clear: bool = False, taught: bool | None = None, profile: str = "", hint: str = ""
+    text: str, *, clear: bool = False, taught: bool | None = None, profile: str = ""
 ) -> str:
     """The line above the results, announced by screen readers.
 
@@ -134,7 +134,6 @@ def status_html(
         taught: which side the switch between results with and without teaching is on; None for no
             switch, since nothing was taught.
         profile: name of the profile, shown with the switch.
-        hint: HTML (not escaped) of a quiet second line.
     """
     button = (
         '<button type="button" class="enn-link" data-do="clear">Clear search</button>'
@@ -158,7 +157,7 @@ def status_html(
         )
     return (
         '<div class="enn-status" role="status" aria-live="polite">'
-        f"<span>{escape(text)}</span>{button}{switch}</div>{hint}"
+        f"<span>{escape(text)}</span>{button}{switch}</div>"
     )
 
 

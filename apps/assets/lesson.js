@@ -4,4 +4,4 @@ element.addEventListener("click", (event) => {
   if (button?.dataset.do === "undo") trigger("undo", { entry: Number(button.dataset.entry) });
   if (button?.dataset.do === "force") trigger("force");
 });
-watch("value", () => window.enn.say(element.innerText));
+watch("value", () => window.enn.say(element.querySelector(".enn-told")?.innerText ?? ""));
