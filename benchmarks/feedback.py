@@ -25,6 +25,7 @@ vectors are kept in the system's temporary folder.
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
 import math
 import os
@@ -50,7 +51,7 @@ from feedback_methods import (
     unit,
 )
 from feedback_protocol import average_precision, marks
-from record import write_rows
+from record import RESULTS, write_rows
 
 import retrieval
 from retrieval.evaluate import bootstrap_interval
@@ -179,8 +180,8 @@ def measure(
     base = {"data": gallery.name, "seed": drawn.seed, "method": name}
     together = answers.together
     relevant = {i: gallery.concepts[i].relevant[drawn.rows] for i in (*drawn.taught, *drawn.held)}
-    refused = answers.refused or [False] * len(drawn.tasks)
-    kept = answers.kept_text or [False] * len(drawn.tasks)
+    unknown = [None] * len(drawn.tasks)
+    refused, kept = answers.refused or unknown, answers.kept_text or unknown
     for place, (number, task) in enumerate(zip(drawn.taught, drawn.tasks, strict=True)):
         unseen = np.ones(len(drawn.rows), bool)
         unseen[task.good] = unseen[task.bad] = False
@@ -273,10 +274,8 @@ def summary(results: Results) -> list[dict[str, Any]]:
                 add(f"R@{k} unrelated, {name}", _recall(results.recalls, data, method, name, k))
         for column, name in (("alone", "alone"), ("after_all", "after all")):
             add(f"share hurt, {name}", _hurt(taught, column))
-        kept = [row for row in taught if row.get("kept_text")]
-        add("share left to its words", {"value": len(kept) / len(taught)} if kept else {})
-        refused = [row for row in taught if row.get("refused")]
-        add("share refused", {"value": len(refused) / len(taught)} if refused else {})
+        for column, name in (("kept_text", "left to its words"), ("refused", "refused")):
+            add(f"share {name}", _plain(row[column] for row in taught if row[column] is not None))
         add("ms per update", _plain(row["ms"] for row in taught))
         totals = _of(results.totals, data, method)
         add("bytes per concept", _plain(row["bytes"] for row in totals))
@@ -297,18 +296,16 @@ def _against(results: Results, data: str) -> Iterable[dict[str, Any]]:
             theirs = {(row["seed"], row["concept"]): row for row in second}
             for column, name in (("alone", "alone"), ("after_all", "after all")):
                 pairs = [
-                    {"concept": row["concept"], "ours": row[column], "theirs": match[column]}
+                    {**row, "ours": row[column], "theirs": match[column]}
                     for row in first
                     if (match := theirs[row["seed"], row["concept"]]).get(column) is not None
                 ]
+                base = {"data": data, "method": ours, "against": other}
                 if pairs:
-                    yield {
-                        "data": data,
-                        "method": ours,
-                        "measure": f"AP same query, {name}",
-                        "against": other,
-                        **_compared(pairs, "ours", "theirs"),
-                    }
+                    compared = _compared(pairs, "ours", "theirs")
+                    yield {**base, "measure": f"AP same query, {name}", **compared}
+                    compared = _hurt(pairs, "ours", "theirs")
+                    yield {**base, "measure": f"share hurt, {name}", **compared}
 
 
 def _datas(results: Results) -> list[str]:
@@ -329,12 +326,16 @@ def _compared(rows: list[dict[str, Any]], column: str, control: str) -> dict[str
     return _interval(values[:, 0], values[:, 1], names)
 
 
-def _hurt(rows: list[dict[str, Any]], column: str) -> dict[str, Any]:
+def _hurt(rows: list[dict[str, Any]], column: str, other: str | None = None) -> dict[str, Any]:
+    """Share of queries that are worse than untaught; beside that of another method."""
     known = [row for row in rows if not math.isnan(row.get(column, NAN))]
     if not known:
         return {}
-    hurt = np.array([row[column] < row["control"] - _EQUAL for row in known], np.float64)
-    return _interval(hurt, np.zeros(len(hurt)), [row["concept"] for row in known])
+    ours, theirs = (
+        np.array([row[name] < row["control"] - _EQUAL for row in known], np.float64)
+        for name in (column, other or "control")
+    )
+    return _interval(ours, theirs, [row["concept"] for row in known])
 
 
 def _recall(
@@ -374,10 +375,14 @@ def _short(value: Any) -> Any:
 
 
 def write(results: Results) -> None:
-    """Write both files."""
-    concepts = [{key: _short(value) for key, value in row.items()} for row in results.concepts]
-    write_rows("feedback_concepts", concepts)
+    """Write both files; where the numbers come from stands in the first."""
     print(write_rows("feedback", summary(results)), flush=True)
+    with (RESULTS / "feedback_concepts.csv").open("w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(key for row in results.concepts for key in row))
+        writer = csv.DictWriter(file, fieldnames=columns, restval="")
+        writer.writeheader()
+        for row in results.concepts:
+            writer.writerow({key: _short(value) for key, value in row.items()})
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -96,7 +96,7 @@ class Answers:
         seconds: of each task's update.
         kept_text: by task, whether the query was left to its words.
         refused: by task, whether it was refused when it came after the others.
-        bytes: kept in all, NaN if unknown.
+        bytes: kept in all; for a trained tower its changed weights, NaN if unknown.
     """
 
     alone: list[Ranking | None]
