@@ -177,7 +177,8 @@ Examples:
   enn search query "a dog in the snow"     find pictures in it
 
 \b
-Exit codes: 0 ok, 1 finished with skipped items, 2 user error, 130 stopped by Ctrl-C.
+Exit codes: 0 ok, 1 finished with skipped items or a lesson refused, 2 user error,
+130 stopped by Ctrl-C.
 Results go to stdout, progress and warnings to stderr. ENN_DEBUG=1 shows tracebacks.""",
 )
 demo_app = typer.Typer(

@@ -27,6 +27,7 @@ __all__ = [
     "ProfileOption",
     "find_index",
     "load_model",
+    "note_cut",
     "open_taught",
     "search_app",
     "teacher_of",
@@ -169,7 +170,7 @@ def open_taught(index: Path | None, profile: str | None, *, new: bool = False) -
         new: open the profile even if it does not exist yet.
 
     Raises:
-        CommandError: if a profile is named that does not exist.
+        CommandError: if another profile is named that does not exist.
     """
     from retrieval.profiles import DEFAULT, check_name, list_profiles
     from retrieval.search import open_index
@@ -182,7 +183,7 @@ def open_taught(index: Path | None, profile: str | None, *, new: bool = False) -
             from retrieval.teaching import Teacher
 
             return searcher.with_teacher(Teacher.open(searcher.model, name))
-        if profile is not None:
+        if name != DEFAULT:
             there = ", ".join(names[:10]) if names else "none yet"
             raise CommandError(
                 f"there is no profile {name!r}; there are, for this index's model: {there}; "
@@ -218,3 +219,12 @@ def _say_loading(name: str) -> None:
     # It takes seconds, and the first time on a machine longer: the network is compiled.
     if sys.stderr.isatty():
         note(f"loading {printable(name)} ...")
+
+
+def note_cut(model: RetrievalModel, what: str) -> None:
+    """Tell that a text was longer than the model reads."""
+    if model.truncated_texts:
+        note(
+            f"warning: {what} is longer than the {model.context_length} tokens that "
+            f"{model.name} reads; the rest is left out"
+        )

@@ -23,8 +23,8 @@ Made from the command's own help (`python -m apps.cli_reference > docs/cli.md`).
 The same from Python: [python.md](python.md).
 
 - Results go to stdout; progress, warnings and errors go to stderr.
-- Exit codes: 0 ok, 1 finished with skipped items, 2 user error, 130 stopped with Ctrl-C
-  (70: a bug; `ENN_DEBUG=1` shows the traceback).
+- Exit codes: 0 ok, 1 finished with skipped items or a lesson refused, 2 user error, 130 stopped
+  with Ctrl-C (70: a bug; `ENN_DEBUG=1` shows the traceback).
 - `--json` prints one JSON document, in ASCII. File names that are not UTF-8 appear in it with
   lone surrogates (`\\udcff` for the byte `ff`), as Python's `os.fsencode` takes them.
 - `--paths` and `-0` print paths byte for byte as they are on disk.

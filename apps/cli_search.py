@@ -19,6 +19,7 @@ from apps.cli_options import (
     ProfileOption,
     find_index,
     load_model,
+    note_cut,
     open_taught,
     search_app,
 )
@@ -34,7 +35,6 @@ from apps.cli_terminal import (
 )
 
 if TYPE_CHECKING:
-    from retrieval.models import RetrievalModel
     from retrieval.search import Hit, Searcher
 
 __all__ = ["caption", "query"]
@@ -115,7 +115,7 @@ def query(
         changed = _is_changed(searcher, words or None, image, hits)
         stats = searcher.index.stats() if json else {}
         total = len(searcher.index)
-        _note_cut(searcher.model, "the query")
+        note_cut(searcher.model, "the query")
     if not total:
         note("the index holds no pictures yet; add some with `enn search index FOLDER`")
     if paths or print0:
@@ -186,14 +186,6 @@ def _naming(image: Path | None) -> Iterator[None]:
         raise CommandError(f"{quote(image)} cannot be read: {error}") from None
 
 
-def _note_cut(model: RetrievalModel, what: str) -> None:
-    if model.truncated_texts:
-        note(
-            f"warning: {what} is longer than the {model.context_length} tokens that "
-            f"{model.name} reads; the rest is left out"
-        )
-
-
 @search_app.command(
     "caption",
     epilog="""\b
@@ -230,7 +222,7 @@ def caption(
     with _naming(image):
         ranked = rank_captions(loaded, image, [text for _, text in lines], k=k)
     found = [(lines[i][0], score, text) for i, score, text in ranked]
-    _note_cut(loaded, "a caption")
+    note_cut(loaded, "a caption")
     if json:
         emit_json(
             {

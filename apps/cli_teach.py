@@ -13,6 +13,7 @@ from apps.cli_options import (
     JsonOption,
     ManyValues,
     ProfileOption,
+    note_cut,
     open_taught,
     search_app,
     teacher_of,
@@ -131,6 +132,7 @@ def teach(
             after = teacher.mapping
         moves = _moves(searcher, lesson, before, after, k)
         name = teacher.name
+        note_cut(searcher.model, "the query")
     if json:
         emit_json(_document(lesson, name, preview, moves))
     else:

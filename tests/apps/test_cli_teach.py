@@ -148,6 +148,16 @@ def test_json_of_a_lesson_tells_everything(good, bad, ids, no_guard):
     assert (again["lesson"], again["marks_before"]) == (2, None)
 
 
+def test_what_the_model_does_not_read_is_told(good, monkeypatch, no_guard):
+    from retrieval import models
+
+    # Counted per model, which here outlives the command.
+    monkeypatch.setattr(models.load(models.MINI)._text, "truncated", 0)
+    done = run("teach", "a long story about a dog " * 100, "--good", good)
+    assert done.code == 0
+    assert "warning: the query is longer than the" in done.err
+
+
 def test_few_places_are_compared_but_marked_pictures_always(good, ids, no_guard):
     last = ranking()[-1]
     told = document("teach", QUERY, "--good", str(last), "-k", "1")
@@ -294,6 +304,7 @@ def test_profiles_are_kept_apart(good, bad, profiles, no_guard):
     assert document("history") == []
     assert "nothing was taught yet" in run("history").err
     plain = ranking()
+    assert ranking(QUERY, "--profile", "default") == plain
     assert run("teach", QUERY, "--good", good, "--profile", "anna").code == 0
     assert run("teach", QUERY, "--good", bad, "--profile", "Bob.2").code == 0
     assert ranking() == plain
