@@ -298,7 +298,8 @@ def _against(results: Results, data: str) -> Iterable[dict[str, Any]]:
                 pairs = [
                     {**row, "ours": row[column], "theirs": match[column]}
                     for row in first
-                    if (match := theirs[row["seed"], row["concept"]]).get(column) is not None
+                    if (match := theirs.get((row["seed"], row["concept"]), {})).get(column)
+                    is not None
                 ]
                 base = {"data": data, "method": ours, "against": other}
                 if pairs:
