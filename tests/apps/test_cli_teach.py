@@ -152,7 +152,7 @@ def test_what_the_model_does_not_read_is_told(good, monkeypatch, no_guard):
     from retrieval import models
 
     # Counted per model, which here outlives the command.
-    monkeypatch.setattr(models.load(models.MINI)._text, "truncated", 0)
+    monkeypatch.setattr(models.load(models.MINI)._text._minilm, "truncated", 0)
     done = run("teach", "a long story about a dog " * 100, "--good", good)
     assert done.code == 0
     assert "warning: the query is longer than the" in done.err
