@@ -17,7 +17,7 @@ COLOURS = {"Flickr8k val": "#2166ac", "CIFAR-10 test": "#e08214"}
 PANELS = {
     "AP same query, alone": "same query, alone",
     "AP same query, after all": "same query,\nafter all are taught",
-    "AP paraphrases, after all": "other words",
+    "AP paraphrases, after all": "paraphrases",
     "R@10 unrelated, any caption": "unrelated captions,\nR@10 in points",
     "share hurt, after all": "share of queries hurt",
 }
@@ -34,7 +34,7 @@ def quality(rows: list[dict[str, str]]) -> Path:
     """Differences from the untaught model, by method."""
     plain = [row for row in rows if not row["against"]]
     methods = [m for m in dict.fromkeys(row["method"] for row in plain) if m != "none"]
-    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (measure, title) in zip(axes, PANELS.items(), strict=True):
         for number, (data, colour) in enumerate(COLOURS.items()):
@@ -51,7 +51,9 @@ def quality(rows: list[dict[str, str]]) -> Path:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].invert_yaxis()
-    _legend(axes[0])
+    handles, labels = axes[0].get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(
         "Teaching by marks: differences of average precision from the untaught model, pictures "
         "never shown, 95 % intervals",
@@ -62,7 +64,7 @@ def quality(rows: list[dict[str, str]]) -> Path:
 
 def concepts(rows: list[dict[str, str]]) -> Path:
     """Every concept before and after."""
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     for axis, method in zip(figure.subplots(1, 2, sharey=True), ("adapter", "local"), strict=True):
         for data, colour in COLOURS.items():
             points = [
@@ -79,7 +81,7 @@ def concepts(rows: list[dict[str, str]]) -> Path:
         axis.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="AP untaught", title=method, aspect="equal")
         axis.spines[["top", "right"]].set_visible(False)
-        _legend(axis)
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
         if method == "adapter":
             axis.set_ylabel("AP after all concepts are taught")
     return _save(figure, "feedback_concepts")
@@ -111,11 +113,6 @@ def _interval(axis: Axes, row: dict[str, str], place: float, colour: str, label:
     value, low, high = (float(row[key]) for key in ("difference", "low", "high"))
     axis.plot([low, high], [place, place], color=colour, linewidth=1.5)
     axis.plot(value, place, "o", color=colour, markersize=4, label=label)
-
-
-def _legend(axis: Axes) -> None:
-    entries = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    axis.legend(entries.values(), entries.keys(), frameon=False, fontsize=8)
 
 
 def _save(figure: Figure, name: str) -> Path:
