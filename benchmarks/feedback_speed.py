@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from feedback_data import Texts, flickr8k, make_index
+from feedback_data import Gallery, Texts, flickr8k, make_index
 from record import write_rows
 
 import retrieval
@@ -32,6 +32,7 @@ from retrieval.search import Searcher
 from retrieval.teaching import Teacher, prepare
 
 LESSONS = 30
+MANY = 100  # lessons after which another is measured again
 MARKS = 10
 RULES = ("adapter", "local")
 
@@ -102,6 +103,24 @@ def click_rows(
         yield {"rule": rule, "vectors": len(searcher.index), **row}
 
 
+def many_rows(
+    searcher: Searcher, place: Path, queries: list[str], rule: str
+) -> Iterator[dict[str, Any]]:
+    """What the last lessons take when many queries are taught."""
+    clock = Clock()
+    with Teacher.open(searcher.model, path=place / f"{rule}-many.sqlite") as teacher:
+        with_profile = searcher.with_teacher(teacher)
+        for number, query in enumerate(queries, 1):
+            found = [hit.id for hit in with_profile.search(query, k=MARKS)]
+            started = clock.now()
+            with_profile.teach(query, found[::2], found[1::2], rule=rule, force=True)
+            with_profile.search(query, k=20)
+            if number > len(queries) - 10:
+                clock(f"lesson {len(queries)}: click to new ranking", started)
+    for row in clock.rows():
+        yield {"rule": rule, "vectors": len(searcher.index), **row}
+
+
 def bytes_rows(
     searcher: Searcher, place: Path, queries: list[str], rule: str
 ) -> Iterator[dict[str, Any]]:
@@ -131,7 +150,7 @@ def bytes_rows(
             "measured": f"taught query, {lessons} x {MARKS} marks",
             "bytes_on_disk": round((sizes[-1] - sizes[0]) / (len(sizes) - 1)),
             "bytes_of_content": round(logical / len(queries)),
-            "bytes_of_an_empty_profile": sizes[0],
+            "bytes_of_a_profile_with_one": sizes[0],
             "times": len(queries),
         }
 
@@ -149,18 +168,19 @@ def sync_row(place: Path) -> dict[str, Any]:
     return next(clock.rows())
 
 
-def size_rows(
-    model: RetrievalModel, vectors: np.ndarray, queries: list[str], count: int
-) -> Iterator[dict[str, Any]]:
+def size_rows(model: RetrievalModel, gallery: Gallery, count: int) -> Iterator[dict[str, Any]]:
+    queries = [concept.query for concept in gallery.concepts][:LESSONS]
+    captions = list(dict.fromkeys(gallery.captions))[:: len(gallery.captions) // MANY][:MANY]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        make_index(place / "index", model, count, blocks(vectors, count))
+        make_index(place / "index", model, count, blocks(gallery.vectors, count))
         with retrieval.open_index(place / "index", model) as searcher:
             yield sync_row(place)
             for rule in RULES:
                 yield from click_rows(searcher, place, queries, rule)
                 if count == 10_000:
                     yield from bytes_rows(searcher, place, queries, rule)
+                    yield from many_rows(searcher, place, captions, rule)
 
 
 def main() -> None:
@@ -171,10 +191,9 @@ def main() -> None:
     model = retrieval.load()
     prepare(model)
     gallery = flickr8k(Texts(model), Path(arguments.data), "val")
-    queries = [concept.query for concept in gallery.concepts][:LESSONS]
     rows: list[dict[str, Any]] = []
     for count in (10_000, 100_000, *([1_000_000] if arguments.million else [])):
-        for row in size_rows(model, gallery.vectors, queries, count):
+        for row in size_rows(model, gallery, count):
             print(row, flush=True)
             rows.append(row)
     print(write_rows("feedback_speed", rows))
