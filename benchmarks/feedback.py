@@ -63,6 +63,7 @@ HELD_OUT = 4  # one concept in so many
 CAPTIONS = 5  # per concept
 SAMPLES = 2000  # of the bootstrap
 KS = (1, 5, 10)
+PHRASES = ("paraphrases", "captions", "captions without the word")
 NAN = float("nan")
 # Less than this is rounding: no two pictures changed places.
 _EQUAL = 1e-9
@@ -100,10 +101,7 @@ class Results:
     totals: list[dict[str, Any]] = field(default_factory=list)
 
 
-PHRASES = ("paraphrases", "captions", "captions without the word")
-
-
-def draw(gallery: Gallery, others: Gallery, seed: int, fewest: int = 1) -> Draw:
+def draw(gallery: Gallery, others: Gallery, seed: int) -> Draw:
     """Draw what one seed works with; `others` has the unrelated captions."""
     rng = np.random.default_rng([seed, len(gallery.pictures)])
     total = len(gallery.pictures)
@@ -119,8 +117,8 @@ def draw(gallery: Gallery, others: Gallery, seed: int, fewest: int = 1) -> Draw:
         relevant = concept.relevant[rows]
         c = unit(queries[number])
         shown = np.concatenate(marks(c, vectors, relevant, rocchio))
-        if relevant.sum() - relevant[shown].sum() < fewest:
-            continue
+        if relevant.sum() == relevant[shown].sum():
+            continue  # all were shown: nothing is left to measure
         taught.append(number)
         tasks.append(Task(concept.query, c, shown[relevant[shown]], shown[~relevant[shown]]))
         # Captions of relevant pictures that are not ranked: left out by the seed, or shown.
@@ -140,11 +138,10 @@ def draw(gallery: Gallery, others: Gallery, seed: int, fewest: int = 1) -> Draw:
                 "captions without the word": gallery.texts(_some(without, rng)),
             }
         )
-    known = {concept.word for concept in (gallery.concepts[i] for i in taught)}
-    known = set().union(*map(words, known)) - {"a", "an"}
-    return Draw(
-        seed, rows, vectors, taught, held, tasks, phrases, _unrelated(others, rng, known, here)
-    )
+    known = set().union(*(words(gallery.concepts[i].word) for i in taught)) - {"a", "an"}
+    owners = rows if gallery is others else np.arange(len(others.pictures))
+    unrelated = _unrelated(others, owners, known, rng)
+    return Draw(seed, rows, vectors, taught, held, tasks, phrases, unrelated)
 
 
 def _some(texts: Sequence[str], rng: np.random.Generator) -> list[str]:
@@ -152,7 +149,7 @@ def _some(texts: Sequence[str], rng: np.random.Generator) -> list[str]:
 
 
 def _unrelated(
-    gallery: Gallery, rng: np.random.Generator, known: set[str], here: np.ndarray
+    gallery: Gallery, pictures: np.ndarray, known: set[str], rng: np.random.Generator
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(query rows, picture of each) of one caption per picture, and of one without known words."""
     protected = {query.lower() for query in protected_queries()}
@@ -161,12 +158,11 @@ def _unrelated(
         if caption.lower() not in protected:
             own[owner].append(caption)
     chosen: dict[str, list[tuple[str, int]]] = {"any caption": [], "no taught word": []}
-    kept = here if len(here) == len(own) else np.ones(len(own), bool)
-    for owner in np.flatnonzero(kept):
+    for owner in pictures.tolist():
         shuffled = [own[owner][i] for i in rng.permutation(len(own[owner]))]
         clear = [text for text in shuffled if not words(text) & known]
         for name, texts in (("any caption", shuffled), ("no taught word", clear)):
-            chosen[name] += [(text, int(owner)) for text in texts[:1]]
+            chosen[name] += [(text, owner) for text in texts[:1]]
     return {
         name: (gallery.texts(text for text, _ in pairs), np.array([owner for _, owner in pairs]))
         for name, pairs in chosen.items()
@@ -278,7 +274,7 @@ def summary(results: Results) -> list[dict[str, Any]]:
             add(f"share {name}", _plain(row[column] for row in taught if row[column] is not None))
         add("ms per update", _plain(row["ms"] for row in taught))
         totals = _of(results.totals, data, method)
-        add("bytes per concept", _plain(row["bytes"] for row in totals))
+        add("bytes per concept, all files", _plain(row["bytes"] for row in totals))
     rows += [row for data in _datas(results) for row in _against(results, data)]
     return [{key: _short(value) for key, value in row.items()} for row in rows]
 

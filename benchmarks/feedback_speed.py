@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from feedback_data import Gallery, Texts, flickr8k, make_index
 from record import write_rows
+from threadpoolctl import threadpool_limits
 
 import retrieval
 from retrieval.models import RetrievalModel
@@ -187,7 +188,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("ENN_DATA", "../shared/data"))
     parser.add_argument("--million", action="store_true", help="also 1,000,000 vectors (6 GB)")
+    parser.add_argument("--threads", type=int, help="of every library; by default their own choice")
     arguments = parser.parse_args()
+    threadpool_limits(arguments.threads)
     model = retrieval.load()
     prepare(model)
     gallery = flickr8k(Texts(model), Path(arguments.data), "val")
