@@ -200,6 +200,7 @@ class BlockInputs:
     def _images(self, folder: Path, report: Progress) -> None:
         from PIL import Image as PILImage
 
+        from retrieval.datasets import image_source
         from retrieval.images import decode
         from retrieval.runtime import ImageRuntime
         from retrieval.towers import PixelTower
@@ -222,7 +223,8 @@ class BlockInputs:
         for number, (view, start) in enumerate(jobs[done:], done):
             rng = np.random.default_rng([view, start])
             part = paths[start : start + _CACHE_BATCH]
-            photos = [decode(path).resize(_SIZE, PILImage.Resampling.BICUBIC) for path in part]
+            decoded = [decode(image_source(path)) for path in part]
+            photos = [photo.resize(_SIZE, PILImage.Resampling.BICUBIC) for photo in decoded]
             pixels = np.stack([random_view(photo, view, rng) for photo in photos])
             outputs = run(pixels)
             inputs[start : start + len(part), view] = outputs[:, :-1000].reshape(-1, *shape)

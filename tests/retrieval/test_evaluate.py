@@ -1,4 +1,4 @@
-"""Recall@K equals a brute-force oracle, whatever the ties, chunks and batches."""
+"""An evaluation: its numbers, its JSON, and that it can be stopped."""
 
 from __future__ import annotations
 
@@ -6,70 +6,23 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from index_cases import TinyTestModel, photo
+from ranking_cases import brute_recall, exact_scores
 
-from retrieval.datasets import CaptionDataset, load_karpathy
-from retrieval.evaluate import (
-    bootstrap_interval,
-    embed_images,
-    evaluate,
-    retrieval_ranks,
-    write_result,
-)
+from retrieval import evaluate as evaluation
+from retrieval.datasets import CaptionDataset, DatasetError, load_karpathy
+from retrieval.evaluate import embed_images, evaluate, measure, write_result
+from retrieval.feature_cache import FeatureCache
 from retrieval.images import ImageError
 
 
 class Model(TinyTestModel):
     truncated_texts = 0
-
-
-def oracle(scores: np.ndarray, owners: np.ndarray, k: int) -> tuple[float, float]:
-    """Recall@K of (M captions x N images) scores by sorting everything: stable, so that of equal
-    scores the earlier item comes first."""
-    by_text = [owners[m] in np.argsort(-row, kind="stable")[:k] for m, row in enumerate(scores)]
-    by_image = [
-        any(owners[m] == n for m in np.argsort(-column, kind="stable")[:k])
-        for n, column in enumerate(scores.T)
-    ]
-    return float(np.mean(by_text)), float(np.mean(by_image))
-
-
-@st.composite
-def cases(draw):
-    """Captions, images, owners; few distinct values, so that many scores tie."""
-    images = draw(st.integers(1, 9))
-    extra = draw(st.integers(0, 12))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    owners = np.sort(np.concatenate([np.arange(images), rng.integers(0, images, extra)]))
-    if draw(st.booleans()):
-        texts, stored = (rng.integers(-1, 2, (n, 3)) for n in (len(owners), images))
-    else:
-        texts, stored = (rng.normal(size=(n, 4)) for n in (len(owners), images))
-    return texts.astype(np.float32), stored.astype(np.float32), owners
-
-
-@settings(max_examples=200, deadline=None)
-@given(cases(), st.integers(1, 12), st.sampled_from([None, 1, 3]))
-def test_recall_equals_the_oracle_under_ties(case, k, chunk):
-    texts, images, owners = case
-    to_image, to_text = retrieval_ranks(texts, images, owners, chunk=chunk)
-    scores = texts.astype(np.float64) @ images.astype(np.float64).T
-    expected = oracle(np.round(scores, 9), owners, k)
-    assert (float(np.mean(to_image <= k)), float(np.mean(to_text <= k))) == expected
-
-
-def test_a_collapsed_model_gets_no_credit():
-    owners = np.repeat(np.arange(10), 5)
-    same = np.ones((50, 4), np.float32)
-    to_image, to_text = retrieval_ranks(same, same[:10], owners)
-    assert np.mean(to_image <= 1) == 0.1
-    assert np.mean(to_text <= 1) == 0.1
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +47,9 @@ def test_the_result_equals_the_oracle_and_says_how_it_came_about(dataset):
         model, dataset, (10, 1), bootstrap=50, progress=lambda *step: stages.append(step)
     )
     images = embed_images(model, dataset.images)
-    scores = model.text_vectors(dataset.captions).astype(np.float64) @ images.T.astype(np.float64)
+    scores = exact_scores(model.text_vectors(dataset.captions), images)
     for k in (1, 10):
-        to_image, to_text = oracle(np.round(scores, 9), dataset.image_of_caption, k)
+        to_image, to_text = brute_recall(scores, dataset.image_of_caption, k)
         assert result["metrics"][f"image_retrieval_recall@{k}"] == to_image
         assert result["metrics"][f"text_retrieval_recall@{k}"] == to_text
         low, high = (result["metrics"][f"text_retrieval_recall@{k}_{b}"] for b in ("low", "high"))
@@ -107,7 +60,7 @@ def test_the_result_equals_the_oracle_and_says_how_it_came_about(dataset):
     assert "earlier item" in result["tie_rule"]
     assert {stage for stage, _, _ in stages} == {"images", "texts", "ranks"}
     assert all(done <= total for _, done, total in stages)
-    assert stages[-1] == ("ranks", 69, 69)
+    assert stages[-1] == ("ranks", 23 * 46, 23 * 46)
 
 
 def clip_benchmark_build(results: list[dict]) -> str:
@@ -148,22 +101,82 @@ def test_an_unreadable_image_stops_the_evaluation_by_name(dataset, tmp_path):
         embed_images(Model(), (*dataset.images, bad), batch_size=4)
 
 
+def test_a_stopped_run_goes_on_to_the_same_digits(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_IMAGE_CHUNK", 8)
+    monkeypatch.setattr(evaluation, "_TEXT_CHUNK", 8)
+    whole = measure(Model(), dataset, batch_size=5, bootstrap=20)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "texts" and done >= 16:
+            raise KeyboardInterrupt
+
+    first = Model()
+    with pytest.raises(KeyboardInterrupt):
+        measure(first, dataset, batch_size=5, progress=stop, cache=FeatureCache(tmp_path, first))
+    again = Model()
+    cache = FeatureCache(tmp_path, again)
+    resumed = measure(again, dataset, batch_size=5, bootstrap=20, cache=cache)
+    assert again.images == 0
+    assert resumed.result["images_from_cache"] == 23
+    assert resumed.result["metrics"] == whole.result["metrics"]
+    assert np.array_equal(resumed.images, whole.images)
+    assert np.array_equal(resumed.texts, whole.texts)
+    assert len(list(tmp_path.iterdir())) == 3 + 5
+    cache.drop()
+    assert not list(tmp_path.iterdir())
+
+
+def test_kept_vectors_of_other_content_are_not_taken(dataset, tmp_path):
+    model = Model()
+    measure(model, dataset, bootstrap=0, cache=FeatureCache(tmp_path, model))
+    other = Model(seed=1)
+    assert FeatureCache(tmp_path, other).find_images(dataset.images) is None
+    same = FeatureCache(tmp_path, model)
+    assert same.find_images(dataset.images) is not None
+    assert same.find_images(dataset.images[::-1]) is None
+    path = dataset.images[3]
+    before = path.stat()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    assert same.find_images(dataset.images) is None
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-7])  # cut by a crash
+    assert same.find_images(dataset.images) is None
+    assert measure(model, dataset, bootstrap=0, cache=same).result["images_from_cache"] == 23
+
+
+def test_vectors_that_cannot_be_kept_stop_nothing(dataset, tmp_path):
+    model = Model()
+    cache = FeatureCache(tmp_path / "gone", model)
+    (tmp_path / "gone").rmdir()
+    with pytest.warns(UserWarning, match="not kept"):
+        measure(model, dataset, bootstrap=0, cache=cache)
+
+
+class Cutting(Model):
+    """Reads 8 characters of a text."""
+
+    def text_vectors(self, texts) -> np.ndarray:
+        self.truncated_texts += sum(len(text) > 8 for text in texts)
+        return super().text_vectors([text[:8] for text in texts])
+
+
+def test_long_captions_are_counted_or_refused_as_the_protocol_says(dataset, tmp_path):
+    model = Cutting()
+    cache = FeatureCache(tmp_path, model)
+    distinct = len(set(dataset.captions))
+    for _ in range(2):  # the second time from the cache
+        result = measure(model, dataset, bootstrap=0, cache=cache).result
+        assert result["n_captions_truncated"] == distinct
+    with pytest.raises(DatasetError, match="longer than the 8 tokens"):
+        measure(model, replace(dataset, refuse_long=True), bootstrap=0)
+
+
 def test_wrong_arguments_are_refused(dataset):
     with pytest.raises(ValueError, match="recall_k"):
         evaluate(Model(), dataset, (0, 1))
     with pytest.raises(ValueError, match="batch_size"):
         embed_images(Model(), dataset.images, batch_size=0)
-
-
-def test_intervals_draw_whole_images():
-    rng = np.random.default_rng(0)
-    owners = np.repeat(np.arange(200), 5)
-    independent = rng.random(1000) < 0.3
-    repeated = np.repeat(rng.random(200) < 0.3, 5)
-    narrow, wide = (np.diff(bootstrap_interval(h, owners))[0] for h in (independent, repeated))
-    assert wide > 1.7 * narrow  # five equal answers are one observation
-    assert bootstrap_interval(independent, owners) == bootstrap_interval(independent, owners)
-    assert bootstrap_interval(independent, owners, samples=0) == (independent.mean(),) * 2
 
 
 @pytest.mark.slow
