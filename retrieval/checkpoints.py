@@ -4,8 +4,14 @@ A model is named by
   - an open_clip architecture and a pretrained tag or local file: "ViT-B-32:openai",
     "ViT-B-32:weights/my.safetensors";
   - a hub id, "hf-hub:org/name", served from the hub's local cache when there is no network;
-  - a directory with open_clip's `open_clip_config.json` and weights: "local-dir:/path".
-Files are read as safetensors or with torch's `weights_only`: pickled code never runs.
+  - a directory with open_clip's `open_clip_config.json` and weights, or one that transformers'
+    `CLIPModel.save_pretrained` wrote: "local-dir:/path";
+  - an architecture of `retrieval.architecture` and a local file: "long-eclip-b16:longclip-B.pt".
+Files are read as safetensors or with torch's `weights_only`: pickled code never runs. Their layout
+(OpenAI, Long-CLIP, transformers, eigen factors) is recognised: see `retrieval.clip_layouts`.
+
+QuickGELU is a fact of the weights' origin. The architecture or directory states it; where a file's
+layout or the `config.json` beside it says otherwise, the file is refused.
 """
 
 from __future__ import annotations
@@ -17,16 +23,39 @@ import logging
 import pickle
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from retrieval.architecture import (
+    Architecture,
+    list_architectures,
+    transformers_architecture,
+)
+from retrieval.clip_layouts import ClipWeights, LayoutError, read_layout
+from retrieval.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["ModelError", "OpenClip", "load_open_clip", "read_tensors", "suggest", "weights_hash"]
+__all__ = [
+    "ModelError",
+    "OpenClip",
+    "load_architecture",
+    "load_open_clip",
+    "read_clip",
+    "read_tensors",
+    "suggest",
+    "weights_hash",
+]
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
 _HUB = "hf-hub:"
 _DIRECTORY = "local-dir:"
 
@@ -37,12 +66,21 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class OpenClip:
-    """An open_clip model with what belongs to it."""
+    """An open_clip model with what belongs to it.
+
+    Attributes:
+        name: what `retrieval.load` takes to get it again.
+        model: in float32, frozen.
+        tokenizer: strings -> (N, L) token ids.
+        preprocess: how images become pixels.
+        config: open_clip's model configuration.
+    """
 
     name: str
     model: nn.Module
     tokenizer: Any
-    preprocess: Mapping[str, Any]
+    preprocess: Preprocess
+    config: Mapping[str, Any]
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -97,12 +135,64 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_clip(path: Path) -> ClipWeights:
+    """Tensors of a CLIP weights file under OpenAI's names, whatever its layout.
+
+    Raises:
+        ModelError: if the file cannot be read, parts are missing, or numbers are not finite.
+    """
+    try:
+        weights = read_layout(read_tensors(path))
+    except (LayoutError, RuntimeError) as error:
+        raise ModelError(f"{path.name}: {one_line(error)}") from error
+    if weights.layout == "transformers" and weights.quick_gelu is None:
+        # The tensors do not tell, the file that belongs to them does.
+        beside = transformers_architecture(path.parent)
+        if beside is not None:
+            weights = replace(weights, quick_gelu=beside.quick_gelu)
+    for key, value in weights.tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ModelError(f"{path.name} is damaged: {key} holds NaN or infinity")
+    return weights
+
+
+def load_architecture(
+    architecture: Architecture, checkpoint: str | Path, device: str, name: str | None = None
+) -> OpenClip:
+    """Fill an architecture with the weights of a local file, in float32.
+
+    Args:
+        architecture: from `find_architecture` or `transformers_architecture`.
+        checkpoint: a weights file of any CLIP layout, or a directory with one.
+        device: torch device.
+        name: the name to go by; None makes "architecture:file".
+
+    Raises:
+        ModelError: if the file cannot be read, or is not of this architecture.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        path = _weights_of(path)
+    weights = read_clip(path)
+    _check_quick_gelu(weights, architecture.quick_gelu, architecture.name, path)
+    model = architecture.build()
+    _fill(model, weights, architecture.name, path)
+    return OpenClip(
+        name or f"{architecture.name}:{path.resolve()}",
+        model.requires_grad_(False).to(device),
+        architecture.tokenizer(),
+        architecture.preprocess,
+        architecture.model,
+    )
+
+
 def load_open_clip(name: str, checkpoint: str | None, device: str) -> OpenClip:
     """Load an open_clip model in float32 with its tokenizer and preprocessing.
 
-    QuickGELU is decided by the architecture's name alone. With a tag, open_clip warns when name
-    and tag disagree. A local file does not say what it was trained with: for weights that descend
-    from OpenAI's, name the "-quickgelu" architecture, or the vectors are silently poor.
+    A tag says itself whether its weights want QuickGELU, whatever the architecture's name says
+    (open_clip loads 27 of its tags with the wrong activation unless told). A local file in
+    open_clip's own layout does not say: then the architecture's name decides, with a warning where
+    a "-quickgelu" twin exists.
 
     Args:
         name: "arch", "arch:tag", "arch:file", "hf-hub:org/name", "local-dir:path" or a directory.
@@ -133,18 +223,21 @@ def load_open_clip(name: str, checkpoint: str | None, device: str) -> OpenClip:
                 file = Path(source).expanduser()
                 full = f"{arch}:{file.resolve()}"
                 model = _from_file(arch, file)
-                _warn_of_quick_gelu(arch, file)
                 tokenizer = open_clip.get_tokenizer(arch)
             else:
                 model, tokenizer = _from_hub(arch, source)
+            config = open_clip.get_model_config(arch)
     except ModelError:
         raise
     except Exception as error:
         # open_clip, huggingface_hub and requests raise a dozen kinds for "cannot get it".
         raise ModelError(_explain(full, error)) from error
+    if source is not None and _tag_wants_quick_gelu(arch, source):
+        config["quick_gelu"] = True
     visual: Any = model.visual
     model = model.eval().requires_grad_(False).to(device)
-    return OpenClip(full, model, tokenizer, dict(visual.preprocess_cfg))
+    preprocess = Preprocess.from_config(dict(visual.preprocess_cfg))
+    return OpenClip(full, model, tokenizer, preprocess, config)
 
 
 def suggest(word: str, valid: Iterable[str]) -> str:
@@ -166,7 +259,7 @@ def _check_architecture(arch: str, source: str | None) -> None:
 
     known = open_clip.list_models()
     if arch not in known:
-        hint = suggest(arch, ["long-eclip-mini", *known])
+        hint = suggest(arch, ["long-eclip-mini", *list_architectures(), *known])
         raise ModelError(f"unknown model {arch!r}{hint or '; see retrieval.list_models()'}")
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if source is None:
@@ -194,8 +287,12 @@ def _from_hub(name: str, tag: str | None) -> tuple[nn.Module, Any]:
     """Model and tokenizer by tag, hub id or directory: from local files if they are there."""
     import open_clip
 
+    quick_gelu = tag is not None and _tag_wants_quick_gelu(name, tag)
+
     def create() -> tuple[nn.Module, Any]:
-        model = open_clip.create_model(name, tag, require_pretrained=True, weights_only=True)
+        model = open_clip.create_model(
+            name, tag, force_quick_gelu=quick_gelu, require_pretrained=True, weights_only=True
+        )
         return model, open_clip.get_tokenizer(name)
 
     # Asking an unreachable hub first costs half a minute of retries.
@@ -216,25 +313,96 @@ def _hub_offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = previous
 
 
-def _from_file(arch: str, path: Path) -> nn.Module:
+def _tag_wants_quick_gelu(arch: str, tag: str) -> bool:
     import open_clip
 
-    tensors = read_tensors(path)
+    return bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu"))
+
+
+def _weights_of(folder: Path) -> Path:
+    """The weights file of a model directory."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
+    if len(files) == 1:
+        return files[0]
+    found = f"{len(files)} weights files: name one of them" if files else "no weights file"
+    raise ModelError(f"{folder} has {found}; looked for {', '.join(_WEIGHTS)}")
+
+
+def _from_file(arch: str, path: Path) -> nn.Module:
+    """An open_clip architecture with the weights of a file."""
+    import open_clip
+
+    weights = read_clip(path)
+    quick_gelu = bool((open_clip.get_model_config(arch) or {}).get("quick_gelu"))
+    _check_quick_gelu(weights, quick_gelu, arch, path)
     model = open_clip.create_model(arch, load_weights=False, pretrained_text=False)
+    if weights.layout == "open_clip":
+        if weights.quick_gelu is None:
+            _warn_of_quick_gelu(arch, path)
+        # open_clip knows a few layouts of its own and of its timm towers.
+        tensors = open_clip.factory.convert_state_dict(model, dict(weights.tensors))
+        weights = replace(weights, tensors=tensors)
+    _fill(model, weights, arch, path)
+    return model
+
+
+def _fill(model: nn.Module, weights: ClipWeights, arch: str, path: Path) -> None:
+    """Put weights into a model; everything must be there and fit."""
+    import open_clip
+
+    tensors = dict(weights.tensors)
     own = model.state_dict()
+    if "positional_embedding" in tensors and "positional_embedding" not in own:
+        tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
+    for key in ("logit_scale", "logit_bias"):
+        if key in tensors and key in own and tensors[key].numel() == own[key].numel():
+            tensors[key] = tensors[key].reshape(own[key].shape)
+    if "logit_bias" in own:
+        tensors.setdefault("logit_bias", own["logit_bias"] * 0)
+    # Old versions of transformers saved a table of 0, 1, 2, ...
+    tensors.pop("text.transformer.embeddings.position_ids", None)
     for key, value in tensors.items():
-        # open_clip would stretch position tables to fit and say nothing.
-        if key.endswith("positional_embedding") and key in own and own[key].shape != value.shape:
+        wanted = tuple(own[key].shape) if key in own else tuple(value.shape)
+        if len(wanted) > value.ndim == 2 and value.numel() == own[key].numel():
+            tensors[key] = value.reshape(wanted)  # a kernel that was eigen factors
+        elif key.endswith("positional_embedding") and tuple(value.shape) != wanted:
+            # open_clip itself would stretch position tables to fit and say nothing.
             raise ModelError(
-                f"{path.name} does not fit {arch}: {key} is {tuple(value.shape)}, "
-                f"the architecture has {tuple(own[key].shape)}"
+                f"{path.name} does not fit {arch}: {key} is {tuple(value.shape)}, the "
+                f"architecture has {wanted}{_explain_positions(key, len(value), wanted[0])}"
             )
     try:
-        open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+        model.load_state_dict(tensors, strict=True)
     except (RuntimeError, KeyError, AttributeError) as error:
         detail = _key_difference(own, tensors) or one_line(error)
         raise ModelError(f"{path.name} does not fit {arch}: {detail}") from error
-    return model
+
+
+def _explain_positions(key: str, given: int, wanted: int) -> str:
+    if key.startswith("visual."):
+        return "; image size or patch size differ: name another architecture"
+    if given == wanted:
+        return ""
+    remedy = f"an architecture of {given} tokens, or give a file that was trained for {wanted}"
+    return f"; the file reads {given} tokens of text, {wanted} were asked for: name {remedy}"
+
+
+def _check_quick_gelu(weights: ClipWeights, has: bool, arch: str, path: Path) -> None:
+    if weights.quick_gelu is None or weights.quick_gelu == has:
+        return
+    names = ("GELU", "QuickGELU")
+    origin = {
+        "openai": "it is OpenAI's",
+        "long-clip": "Long-CLIP starts from OpenAI's weights",
+    }.get(weights.layout, "the config.json beside it says so")
+    raise ModelError(
+        f"{path.name} was trained with {names[weights.quick_gelu]} ({origin}), but {arch} uses "
+        f"{names[has]}; name an architecture with quick_gelu {str(weights.quick_gelu).lower()}"
+        + (f", as {arch}-quickgelu" if weights.quick_gelu and "/" not in arch else "")
+    )
 
 
 def _key_difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

@@ -19,8 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.architecture import (
+    Architecture,
+    ArchitectureError,
+    find_architecture,
+    list_architectures,
+    transformers_architecture,
+)
 from retrieval.checkpoints import (
     ModelError,
+    OpenClip,
+    load_architecture,
     load_open_clip,
     one_line,
     read_tensors,
@@ -58,6 +67,7 @@ class RetrievalModel:
         preprocess: PIL image -> uint8 (H, W, 3) pixels.
         basis: the final linear map of the image tower, factored in float64.
         context_length: tokens of a text that are read.
+        clip: the plain network with tokenizer and configuration, None if it is no CLIP.
     """
 
     def __init__(
@@ -70,11 +80,13 @@ class RetrievalModel:
         text: TextTower,
         images: ImageRuntime,
         image_tower: Callable[[], nn.Module],
+        clip: OpenClip | None = None,
     ) -> None:
         """Put a model together; `load` does this.
 
         image_tower gives the eigen form of the whole image tower.
         """
+        self.clip = clip
         self.name = name
         self.weights_hash = weights_hash
         self.preprocess = preprocess
@@ -187,13 +199,15 @@ def load(
 ) -> RetrievalModel:
     """Load a model by name.
 
-    QuickGELU is decided by an architecture's name ("ViT-B-16" or "ViT-B-16-quickgelu"), never
-    guessed from a local file: weights that descend from OpenAI's need the latter.
+    QuickGELU comes from the weights' origin: a published tag, the directory's configuration or
+    the file's layout. Where a local file does not say, the architecture decides.
 
     Args:
-        name: "long-eclip-mini" (shipped); an open_clip architecture with its weights, as in
-            "ViT-B-32:laion2b_s34b_b79k" or "ViT-B-32:path/to/file.safetensors"; a hub id
-            "hf-hub:org/name"; a directory, as a path or "local-dir:path".
+        name: "long-eclip-mini" (shipped); "long-eclip-b16", "long-eclip-l14" or an architecture of
+            your own (see `retrieval.architecture`), with a weights file of any CLIP layout; an
+            open_clip architecture with its weights, as in "ViT-B-32:laion2b_s34b_b79k" or
+            "ViT-B-32:path/to/file.safetensors"; a hub id "hf-hub:org/name"; a directory of
+            open_clip or transformers, as a path or "local-dir:path".
         checkpoint: pretrained tag or weights file, when name is an architecture alone.
         device: torch device, for example "cpu" or "cuda".
         runtime: "auto", "openvino" or "torch" for the image tower.
@@ -210,11 +224,19 @@ def load(
         if _is_directory(name, directory):
             if given is not None:
                 raise ModelError(f"{name} brings its own weights; leave checkpoint {given!r} out")
-            full = f"local-dir:{directory.resolve()}"
+            name = f"local-dir:{directory.resolve()}"
+            architecture = _architecture_of(directory)
+            if architecture is not None:
+                loaded = load_architecture(architecture, directory, device, name)
+                return _from_clip(loaded, device, runtime)
             if not (directory / "open_clip_config.json").is_file() and _is_mini(directory):
-                return _load_mini(full, directory, device, runtime)
-            name = full
-        return _load_open_clip(name, given, device, runtime)
+                return _load_mini(name, directory, device, runtime)
+        else:
+            architecture, tail = _architecture(name)
+            if architecture is not None:
+                file = _one_of(name, tail, given, architecture)
+                return _from_clip(load_architecture(architecture, file, device), device, runtime)
+        return _from_clip(load_open_clip(name, given, device), device, runtime)
     except ModelError:
         raise
     except ValueError as error:
@@ -222,10 +244,46 @@ def load(
 
 
 def list_models() -> list[str]:
-    """Names that `load` takes: the shipped model, then open_clip's published weights."""
+    """Names that `load` takes: the shipped model, architectures, open_clip's published weights.
+
+    Architectures need a weights file.
+    """
     import open_clip
 
-    return [MINI, *open_clip.list_pretrained(as_str=True)]
+    return [MINI, *list_architectures(), *open_clip.list_pretrained(as_str=True)]
+
+
+def _architecture(name: str) -> tuple[Architecture | None, str]:
+    """The architecture that a name begins with, and the file behind its colon."""
+    head, mark, tail = name.partition(".json:")
+    if mark or name.endswith(".json"):
+        return find_architecture(f"{head}.json" if mark else name), tail
+    head, _, tail = name.partition(":")
+    return find_architecture(head), tail
+
+
+def _architecture_of(directory: Path) -> Architecture | None:
+    """What a model directory says of itself; None if this is no plain CLIP."""
+    config = directory / "open_clip_config.json"
+    if not config.is_file():
+        return transformers_architecture(directory)
+    try:
+        return find_architecture(str(config))
+    except ArchitectureError:
+        return None  # open_clip knows more text towers
+
+
+def _one_of(name: str, tail: str, given: str | None, architecture: Architecture) -> str:
+    """The weights file, which the name or the argument gives."""
+    if tail and given is not None:
+        raise ModelError(f"{name} already names its weights; leave {given!r} out")
+    file = tail or given
+    if not file:
+        raise ModelError(
+            f"{architecture.name} needs weights: give a file trained for "
+            f"{architecture.context_length} tokens, as in {architecture.name}:FILE"
+        )
+    return file
 
 
 def _is_directory(name: str, path: Path) -> bool:
@@ -296,14 +354,13 @@ def _load_mini(name: str, directory: Path, device: str, runtime: str) -> Retriev
     )
 
 
-def _load_open_clip(name: str, checkpoint: str | None, device: str, runtime: str) -> RetrievalModel:
+def _from_clip(loaded: OpenClip, device: str, runtime: str) -> RetrievalModel:
     from enn_core import to_enn
     from retrieval.text import OpenClipText
     from retrieval.towers import PixelTower, split_final_map
 
-    loaded = load_open_clip(name, checkpoint, device)
     model: Any = loaded.model
-    preprocess = Preprocess.from_config(loaded.preprocess)
+    preprocess = loaded.preprocess
     tensors = weights_hash(model.state_dict())
     headless, basis = split_final_map(model.visual)
     if basis is None:
@@ -322,6 +379,7 @@ def _load_open_clip(name: str, checkpoint: str | None, device: str, runtime: str
             device=device,
         ),
         image_tower=lambda: to_enn(model.visual),
+        clip=loaded,
     )
 
 
