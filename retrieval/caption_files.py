@@ -42,7 +42,7 @@ class CaptionRow:
         captions: in the file's order.
         split: as the file says; None if it says nothing.
         image_id: COCO's number, if there is one.
-        caption_ids: COCO's numbers of the captions, if there are.
+        caption_ids: COCO's numbers of the captions (-1: unknown), if there are.
     """
 
     image: str
@@ -106,7 +106,7 @@ def _karpathy(row: dict[str, Any], file: Path) -> CaptionRow:
         captions=tuple(_clean(item["raw"]) for item in items),
         split=str(row["split"]) if row.get("split") is not None else None,
         image_id=_number(row.get("cocoid")),
-        caption_ids=tuple(i for i in ids if i is not None) if None not in ids else (),
+        caption_ids=tuple(-1 if i is None else i for i in ids) if any(ids) else (),
     )
 
 

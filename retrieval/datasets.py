@@ -81,7 +81,7 @@ class CaptionDataset:
         deviations: in what this is not the protocol's whole split, such as "first 100 images".
         refuse_long: whether a caption longer than the model's context is an error, not cut.
         image_ids: N numbers of COCO, or none.
-        caption_ids: M numbers of COCO, or none.
+        caption_ids: M numbers of COCO (-1: unknown), or none.
     """
 
     name: str
