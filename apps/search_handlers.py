@@ -26,7 +26,15 @@ from retrieval.profiles import DEFAULT, check_name
 if TYPE_CHECKING:
     from retrieval.teaching import Lesson, Teacher
 
-__all__ = ["CAPTIONS_LIMIT", "TEXT_LIMIT", "Query", "Screen", "SearchHandlers", "one_line"]
+__all__ = [
+    "CAPTIONS_LIMIT",
+    "TEXT_LIMIT",
+    "Query",
+    "Screen",
+    "SearchHandlers",
+    "check_profile",
+    "one_line",
+]
 
 TEXT_LIMIT = 500  # characters of a query; the text tower reads fewer words than that
 CAPTIONS_LIMIT = 200
@@ -193,7 +201,7 @@ class SearchHandlers:
         before: Sequence[int] | None = None,
         answer: str = "",
         lesson: Lesson | str | None = None,
-        undo: int | None = None,
+        bad: bool = True,
     ) -> tuple:
         """(text, picker, status, lesson, results, screen) for a screen.
 
@@ -205,13 +213,13 @@ class SearchHandlers:
             before: ids of the ranking before what the visitor just did, to tell what moved;
                 None compares with the ranking without teaching.
             answer: HTML put behind the results, for the page's script.
-            lesson: what to tell: a lesson, or a text about something that failed.
-            undo: entry of the history to offer an undo for.
+            lesson: what to tell: a lesson, or a text.
+            bad: the text is about something that failed.
         """
         text = gr.skip() if typed else screen.query.text
         message = ""
         if isinstance(lesson, str):
-            message = taught_html.lesson_html(lesson, bad=undo is None, undo=undo)
+            message = taught_html.lesson_html(lesson, bad=bad)
         try:
             picker = self._picker(screen.query)
         except LookupError:
@@ -233,6 +241,7 @@ class SearchHandlers:
             message = taught_html.lesson_html(
                 taught_html.told(lesson, new=shown.new, up=shown.up),
                 undo=lesson.entry,
+                profile=screen.profile,
                 force=lesson.refused is not None,
                 bad=lesson.refused is not None,
             )
@@ -328,7 +337,10 @@ class SearchHandlers:
             profile=screen.profile,
         )
         results = html.cards_html(
-            cards, label="Search results", query=query.text if query.words_only else None
+            cards,
+            label="Search results",
+            query=query.text if query.words_only else None,
+            profile=screen.profile,
         )
         up = sum(card.moved > 0 for card in cards)
         return _Body(status, results, found.ids, new=sum(card.new for card in cards), up=up)
@@ -353,6 +365,7 @@ class SearchHandlers:
         serial = data.get("answer")
         number = serial if type(serial) is int and 0 <= serial < 2**53 else 0
         try:
+            check_profile(data, screen)
             marks = self._marks(data)
         except EXPECTED as error:
             answer = _answer(number, refused=True)
@@ -379,6 +392,7 @@ class SearchHandlers:
             typed=True,
             before=screen.ids if done else None,
             lesson=text,
+            bad=not done,
         )
 
     def take_back(
@@ -390,6 +404,7 @@ class SearchHandlers:
         try:
             if type(entry) is not int:  # True is none
                 raise ValueError("no entry of the history is named")
+            check_profile(data, screen)
             visitor_of(request).known()
             teacher = self.teacher(which, screen, request)
             if teacher is None:
@@ -557,6 +572,15 @@ class SearchHandlers:
     def stop_update(self, which: int) -> tuple:
         self.collections[which].cancel_update()
         return self.index_state(which)
+
+
+def check_profile(data: Any, screen: Screen) -> None:
+    """Raises ValueError unless the page shows the profile that the server has in mind.
+
+    They differ after a restart, when the server has forgotten the visitor's screen.
+    """
+    if not isinstance(data, dict) or data.get("profile") != screen.profile:
+        raise ValueError("the server was started anew since this page was loaded; load it again")
 
 
 def one_line(error: BaseException) -> str:

@@ -168,18 +168,23 @@ MARK_HINT = (
 )
 
 
-def cards_html(cards: Sequence[Card], *, label: str, query: str | None = None) -> str:
+def cards_html(
+    cards: Sequence[Card], *, label: str, query: str | None = None, profile: str = ""
+) -> str:
     """The grid of results. Every card carries what the larger view shows of it.
 
     Args:
         cards: best first.
         label: of the list, for screen readers.
         query: the words that the visitor may mark the pictures for; None for no marks.
+        profile: that marks are for.
     """
     markable = query is not None
     items = "".join(_card(card, rank, markable) for rank, card in enumerate(cards, start=1))
-    words = f' data-query="{escape(query)}"' if query is not None else ""
-    return f'<ul class="enn-grid" aria-label="{escape(label)}"{words}>{items}</ul>'
+    marks = (
+        f' data-query="{escape(query or "")}" data-profile="{escape(profile)}"' if markable else ""
+    )
+    return f'<ul class="enn-grid" aria-label="{escape(label)}"{marks}>{items}</ul>'
 
 
 def _card(card: Card, rank: int, markable: bool) -> str:

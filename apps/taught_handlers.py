@@ -9,7 +9,7 @@ import gradio as gr
 from apps import search_html as html
 from apps import taught_html
 from apps.effects_chart import effects_html
-from apps.search_handlers import EXPECTED, Screen, SearchHandlers, one_line
+from apps.search_handlers import EXPECTED, Screen, SearchHandlers, check_profile, one_line
 from apps.visitors import visitor_of
 from retrieval.profiles import check_name
 
@@ -75,9 +75,12 @@ class TaughtHandlers(SearchHandlers):
         done, text = self.take_back(which, screen, request, event)
         return self._both(which, count, screen, request, text, bad=not done)
 
-    def forget_all(self, which: int, count: int, screen: Screen, request: gr.Request) -> tuple:
+    def forget_all(
+        self, which: int, count: int, screen: Screen, request: gr.Request, event: gr.EventData
+    ) -> tuple:
         """(tab, *search) after forgetting everything that the profile was taught."""
         try:
+            check_profile(event._data, screen)
             visitor_of(request).known()
             teacher = self.teacher(which, screen, request)
             count_of = teacher.forget() if teacher is not None else 0

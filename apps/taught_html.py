@@ -22,13 +22,19 @@ SHOWN = 500  # entries of the history
 
 
 def lesson_html(
-    text: str, *, undo: int | None = None, force: bool = False, bad: bool = False
+    text: str,
+    *,
+    undo: int | None = None,
+    profile: str = "",
+    force: bool = False,
+    bad: bool = False,
 ) -> str:
     """The answer to a mark.
 
     Args:
         text: what happened; empty for no answer.
         undo: entry of the history that a button takes back.
+        profile: whose history that is.
         force: offer to teach what was refused.
         bad: it is not what the visitor wanted.
     """
@@ -36,7 +42,7 @@ def lesson_html(
         return ""
     buttons = ""
     if undo is not None:
-        buttons += _button("undo", "Undo", f' data-entry="{undo}"')
+        buttons += _button("undo", "Undo", f' data-entry="{undo}" data-profile="{escape(profile)}"')
     if force:
         buttons += _button("force", "Teach anyway")
     kind = "enn-bad" if bad else "enn-good"

@@ -7,7 +7,7 @@ const markable = () => grid()?.dataset.query !== undefined;
 // Marks go to the server one batch at a time: what is clicked while one is on its way waits for
 // the answer. A button counts as pressed only when the server has answered that it is kept.
 let serial = 0, sent = null, timer = 0;
-let queue = [];        // [{query, marks: {token: "good" | "bad" | "none"}}]
+let queue = [];        // [{query, profile, marks: {token: "good" | "bad" | "none"}}]
 let known = {};        // marks of pictures that are no longer shown
 let query;             // what `known` belongs to
 let focused = null;    // {token, what, keyboard}: where the focus is, and how it came there
@@ -29,8 +29,9 @@ const paint = (token) => {
 const mark = (token, what) => {
   if (!markable()) return;
   note(document.activeElement);
-  const asked = grid().dataset.query;
-  if (queue.at(-1)?.query !== asked) queue.push({ query: asked, marks: {} });
+  const { query: asked, profile } = grid().dataset;
+  const last = queue.at(-1);
+  if (last?.query !== asked || last.profile !== profile) queue.push({ query: asked, profile, marks: {} });
   const now = pending(token) ?? kept(token);
   queue.at(-1).marks[token] = now === what ? "none" : what;
   paint(token);

@@ -34,12 +34,12 @@ element.addEventListener("submit", (event) => {
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-do]");
   const what = button?.dataset.do;
-  if (what === "undo") trigger("undo", { entry: Number(button.dataset.entry) });
+  const profile = element.querySelector("[data-profile]")?.dataset.profile;
+  if (what === "undo") trigger("undo", { entry: Number(button.dataset.entry), profile });
   if (what === "forget") {
-    const name = element.querySelector("[data-profile]").dataset.profile;
-    const sure = `Forget everything that the profile “${name}” was taught? `
+    const sure = `Forget everything that the profile “${profile}” was taught? `
       + "It is erased from this server and cannot be brought back.";
-    if (window.confirm(sure)) trigger("forget");
+    if (window.confirm(sure)) trigger("forget", { profile });
   }
 });
 const show = () => {

@@ -59,7 +59,7 @@ def _token(page: TaughtHandlers, id_: int) -> str:
 
 
 def _mark(page, screen, marks, *, text="red", answer=1, scope="local"):
-    data = {"marks": marks, "query": text, "answer": answer}
+    data = {"marks": marks, "query": text, "answer": answer, "profile": screen.profile}
     return page.mark(0, 12, screen, _request(scope), _event(data))
 
 
@@ -104,7 +104,7 @@ def test_odd_marks_are_answered_and_change_nothing(page, data):
     if isinstance(data, dict) and "TOKEN" in data.get("marks", {}):
         data["marks"] = {_token(page, screen.ids[0]): data["marks"]["TOKEN"]}
     if isinstance(data, dict):
-        data["answer"] = 3
+        data |= {"answer": 3, "profile": screen.profile}
     shown = page.mark(0, 12, screen, _request(), _event(data))
     assert "Not learned" in shown[LESSON]
     assert "data-refused" in shown[RESULTS]
@@ -123,7 +123,7 @@ def test_whatever_a_browser_sends_is_answered(page, data):
     screen = Screen(query=Query(text="red"))
     for handler in (page.mark, page.undo_last):
         assert len(handler(0, 12, screen, _request(), _event(data))) == 6
-    for handler in (page.undo_entry, page.choose_profile, page.imported):
+    for handler in (page.undo_entry, page.choose_profile, page.imported, page.forget_all):
         assert len(handler(0, 12, screen, _request(), _event(data))) == 7
 
 
@@ -140,7 +140,10 @@ def test_nobody_is_taught_nothing(page):
     assert "cookie" in shown[LESSON]
     assert "data-refused" in shown[RESULTS]
     assert "cookie" in page.taught(0, screen, _request(None))
-    assert page.forget_all(0, 12, screen, _request(None))
+    assert (
+        "cookie"
+        in page.forget_all(0, 12, screen, _request(None), _event({"profile": "default"}))[0]
+    )
 
 
 def test_people_and_profiles_are_apart(page):
@@ -175,6 +178,19 @@ def test_a_refused_lesson_is_told_with_numbers_and_can_be_insisted_on(page, tmp_
 def test_insisting_without_a_refused_lesson_searches_again(page):
     screen = _searched(page)
     assert page.insist(0, 12, screen, _request())[SCREEN].ids == screen.ids
+
+
+def test_a_page_of_before_a_restart_changes_nothing(page):
+    """It shows one profile while the server, having lost its screen, thinks of the default one."""
+    screen = _searched(page)
+    token = _token(page, screen.ids[0])
+    _mark(page, screen, {token: "good"})
+    stale = {"profile": "family", "entry": 1, "marks": {token: "bad"}, "query": "red"}
+    for handler in (page.mark, page.undo_last):
+        assert "load it again" in handler(0, 12, screen, _request(), _event(stale))[LESSON]
+    for handler in (page.undo_entry, page.forget_all):
+        assert "load it again" in handler(0, 12, screen, _request(), _event(stale))[0]
+    assert [entry.active for entry in page.teacher(0, screen, _request()).history()] == [True]
 
 
 def test_a_damaged_profile_does_not_stop_searching(page, tmp_path):
