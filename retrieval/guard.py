@@ -22,6 +22,7 @@ from retrieval.eigen import scores
 __all__ = [
     "LEAST_OVERLAP",
     "MOST_AGREEMENT_LOST",
+    "MOST_LOST_BY_ONE",
     "SAMPLE",
     "Mapping",
     "Marks",
@@ -39,6 +40,8 @@ LEAST_OVERLAP = 0.95
 lessons on training images left 0.975 or more, targets opposite to their query 0.89 to 0.98."""
 MOST_AGREEMENT_LOST = 0.10
 """How much of their agreement with their marks the queries taught earlier may lose on average."""
+MOST_LOST_BY_ONE = 0.20
+"""How much of it any one of them may lose."""
 
 _BEST = 20
 # Of a small collection twenty pictures would be nearly all, and nothing could ever move.
@@ -144,12 +147,16 @@ def verdict(
             f"{1 - step_overlap:.0%} of the best pictures of {queries} generic queries would "
             f"change (at most {1 - LEAST_OVERLAP:.0%} may)"
         )
-    lost = [before - after for before, after in earlier]
-    known = [value for value in lost if value == value]
-    if known and sum(known) / len(known) > MOST_AGREEMENT_LOST:
+    lost = [before - after for before, after in earlier if before - after == before - after]
+    if lost and sum(lost) / len(lost) > MOST_AGREEMENT_LOST:
         reasons.append(
-            f"queries taught earlier would agree {sum(known) / len(known):.2f} less with their own "
+            f"queries taught earlier would agree {sum(lost) / len(lost):.2f} less with their own "
             f"marks (at most {MOST_AGREEMENT_LOST:.2f})"
+        )
+    elif lost and max(lost) > MOST_LOST_BY_ONE:
+        reasons.append(
+            f"a query taught earlier would agree {max(lost):.2f} less with its own marks (at most "
+            f"{MOST_LOST_BY_ONE:.2f})"
         )
     if not reasons:
         return None

@@ -91,3 +91,9 @@ def test_the_verdict_has_numbers_and_one_line():
     assert "0.50" in refused
     assert "200" in refused
     assert "\n" not in refused
+    # One query that is turned upside down is not averaged away by others that stay.
+    steady = [(0.9, 0.9)] * 50
+    assert verdict(1.0, [*steady, (0.95, 0.8)], queries=200) is None
+    refused = verdict(1.0, [*steady, (0.95, 0.3)], queries=200)
+    assert "a query taught earlier" in refused
+    assert "0.65" in refused
