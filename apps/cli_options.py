@@ -35,7 +35,7 @@ __all__ = [
 
 _ORDER = (
     *("index", "query", "teach", "history", "undo", "forget", "profiles"),
-    *("caption", "info", "export", "import", "eval", "train"),
+    *("caption", "info", "export", "import", "eval", "eval-build", "train"),
 )
 
 

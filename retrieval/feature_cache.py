@@ -43,9 +43,8 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str], model: RetrievalModel) -> None:
-        """Make the directory if need be."""
+        """Nothing is written before the first `add`."""
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.images = 0
         self._dim = model.dim
         self._model = json.dumps(
@@ -83,10 +82,12 @@ class FeatureCache:
         self._write(self._text_file(texts), np.concatenate([vectors, column], axis=1))
 
     def drop(self) -> None:
-        """Delete what this run used."""
+        """Delete what this run used, and the directory if nothing else is in it."""
         for file in self._used:
             with contextlib.suppress(OSError):
                 file.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _image_file(self, images: Sequence[Path | TarImage]) -> Path:
         digest = self._digest("images")
@@ -124,6 +125,7 @@ class FeatureCache:
     @staticmethod
     def _write(file: Path, vectors: np.ndarray) -> None:
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary, open(temporary, "wb") as out:
                 np.save(out, np.asarray(vectors, dtype=np.float32))
         except OSError as error:

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["TIE_RULE", "best_captions", "bootstrap_interval", "fixed_point", "retrieval_ranks"]
+__all__ = [
+    "TIE_RULE",
+    "best_captions",
+    "bootstrap_interval",
+    "fixed_point",
+    "own_cosines",
+    "retrieval_ranks",
+    "top_items",
+]
 
 TIE_RULE = (
     "coordinates rounded to 26 bits, scores exact; of equal scores the earlier item of the data "
@@ -29,7 +37,7 @@ _ROWS, _COLUMNS = 512, 8192
 _BITS = 26
 
 
-def fixed_point(vectors: npt.NDArray[np.floating[Any]]) -> Callable[[slice], np.ndarray]:
+def fixed_point(vectors: npt.NDArray[np.floating[Any]]) -> Callable[[Any], np.ndarray]:
     """Rows of vectors as float64 integers of at most 26 bits, made block by block.
 
     Args:
@@ -105,6 +113,37 @@ def best_captions(
     owners = np.asarray(image_of_caption, dtype=np.int64)
     own = _own_scores(fixed_point(texts), fixed_point(images), owners)
     return _first_best(own, owners, len(images))
+
+
+def own_cosines(
+    texts: npt.NDArray[np.float32],
+    images: npt.NDArray[np.float32],
+    image_of_caption: npt.NDArray[np.integer[Any]],
+) -> npt.NDArray[np.float32]:
+    """(M,) score of each caption with its own image, as a cosine."""
+    owners = np.asarray(image_of_caption, dtype=np.int64)
+    cosines = np.empty(len(owners), dtype=np.float32)
+    for rows in _blocks(len(owners), _COLUMNS):
+        cosines[rows] = np.einsum("mr,mr->m", texts[rows], images[owners[rows]])
+    return cosines
+
+
+def top_items(
+    queries: npt.NDArray[np.float32], items: npt.NDArray[np.float32], which: Any, count: int
+) -> npt.NDArray[np.int64]:
+    """(len(which), count) best items of a few queries, under this module's tie rule.
+
+    Args:
+        queries: (M, r), all of them: their longest decides the rounding.
+        items: (N, r).
+        which: positions of the queries that are asked.
+        count: how many, at most N.
+    """
+    asked, item_rows = fixed_point(queries)(np.asarray(which, dtype=np.int64)), fixed_point(items)
+    scores = np.empty((len(asked), len(items)))
+    for rows in _blocks(len(items), _COLUMNS):
+        scores[:, rows] = asked @ item_rows(rows).T
+    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
 
 
 def bootstrap_interval(

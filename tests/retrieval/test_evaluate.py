@@ -110,20 +110,20 @@ def test_a_stopped_run_goes_on_to_the_same_digits(dataset, tmp_path, monkeypatch
         if stage == "texts" and done >= 16:
             raise KeyboardInterrupt
 
-    first = Model()
+    first, folder = Model(), tmp_path / "new" / "vectors"
     with pytest.raises(KeyboardInterrupt):
-        measure(first, dataset, batch_size=5, progress=stop, cache=FeatureCache(tmp_path, first))
+        measure(first, dataset, batch_size=5, progress=stop, cache=FeatureCache(folder, first))
     again = Model()
-    cache = FeatureCache(tmp_path, again)
+    cache = FeatureCache(folder, again)
     resumed = measure(again, dataset, batch_size=5, bootstrap=20, cache=cache)
     assert again.images == 0
     assert resumed.result["images_from_cache"] == 23
     assert resumed.result["metrics"] == whole.result["metrics"]
     assert np.array_equal(resumed.images, whole.images)
     assert np.array_equal(resumed.texts, whole.texts)
-    assert len(list(tmp_path.iterdir())) == 3 + 5
+    assert len(list(folder.iterdir())) == 3 + 5
     cache.drop()
-    assert not list(tmp_path.iterdir())
+    assert not folder.exists()
 
 
 def test_kept_vectors_of_other_content_are_not_taken(dataset, tmp_path):
@@ -147,8 +147,8 @@ def test_kept_vectors_of_other_content_are_not_taken(dataset, tmp_path):
 
 def test_vectors_that_cannot_be_kept_stop_nothing(dataset, tmp_path):
     model = Model()
-    cache = FeatureCache(tmp_path / "gone", model)
-    (tmp_path / "gone").rmdir()
+    (tmp_path / "file").touch()
+    cache = FeatureCache(tmp_path / "file" / "below", model)
     with pytest.warns(UserWarning, match="not kept"):
         measure(model, dataset, bootstrap=0, cache=cache)
 

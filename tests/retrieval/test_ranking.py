@@ -142,6 +142,7 @@ def test_memory_is_that_of_a_block():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_whole_flickr30k_fits_in_4_gib():
     """Long-CLIP's Flickr protocol: 5.05e9 scores, 40 GB at once in float64."""
     _, peak, to_image, to_text = _memory(31_783, 158_915, 512)
