@@ -1,4 +1,6 @@
-"""Image towers taken apart: pixels in, inputs of the last linear map out, and that map."""
+"""Towers taken apart: pixels in, inputs of the last linear map out, and that map; tokens in, text
+vectors out, without the padding.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from retrieval.eigen import EigenBasis
 from retrieval.preprocess import Preprocess
 
-__all__ = ["PixelTower", "linear_basis", "split_final_map"]
+__all__ = ["CausalText", "PixelTower", "linear_basis", "split_final_map"]
 
 
 class PixelTower(nn.Module):
@@ -49,6 +51,39 @@ class PixelTower(nn.Module):
         x = pixels.permute(0, 3, 1, 2).float() * self.scale - self.shift
         out = self._run(x)
         return out[0] if isinstance(out, tuple) else out
+
+
+class CausalText(nn.Module):
+    """CLIP's own text tower, for token rows of any length up to its context.
+
+    It is causal and reads its answer at the end-of-text token, so what follows that token changes
+    nothing: rows may be cut behind it, exactly. A ten-word query costs an eighth of 77 tokens.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """model is open_clip's whole model; see `fits`."""
+        super().__init__()
+        self.model: Any = model
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def fits(model: nn.Module) -> bool:
+        """Whether a model's text tower is of this kind."""
+        causal = getattr(model, "attn_mask", None) is not None
+        return causal and getattr(model, "text_pool_type", None) == "argmax"
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, L) token ids -> (N, d) unit vectors, float32; the largest id ends the text."""
+        model, length = self.model, tokens.shape[1]
+        x = model.token_embedding(tokens) + model.positional_embedding[:length]
+        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+        ends = tokens.argmax(dim=-1)
+        # shape[0], not len: tracers keep it as the variable that it is.
+        x = model.ln_final(x)[torch.arange(tokens.shape[0], device=x.device), ends]
+        projection = model.text_projection
+        if projection is not None:
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return nn.functional.normalize(x.float(), dim=-1)
 
 
 def linear_basis(layer: nn.Linear) -> EigenBasis:

@@ -132,3 +132,72 @@ def test_nothing_is_logged_for_short_texts(minilm, caplog):
     minilm.embed(["short"])
     assert not caplog.records
     assert text._report_cut(0, 5, 10) == 0
+
+
+DATA = Path(os.environ.get("ENN_DATA", "../shared/data")) / "captions" / "iiw"
+
+
+@pytest.fixture(scope="module")
+def long_text_model() -> open_clip.CLIP:
+    import clip_cases
+
+    return clip_cases.network(clip_cases.tiny())
+
+
+def long_captions(name: str, n: int = 12) -> list[str]:
+    """The first captions of a file of long captions, about 200 words each."""
+    if not DATA.is_dir():
+        pytest.skip(f"no long captions under {DATA} (set ENN_DATA)")
+    captions = []
+    for line in (DATA / name).read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        captions += [entry[key] for key in ("IIW", "caption", "DOCCI", "DCI") if entry.get(key)][:1]
+    return captions[:n]
+
+
+@pytest.mark.parametrize("name", ["IIW-400.jsonl", "DCI_Test.jsonl", "DOCCI_Test.jsonl"])
+def test_long_captions_are_read_to_their_end_or_cut_and_reported(name, long_text_model, caplog):
+    """The same vectors as open_clip's with all 248 positions; the tail counts until the context."""
+    captions = long_captions(name)
+    tokenizer = open_clip.SimpleTokenizer(context_length=248)
+    counts = [len(tokenizer.encode(caption)) + 2 for caption in captions]
+    tokens = tokenizer(captions)
+    # Truncation keeps the end-of-text token, where the answer is read.
+    assert (tokens.max(dim=1).values == tokenizer.eot_token_id).all()
+    tower = OpenClipText(long_text_model, tokenizer, "cpu")
+    got = tower.encode(captions)
+    with torch.no_grad():
+        expected = long_text_model.encode_text(tokens, normalize=True).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    cut = sum(count > 248 for count in counts)
+    assert tower.truncated == cut
+    assert (f"{cut} of {len(captions)} texts longer than 248 tokens" in caplog.text) == (cut > 0)
+    short = OpenClipText(long_text_model, open_clip.SimpleTokenizer(context_length=77), "cpu")
+    assert short.encode(captions).shape == got.shape
+    assert short.truncated == sum(count > 77 for count in counts) > 0
+    changed = tower.encode([f"{caption} tail" for caption in captions])
+    for i, count in enumerate(counts):
+        same = np.allclose(changed[i], got[i], atol=1e-6)
+        assert same == (count >= 248)
+
+
+def test_a_text_of_exactly_the_context_is_not_cut(long_text_model):
+    tokenizer = open_clip.SimpleTokenizer(context_length=248)
+    tower = OpenClipText(long_text_model, tokenizer, "cpu")
+    tower.encode(["dog " * 246])
+    assert tower.truncated == 0
+    tower.encode(["dog " * 247, "a", "dog " * 1000])
+    assert tower.truncated == 2
+
+
+def test_a_short_query_runs_few_positions(long_text_model, monkeypatch):
+    """A ten-word query must not pay for 248 positions, nor for long texts in its company."""
+    widths = []
+    tower = OpenClipText(long_text_model, open_clip.SimpleTokenizer(context_length=248), "cpu")
+    run = tower._causal.forward
+    monkeypatch.setattr(
+        tower._causal, "forward", lambda tokens: widths.append(tuple(tokens.shape)) or run(tokens)
+    )
+    tower.encode(["a dog in the snow", *["word " * 200] * 40])
+    tower.encode(["a dog in the snow"])
+    assert widths == [(32, 202), (9, 202), (1, 7)]
