@@ -7,8 +7,9 @@ A model is named by
   - a directory with open_clip's `open_clip_config.json` and weights, or one that transformers'
     `CLIPModel.save_pretrained` wrote: "local-dir:/path";
   - an architecture of `retrieval.architecture` and a local file: "long-eclip-b16:longclip-B.pt".
-Files are read as safetensors or with torch's `weights_only`: pickled code never runs. Their layout
-(OpenAI, Long-CLIP, transformers, eigen factors) is recognised: see `retrieval.clip_layouts`.
+Files are read as safetensors, with torch's `weights_only`, or, if they are TorchScript archives as
+OpenAI's, without the program in them: code in weights never runs. Their layout (OpenAI, Long-CLIP,
+transformers, eigen factors) is recognised: see `retrieval.clip_layouts`.
 
 QuickGELU is a fact of the weights' origin. The architecture or directory states it; where a file's
 layout or the `config.json` beside it says otherwise, the file is refused.
@@ -34,6 +35,7 @@ from retrieval.architecture import (
 )
 from retrieval.clip_layouts import ClipWeights, LayoutError, read_layout
 from retrieval.preprocess import Preprocess
+from retrieval.torchscript import is_torchscript, read_torchscript
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,6 +112,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             content: Any = load_file(path)
+        elif is_torchscript(path):
+            content = read_torchscript(path)
         else:
             import torch
 
