@@ -222,6 +222,9 @@ def load_webdataset(
     root = Path(folder)
     if not root.is_dir():
         raise DatasetError(f"there is no folder '{root}'; give the folder of the tars' splits")
+    kind = root / "dataset_type.txt"
+    if kind.is_file() and (said := kind.read_text(encoding="utf-8").strip()) != "retrieval":
+        raise DatasetError(f"{kind} says {said[:40]!r}; expected captioned images, 'retrieval'")
     tars = _shards(root, split)
     rows, images = [], []
     for tar in tars:
