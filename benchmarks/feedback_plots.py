@@ -47,6 +47,9 @@ def quality(rows: list[dict[str, str]]) -> Path:
                 if method in found:
                     _interval(axis, found[method], place + 0.3 * number - 0.15, colour, data)
         axis.axvline(0, color="#999999", linewidth=0.8)
+        if measure.startswith("R@"):  # fine-tuning loses fifty points, the others one
+            axis.set_xscale("symlog", linthresh=1)
+            axis.set_xticks([-50, -10, -1, 0, 1], ["-50", "-10", "-1", "0", "1"])
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(methods)), methods)
@@ -104,6 +107,9 @@ def speed(rows: list[dict[str, str]]) -> Path:
             label=f"{rule}, target",
         )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlabel="vectors", ylabel="click to new ranking, ms")
+    axis.set_yticks([20, 50, 100, 200, 400, 800], ["20", "50", "100", "200", "400", "800"])
+    axis.set_yticks([], minor=True)
+    axis.set_xticks([10_000, 100_000, 1_000_000], ["10,000", "100,000", "1,000,000"])
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
     return _save(figure, "feedback_speed")
