@@ -92,23 +92,30 @@ class Adapted:
         scaled = np.where(usable, moved * (wanted / np.where(usable, lengths, 1)), given)
         return scaled.astype(np.float32)
 
+    @cached_property
+    def _missed(self) -> npt.NDArray[np.float64]:
+        """(n, r) what the adapter misses of the targets."""
+        return self.targets - self.adapter.apply(self.inputs)
+
     def _recalled(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """What the adapter misses of the target of a taught query, for rows that are one."""
-        missed = np.zeros_like(rows)
+        recalled = np.zeros_like(rows)
         if not len(self.inputs):
-            return missed
-        cosines = np.einsum("nr,mr->nm", rows, self.inputs) / np.where(lengths > 0, lengths, 1)
-        cosines /= np.linalg.norm(self.inputs, axis=1)
+            return recalled
+        sizes = np.where(lengths > 0, lengths, 1) * np.linalg.norm(self.inputs, axis=1)
+        # A single query gives the same bits on any number of threads.
+        one = len(rows) == 1
+        cosines = (
+            np.einsum("nr,mr->nm", rows, self.inputs) if one else rows @ self.inputs.T
+        ) / sizes
         most = cosines.max(axis=1)
         # Of two ways to say the same, the one taught last.
         same = cosines >= most[:, None] - (1 - _SAME)
         nearest = len(self.inputs) - 1 - same[:, ::-1].argmax(axis=1)
         share = np.clip((most - _OTHER) / (_SAME - _OTHER), 0, 1)
-        for i in np.flatnonzero(share):
-            own = self.inputs[nearest[i]]
-            rest = self.targets[nearest[i]] - self.adapter.apply(own)
-            missed[i] = share[i] * lengths[i] * rest
-        return missed
+        own = np.flatnonzero(share)
+        recalled[own] = share[own, None] * lengths[own] * self._missed[nearest[own]]
+        return recalled
 
 
 @dataclass(frozen=True, eq=False)
