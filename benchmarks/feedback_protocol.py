@@ -5,8 +5,8 @@ of the images; its query is "a photo of WORD". In each of three rounds the user 
 best pictures not yet seen, by the same captions. What counts is the average precision (AP) among
 the pictures never shown, beside that of the unchanged query among the same pictures.
 
-Every method gets the same marks: `marks` ranks the second and third round by a plain method that its
-caller names.
+Every method gets the same marks: `marks` ranks the second and third round by a plain method that
+its caller names.
 """
 
 from __future__ import annotations
