@@ -3,7 +3,8 @@
 A model is named by
   - an open_clip architecture and a pretrained tag or local file: "ViT-B-32:openai",
     "ViT-B-32:weights/my.safetensors";
-  - a hub id, "hf-hub:org/name", served from the hub's local cache when there is no network;
+  - a hub id, "hf-hub:org/name", of open_clip or of transformers, served from the hub's local cache
+    when there is no network;
   - a directory with open_clip's `open_clip_config.json` and weights, or one that transformers'
     `CLIPModel.save_pretrained` wrote: "local-dir:/path";
   - an architecture of `retrieval.architecture` and a local file: "long-eclip-b16:longclip-B.pt".
@@ -48,6 +49,7 @@ __all__ = [
     "read_clip",
     "read_tensors",
     "suggest",
+    "transformers_from_hub",
     "weights_hash",
 ]
 
@@ -58,6 +60,7 @@ _WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
 _HUB = "hf-hub:"
 _DIRECTORY = "local-dir:"
 
@@ -280,7 +283,7 @@ def _check_architecture(arch: str, source: str | None) -> None:
 def _check_directory(path: Path) -> None:
     if not path.is_dir():
         raise ModelError(f"model directory not found: {path}")
-    if not (path / "open_clip_config.json").is_file():
+    if not (path / _OPEN_CLIP_CONFIG).is_file():
         raise ModelError(f"{path} has no open_clip_config.json: not an open_clip model directory")
     # open_clip would go on with random weights.
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in path.iterdir()):
@@ -303,6 +306,49 @@ def _from_hub(name: str, tag: str | None) -> tuple[nn.Module, Any]:
     with contextlib.suppress(Exception), _hub_offline():
         return create()
     return create()
+
+
+def transformers_from_hub(name: str) -> Path | None:
+    """Local copy of a hub repository in transformers' form; None if it is in open_clip's.
+
+    Args:
+        name: "hf-hub:org/name".
+
+    Raises:
+        ModelError: if it is neither in the hub's local cache nor can be fetched.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repository = name.removeprefix(_HUB)
+
+    def fetch(file: str) -> Path | None:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+        try:
+            return Path(hf_hub_download(repository, file))
+        except LocalEntryNotFoundError:
+            raise  # the hub could not be asked
+        except EntryNotFoundError:
+            return None
+
+    try:
+        complete = isinstance(try_to_load_from_cache(repository, "config.json"), str)
+        own = try_to_load_from_cache(repository, _OPEN_CLIP_CONFIG)
+        if isinstance(own, str) or (not complete and fetch(_OPEN_CLIP_CONFIG)):
+            return None
+        config = fetch("config.json")
+        if config is None or transformers_architecture(config.parent) is None:
+            return None
+        if fetch("model.safetensors") is None:
+            fetch("pytorch_model.bin")
+        with contextlib.suppress(LocalEntryNotFoundError):
+            fetch("preprocessor_config.json")
+    except Exception as error:
+        # huggingface_hub and its transport raise a dozen kinds for "cannot get it".
+        raise ModelError(_explain(name, error)) from error
+    return config.parent
 
 
 @contextlib.contextmanager

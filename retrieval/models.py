@@ -33,6 +33,7 @@ from retrieval.checkpoints import (
     load_open_clip,
     one_line,
     read_tensors,
+    transformers_from_hub,
     weights_hash,
 )
 from retrieval.eigen import EigenBasis
@@ -231,6 +232,13 @@ def load(
                 return _from_clip(loaded, device, runtime)
             if not (directory / "open_clip_config.json").is_file() and _is_mini(directory):
                 return _load_mini(name, directory, device, runtime)
+        elif name.startswith("hf-hub:"):
+            # With a checkpoint of its own, open_clip's loader says that there can be no other.
+            folder = transformers_from_hub(name) if given is None else None
+            architecture = None if folder is None else transformers_architecture(folder)
+            if folder is not None and architecture is not None:
+                loaded = load_architecture(architecture, folder, device, name)
+                return _from_clip(loaded, device, runtime)
         else:
             architecture, tail = _architecture(name)
             if architecture is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 
 import clip_cases as cases
@@ -415,3 +416,45 @@ def test_a_full_size_checkpoint(layout, tmp_path):
         hugging = features_of_transformers(config, state, images)
         np.testing.assert_allclose(got, hugging[1] @ hugging[0].T, atol=1e-4)
         assert model.dim == 512
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that puts a folder into the hub's local cache; the hub itself is unreachable."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # real retries take half a minute
+
+    def publish(folder, repository: str) -> str:
+        place = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+        return f"hf-hub:{repository}"
+
+    return publish
+
+
+def test_hub_ids_of_both_kinds_are_models(hub, tmp_path):
+    network = cases.network(cases.tiny())
+    state = cases.plain_state(network)
+    pre = {"crop_size": 32, "image_mean": [0.5, 0.5, 0.5]}
+    hugging = hub(write_transformers(tmp_path / "h", cases.tiny(), state, pre), "org/hugging")
+    folder = tmp_path / "model"
+    cases.write_architecture(folder / "open_clip_config.json", cases.tiny())
+    cases.save(state, folder / "open_clip_model.safetensors")
+    theirs = hub(folder, "org/open-clip")
+    for name in (hugging, theirs):
+        model = load(name, runtime="torch")
+        assert model.name == name
+        assert load(model.name).fingerprint() == model.fingerprint()
+        np.testing.assert_allclose(
+            model._text.encode(TEXTS), features_of_open_clip(network, pixels(32))[1], atol=1e-4
+        )
+    assert load(hugging).weights_hash == load(theirs).weights_hash
+    assert load(hugging).preprocess.mean == (0.5, 0.5, 0.5)
+    with pytest.raises(ModelError, match="hub cannot be reached"):
+        load("hf-hub:org/other")
+    with pytest.raises(ModelError, match="brings its own weights"):
+        load(hugging, checkpoint="w.pt")
