@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from retrieval.atomic import replacing
 from retrieval.datasets import CaptionDataset, DatasetError, TarImage, image_source
+from retrieval.extended_matches import extended_matches
 from retrieval.ranking import TIE_RULE, bootstrap_interval, retrieval_ranks
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ def measure(
             metrics[f"{name}_recall@{k}_high"] = high
         metrics[f"{name}_mean_rank"] = float(ranks.mean())
         metrics[f"{name}_median_rank"] = float(np.median(ranks))
+    extended, told = extended_matches(dataset, texts, images, ks)
+    metrics |= extended
     finished = time.perf_counter()
     name, weights = split_name(model.name)
     image_seconds, text_seconds = images_done - started, texts_done - images_done
@@ -173,6 +176,7 @@ def measure(
         "dataset_hash": dataset.hash,
         "context_length": model.context_length,
         "tie_rule": TIE_RULE,
+        "extended_matches": told,
         "interval": f"95% percentile bootstrap over images, {bootstrap} samples, seed {seed}",
         "seed": seed,
         "weights_hash": model.weights_hash,

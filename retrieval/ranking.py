@@ -131,7 +131,7 @@ def own_cosines(
 def top_items(
     queries: npt.NDArray[np.float32], items: npt.NDArray[np.float32], which: Any, count: int
 ) -> npt.NDArray[np.int64]:
-    """(len(which), count) best items of a few queries, under this module's tie rule.
+    """(len(which), count) best items of some queries, under this module's tie rule.
 
     Args:
         queries: (M, r), all of them: their longest decides the rounding.
@@ -139,11 +139,26 @@ def top_items(
         which: positions of the queries that are asked.
         count: how many, at most N.
     """
-    asked, item_rows = fixed_point(queries)(np.asarray(which, dtype=np.int64)), fixed_point(items)
-    scores = np.empty((len(asked), len(items)))
-    for rows in _blocks(len(items), _COLUMNS):
-        scores[:, rows] = asked @ item_rows(rows).T
-    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    asked, item_rows = fixed_point(queries), fixed_point(items)
+    positions = np.asarray(which, dtype=np.int64)
+    found = np.empty((len(positions), min(count, len(items))), dtype=np.int64)
+    for part in _blocks(len(positions), max(1, _ROWS * _COLUMNS // max(len(items), 1))):
+        of_part = asked(positions[part])
+        scores = np.empty((len(of_part), len(items)))
+        for rows in _blocks(len(items), _COLUMNS):
+            scores[:, rows] = of_part @ item_rows(rows).T
+        found[part] = _sorted_top(scores, found.shape[1])
+    return found
+
+
+def _sorted_top(scores: np.ndarray, count: int) -> npt.NDArray[np.int64]:
+    """Places of the best `count` of each row, the earlier first of equals; without a full sort."""
+    last = np.partition(scores, -count, axis=1)[:, -count]
+    top = np.empty((len(scores), count), dtype=np.int64)
+    for row, bar in enumerate(last):
+        near = np.flatnonzero(scores[row] >= bar)
+        top[row] = near[np.argsort(-scores[row, near], kind="stable")[:count]]
+    return top
 
 
 def bootstrap_interval(

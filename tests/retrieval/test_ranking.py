@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranking_cases import brute_ranks, exact_scores
 
-from retrieval.ranking import best_captions, bootstrap_interval, fixed_point, retrieval_ranks
+from retrieval.ranking import (
+    best_captions,
+    bootstrap_interval,
+    fixed_point,
+    retrieval_ranks,
+    top_items,
+)
 
 
 @st.composite
@@ -49,6 +55,15 @@ def test_an_images_rank_is_its_best_captions(case):
     for n, m in enumerate(best):
         own = np.flatnonzero(owners == n)
         assert m == own[np.argmax(scores[own, n])]
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases(), st.integers(1, 12))
+def test_top_items_are_the_first_of_a_stable_sort(case, count):
+    texts, images, _ = case
+    which = list(range(0, len(texts), 2))
+    expected = np.argsort(-exact_scores(texts, images)[which], axis=1, kind="stable")[:, :count]
+    assert np.array_equal(top_items(texts, images, which, count), expected)
 
 
 def test_chunks_change_nothing_at_real_widths():
