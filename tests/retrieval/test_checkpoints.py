@@ -61,6 +61,16 @@ def features_of_transformers(config: dict, state, images) -> tuple[np.ndarray, n
     return unit(z, dim=-1).numpy(), unit(t, dim=-1).numpy()
 
 
+@pytest.fixture(scope="module")
+def tiny():
+    """The network that most checkpoints here are of: its tensors, and its features elsewhere."""
+    network = cases.network(cases.tiny())
+    state = cases.plain_state(network)
+    images = pixels(32)
+    theirs = features_of_transformers(cases.tiny(), state, images)
+    return state, features_of_open_clip(network, images), theirs
+
+
 def check_features(model, images: np.ndarray, expected: tuple[np.ndarray, np.ndarray]) -> None:
     z, t = expected
     np.testing.assert_allclose(model._text.encode(TEXTS), t, atol=1e-4)
@@ -73,21 +83,19 @@ def check_features(model, images: np.ndarray, expected: tuple[np.ndarray, np.nda
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("layout", sorted(cases.LAYOUTS))
-def test_features_equal_open_clip_and_transformers(layout, suffix, tmp_path):
-    network = cases.network(cases.tiny())
-    state = cases.plain_state(network)
+def test_features_equal_open_clip_and_transformers(layout, suffix, tiny, tmp_path):
+    state, of_open_clip, of_transformers = tiny
     file = cases.save(cases.LAYOUTS[layout](state), tmp_path / f"weights{suffix}")
     model = load("tiny-248", checkpoint=file, runtime="torch")
-    images = pixels(32)
-    check_features(model, images, features_of_open_clip(network, images))
-    check_features(model, images, features_of_transformers(cases.tiny(), state, images))
+    check_features(model, pixels(32), of_open_clip)
+    check_features(model, pixels(32), of_transformers)
     assert model.context_length == 248
     assert model.name == f"tiny-248:{file}"
     assert load(model.name, runtime="torch").fingerprint() == model.fingerprint()
 
 
-def test_one_network_has_one_hash_whatever_the_layout(tmp_path):
-    state = cases.plain_state(cases.network(cases.tiny()))
+def test_one_network_has_one_hash_whatever_the_layout(tiny, tmp_path):
+    state = tiny[0]
     hashes = {
         load("tiny-248", checkpoint=cases.save(make(state), tmp_path / f"{name}.pt")).weights_hash
         for name, make in cases.LAYOUTS.items()
@@ -96,8 +104,8 @@ def test_one_network_has_one_hash_whatever_the_layout(tmp_path):
     assert len(hashes) == 1
 
 
-def test_the_image_tower_is_eigen_and_the_text_tower_is_not(tmp_path):
-    state = cases.plain_state(cases.network(cases.tiny()))
+def test_the_image_tower_is_eigen_and_the_text_tower_is_not(tiny, tmp_path):
+    state = tiny[0]
     model = load("tiny-248", checkpoint=cases.save(cases.long_clip(state), tmp_path / "w.pt"))
     report = conversion_report(model.image_tower)
     names = {row.name for row in report.converted}
@@ -117,8 +125,8 @@ def test_half_precision_files_are_read_in_float32(tmp_path):
     check_features(model, pixels(32), features_of_open_clip(network, pixels(32)))
 
 
-def test_wrappers_of_training_are_taken_off(tmp_path):
-    state = cases.plain_state(cases.network(cases.tiny()))
+def test_wrappers_of_training_are_taken_off(tiny, tmp_path):
+    state = tiny[0]
     wrapped = {f"module.{key}": value for key, value in cases.long_clip(state).items()}
     torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "train.pt")
     plain = cases.save(state, tmp_path / "plain.safetensors")
@@ -148,13 +156,12 @@ def without(state, *names):
     return {key: value for key, value in state.items() if key not in names}
 
 
-def broken(kind: str) -> dict:
+def broken(kind: str, state: dict) -> dict:
     """Checkpoints of tiny-248 with one thing wrong."""
-    state = cases.plain_state(cases.network(cases.tiny()))
     long = cases.long_clip(state)
     hugging = cases.transformers(state)
     eigen = cases.enn(state)
-    short = cases.plain_state(cases.network(cases.tiny(77)))
+    short = {**state, "positional_embedding": torch.randn(77, 32)}
     half = long["positional_embedding"].half()
     block, image = "visual.transformer.resblocks.0.", "vision_model.encoder."
     factors = ("Q", "Lambda", "P")
@@ -199,16 +206,16 @@ def broken(kind: str) -> dict:
         ("larger image", r"visual.positional_embedding is \(26, 128\).*image size"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_in_one_line(kind, message, tmp_path):
-    file = cases.save(broken(kind), tmp_path / "w.safetensors")
+def test_files_that_do_not_fit_are_refused_in_one_line(kind, message, tiny, tmp_path):
+    file = cases.save(broken(kind, tiny[0]), tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=message) as caught:
         load("tiny-248", checkpoint=file)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("w.safetensors")
 
 
-def test_a_long_file_is_refused_where_77_tokens_are_asked_for(tmp_path):
-    state = cases.plain_state(cases.network(cases.tiny()))
+def test_a_long_file_is_refused_where_77_tokens_are_asked_for(tiny, tmp_path):
+    state = tiny[0]
     for name, make in cases.LAYOUTS.items():
         file = cases.save(make(state), tmp_path / f"{name}.pt")
         with pytest.raises(ModelError, match="reads 248 tokens of text, 77 were asked for"):
