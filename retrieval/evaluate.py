@@ -206,6 +206,7 @@ def embed_images(
     *,
     batch_size: int = 32,
     workers: int | None = None,
+    draft: bool = True,
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float32]:
     """Vectors of image files, decoded in threads while the tower runs.
@@ -215,6 +216,7 @@ def embed_images(
         paths: N files, or members of tars.
         batch_size: images per call of the tower.
         workers: decoding threads, by default one per core.
+        draft: let JPEG decoders shrink large photos, as an index does; faster, other pixels.
         progress: called with ("images", done, total).
 
     Returns:
@@ -228,10 +230,11 @@ def embed_images(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     preprocess = model.preprocess
+    draft_size = preprocess.draft_size if draft else None
 
     def pixels(path: Path | TarImage) -> npt.NDArray[np.uint8]:
         try:
-            return preprocess(decode(image_source(path), draft_size=preprocess.draft_size))
+            return preprocess(decode(image_source(path), draft_size=draft_size))
         except (ImageError, OSError) as error:
             raise ImageError(f"cannot read {path}: {error}") from error
 
@@ -274,7 +277,10 @@ def _all_images(
 
         found = cache.find_images(part) if cache is not None else None
         if found is None:
-            found = embed_images(model, part, batch_size=batch_size, workers=workers, progress=tell)
+            # Other tools decode whole photos, and numbers must agree with theirs.
+            found = embed_images(
+                model, part, batch_size=batch_size, workers=workers, draft=False, progress=tell
+            )
             if cache is not None:
                 cache.add_images(part, found)
         else:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from retrieval.datasets import load_webdataset
 from retrieval.eval_report import write_table
-from retrieval.evaluate import evaluate, write_result
+from retrieval.evaluate import evaluate, measure, write_result
 from retrieval.models import RetrievalModel, load
 from retrieval.protocols import open_dataset
 
@@ -48,8 +48,9 @@ def photos(tmp_path_factory) -> Path:
     lines = ["image,caption"]
     for number, file in enumerate(sorted(GALLERY.glob("*.webp"))[:60]):
         with Image.open(file) as image:
-            width = 64 + 7 * (number % 9)
-            image.convert("RGB").resize((width, 90)).save(folder / f"{number}.jpg", quality=95)
+            # Large enough that a JPEG decoder could be asked to shrink them.
+            width = 300 + 70 * (number % 9)
+            image.convert("RGB").resize((width, 500)).save(folder / f"{number}.jpg", quality=95)
         word = file.stem.replace("_", " ")
         lines += [
             f"{number}.jpg,{text}" for text in (word, f"a photo of {word}, {number}", "a photo")
@@ -110,6 +111,20 @@ def test_recalls_are_those_of_clip_benchmark(tiny, photos, tmp_path):
     result = compare(tiny, without_ties(photos, tmp_path, 60), tmp_path)
     assert (result["n_images"], result["n_captions"]) == (60, 120)
     assert 0 < result["metrics"]["image_retrieval_recall@10"] < 1
+
+
+def test_large_photos_give_the_vectors_that_open_clip_gives(tiny, photos, tmp_path):
+    ours, model, preprocess = random_model(tiny, tmp_path)
+    data = open_dataset(str(photos / "flickr30k_test_karpathy.txt"), images=photos, limit=12)
+    found = measure(ours, data, bootstrap=0)
+    with torch.no_grad():
+        pixels = torch.stack([preprocess(Image.open(path)) for path in data.images])
+        z = model.encode_image(pixels, normalize=True).double().numpy()
+        tokens = open_clip.get_tokenizer(tiny)(list(data.captions))
+        t = model.encode_text(tokens, normalize=True).double().numpy()
+    images, texts = found.images.astype(float), found.texts.astype(float)
+    assert abs(images @ images.T - z @ z.T).max() < 1e-6  # 1e-3 where JPEGs are shrunk
+    assert abs(texts @ images.T - t @ z.T).max() < 1e-6
 
 
 @pytest.mark.slow
