@@ -182,7 +182,7 @@ def load_architecture(
         path = _weights_of(path)
     weights = read_clip(path)
     _check_quick_gelu(weights, architecture.quick_gelu, architecture.name, path)
-    model = architecture.build()
+    model = architecture.build(initialise=False)
     _fill(model, weights, architecture.name, path)
     return OpenClip(
         name or f"{architecture.name}:{path.resolve()}",

@@ -361,6 +361,24 @@ def test_architectures_are_data(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "vision", [None, {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}]
+)
+def test_a_network_that_was_not_initialised_equals_one_that_was(vision, tmp_path):
+    """Every tensor that the network reads is in its state dict, but for the mask."""
+    config = cases.tiny() if vision is None else {**cases.tiny(77), "vision_cfg": vision}
+    cases.write_architecture(tmp_path / "architectures" / "some.json", config)
+    found = find_architecture("some")
+    plain, empty = cases.network(config), found.build(initialise=False)
+    outside = {name for name, _ in plain.named_buffers()} - plain.state_dict().keys()
+    assert outside == {"attn_mask"}
+    assert torch.equal(plain.attn_mask, empty.attn_mask)
+    empty.load_state_dict(plain.state_dict())
+    images = pixels(config["vision_cfg"]["image_size"])
+    expected, got = features_of_open_clip(plain, images), features_of_open_clip(empty, images)
+    assert all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "cannot read"),
