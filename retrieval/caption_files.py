@@ -230,7 +230,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _clean(text: Any) -> str:
-    return text.strip() if isinstance(text, str) else ""
+    # JSON can escape half a character, which no tokenizer takes.
+    whole = text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else ""
+    return whole.strip()
 
 
 def _number(value: Any) -> int | None:
