@@ -63,27 +63,34 @@ class CausalText(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         """model is open_clip's whole model; see `fits`."""
         super().__init__()
-        self.model: Any = model
+        self.tower: Any = _text_part(model)
         self.eval().requires_grad_(False)
 
     @staticmethod
     def fits(model: nn.Module) -> bool:
         """Whether a model's text tower is of this kind."""
-        causal = getattr(model, "attn_mask", None) is not None
-        return causal and getattr(model, "text_pool_type", None) == "argmax"
+        tower = _text_part(model)
+        causal = getattr(tower, "attn_mask", None) is not None
+        pool = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+        return causal and pool == "argmax" and getattr(tower, "cls_emb", None) is None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, L) token ids -> (N, d) unit vectors, float32; the largest id ends the text."""
-        model, length = self.model, tokens.shape[1]
-        x = model.token_embedding(tokens) + model.positional_embedding[:length]
-        x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+        tower, length = self.tower, tokens.shape[1]
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
         ends = tokens.argmax(dim=-1)
         # shape[0], not len: tracers keep it as the variable that it is.
-        x = model.ln_final(x)[torch.arange(tokens.shape[0], device=x.device), ends]
-        projection = model.text_projection
+        x = tower.ln_final(x)[torch.arange(tokens.shape[0], device=x.device), ends]
+        projection = tower.text_projection
         if projection is not None:
             x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
         return nn.functional.normalize(x.float(), dim=-1)
+
+
+def _text_part(model: Any) -> Any:
+    """The module with the text tower's weights: a part of its own in some of open_clip's models."""
+    return getattr(model, "text", model)
 
 
 def linear_basis(layer: nn.Linear) -> EigenBasis:

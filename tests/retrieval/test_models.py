@@ -115,7 +115,7 @@ def test_cosines_equal_open_clip(name, runtime, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "EVA02-B-16"])
 @pytest.mark.filterwarnings("ignore:.*activation it was trained with")
 def test_cosines_equal_open_clip_at_full_size(name, tmp_path):
     own = reference(name)

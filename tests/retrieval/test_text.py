@@ -106,9 +106,12 @@ def test_the_hubs_cache_serves_where_the_package_is_missing(tmp_path, monkeypatc
     assert fresh_search() == folder
 
 
-@pytest.mark.parametrize("pool_type", ["argmax", "last"])
-def test_leaving_padding_out_is_exact(pool_type, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("pool_type", "custom"), [("argmax", False), ("argmax", True), ("last", False)]
+)
+def test_leaving_padding_out_is_exact(pool_type, custom, tmp_path, monkeypatch):
     config = {
+        "custom_text": custom,
         "embed_dim": 24,
         "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 16},
         "text_cfg": {"width": 32, "heads": 2, "layers": 3, "pool_type": pool_type},
@@ -119,6 +122,7 @@ def test_leaving_padding_out_is_exact(pool_type, tmp_path, monkeypatch):
     model = open_clip.create_model("enn-text", load_weights=False).eval()
     tokenizer = open_clip.get_tokenizer("enn-text")
     tower = OpenClipText(model, tokenizer, "cpu")
+    assert (tower._causal is not None) == (pool_type == "argmax")
     texts = ["a dog", "x", "many words " * 50]
     with torch.no_grad():
         expected = model.encode_text(tokenizer(texts), normalize=True).numpy()
