@@ -74,7 +74,6 @@ class _View:
     generation: int
     snapshot: Snapshot | None
     dead: np.ndarray  # (D,) int64, positions in the snapshot that do not count, ascending
-    bits: np.ndarray | None  # packed bits of the positions that do, None if all do
     pending_seq: np.ndarray  # (M,) int64, ascending
     pending_ids: np.ndarray  # (M,) int64, in the same order
     pending_vectors: np.ndarray  # (M, r) float32
@@ -271,15 +270,10 @@ class EigenIndex:
         if len(vectors) != len(pending_ids):
             raise SnapshotError("pending vectors do not fit their ids")
         dead = np.empty(0, np.int64)
-        bits = None
         if snapshot is not None:
             dead = np.unique(snapshot.positions(np.concatenate([removed, pending_ids])))
             dead = dead[dead >= 0]
-            if len(dead):
-                live = np.ones(len(snapshot), bool)
-                live[dead] = False
-                bits = np.packbits(live, bitorder="little")
-        return _View(generation, snapshot, dead, bits, pending_seq, pending_ids, vectors)
+        return _View(generation, snapshot, dead, pending_seq, pending_ids, vectors)
 
     # --- what it holds -------------------------------------------------------------------------
 
@@ -514,7 +508,7 @@ class EigenIndex:
         rows = self._candidates(view, snapshot, q, k, delta)
         if rows is None:
             if delta is None:
-                rows, scores = snapshot.exact(q, k, view.bits)
+                rows, scores = snapshot.exact(q, k, view.dead)
                 return snapshot.ids[rows], scores
             # A fast scan in float32 finds them, with a margin for its rounding.
             rough = snapshot.scan(q, delta)

@@ -90,31 +90,40 @@ class Snapshot:
         found[found == len(self.ids)] = 0
         return np.where(self.ids[found] == ids, found, -1)
 
-    def exact(self, q: np.ndarray, k: int, live: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    def exact(self, q: np.ndarray, k: int, dead: np.ndarray) -> tuple[np.ndarray, ...]:
         """The k best rows by inner product, ties at the end of the list included.
 
         Args:
             q: (r,) float32.
             k: number of results.
-            live: bits of the rows that count, as `numpy.packbits(..., bitorder="little")`.
+            dead: (D,) positions that do not count.
 
         Returns:
             positions and scores; at least k of them if there are, more on ties.
         """
-        query = np.ascontiguousarray(q[None], dtype=np.float32)
-        params = None
-        if live is not None:
-            params = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(live))
-        wanted = min(k + 1, len(self))
-        while True:
-            scores, rows = self._flat.search(query, wanted, params=params)
-            scores, rows = scores[0][rows[0] >= 0], rows[0][rows[0] >= 0]
-            # FAISS breaks ties as they come. Ask on until the last tie is inside, so that the
-            # caller can break them by id.
-            complete = len(rows) < wanted or wanted >= len(self) or scores[k - 1] > scores[-1]
-            if complete:
-                return rows, scores
-            wanted = min(4 * wanted, len(self))
+        scores = self._products(np.ascontiguousarray(q, np.float32))
+        scores[dead] = -np.inf
+        k = min(k, len(scores) - len(dead))
+        if k < 1:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        rows = np.flatnonzero(scores >= -np.partition(-scores, k - 1)[k - 1])
+        return rows, scores[rows]
+
+    def _products(self, q: np.ndarray) -> np.ndarray:
+        """(N,) inner products with q (r,), in this thread: memory is what the scan waits for.
+
+        FAISS's own search shares the work between threads, which in one process with torch's
+        costs more than it saves: 40 against 17 ms for 100,000 vectors after a text was encoded.
+        """
+        scores = np.empty(len(self), np.float32)
+        faiss.fvec_inner_products_ny(
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(q),
+            self._flat.get_xb(),
+            self.dim,
+            len(self),
+        )
+        return scores
 
     @property
     def dim(self) -> int:
@@ -143,14 +152,7 @@ class Snapshot:
             scores, norms = self._scan_with_norms(weighted, ratio)
             self._remember_norms(ratio, norms)
         else:
-            scores = np.empty(len(self), np.float32)
-            faiss.fvec_inner_products_ny(
-                faiss.swig_ptr(scores),
-                faiss.swig_ptr(weighted),
-                self._flat.get_xb(),
-                self.dim,
-                len(self),
-            )
+            scores = self._products(weighted)
         np.divide(scores, norms, out=scores, where=norms > 0)
         scores[norms == 0] = 0
         return scores
