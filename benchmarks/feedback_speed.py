@@ -7,8 +7,7 @@ The vectors are those of Flickr8k's `val` pictures with noise, one row in so man
 picture. For each query the page's steps are repeated: search, mark five results good and five bad,
 teach, search again; by the rule "adapter", and by "local", which changes the spectrum. CPU time
 stands beside wall time: on a busy machine only that says something. Queries are encoded once, by
-the first search. On a busy machine libraries that share work between threads wait for each other:
-a lesson at 100,000 vectors took 136 ms (124 of CPU) that way, and 58 (38) with `--threads 1`.
+the first search.
 Writes `benchmarks/results/feedback_speed.csv`.
 """
 
