@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps"))
 from live_server import LiveServer
 
 from retrieval import guard
+from retrieval.index import EigenIndex, default_index_dir
 from retrieval.models import load
 
 BOX = "#enn-text :is(textarea, input)"
@@ -286,6 +287,10 @@ def test_what_hurts_is_refused_with_numbers_unless_one_insists(
     """The guard hardly ever refuses; here it is made strict."""
     monkeypatch.setenv("ENN_PROFILES", str(tmp_path))
     monkeypatch.setattr(guard, "LEAST_OVERLAP", 1.01)
+    place = default_index_dir(photos)
+    if not (place / "manifest.json").exists():  # no server has indexed the folder yet
+        with EigenIndex.create(place, load(), root=photos) as index:
+            index.update(photos, load())
     live = LiveServer(photos, load())
     try:
         page = SearchPage(chrome.new_context(), live)
