@@ -441,8 +441,8 @@ def train(
     json: JsonOption = False,
 ) -> int:
     """Train a search model. Can be stopped at any time; --resume goes on."""
-    from retrieval.train import TrainConfig
-    from retrieval.train import train as run
+    from retrieval.mini.train import TrainConfig
+    from retrieval.mini.train import train as run
 
     settings = TrainConfig.load(config)
     started = (output / "checkpoint.pt").exists()

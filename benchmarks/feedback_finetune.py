@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import retrieval
-from retrieval.backbone_mini import MiniTower, load_mini
-from retrieval.learner import Learner
+from retrieval.mini.backbone import MiniTower, load_mini
+from retrieval.mini.learner import Learner
 from retrieval.models import RetrievalModel
 
 FIRST_BLOCK = 4

@@ -23,10 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import retrieval
-from retrieval.block_inputs import imagenet_backbone
 from retrieval.datasets import CaptionDataset, load_karpathy
 from retrieval.evaluate import bootstrap_interval, embed_images, retrieval_ranks
 from retrieval.images import decode
+from retrieval.mini.block_inputs import imagenet_backbone
 from retrieval.text import MiniLM
 
 KS = (1, 5, 10)

@@ -311,7 +311,7 @@ def _load_mini(name: str, directory: Path, device: str, runtime: str) -> Retriev
 
     A search by words then neither imports timm nor builds the network: half the start-up time.
     """
-    from retrieval.backbone_mini import map_text
+    from retrieval.mini.backbone import map_text
     from retrieval.text import MiniLM, MiniLMText
 
     if not _is_mini(directory):
@@ -328,7 +328,7 @@ def _load_mini(name: str, directory: Path, device: str, runtime: str) -> Retriev
 
     @lru_cache(maxsize=1)
     def tower() -> Any:
-        from retrieval.backbone_mini import load_mini
+        from retrieval.mini.backbone import load_mini
 
         try:
             return load_mini(directory, device).requires_grad_(False)

@@ -348,7 +348,7 @@ def mini_photos() -> np.ndarray:
 
 def test_the_shipped_model_equals_its_network(mini_photos):
     """Vectors and coordinates give the cosines of the plain network, by either runtime."""
-    from retrieval.backbone_mini import load_mini
+    from retrieval.mini.backbone import load_mini
     from retrieval.models import _MINI_WEIGHTS
     from retrieval.text import MiniLM
 

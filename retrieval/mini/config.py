@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["TrainConfig", "TrainError"]
 
-_CONFIGS = Path(__file__).parent / "configs"
+_CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class TrainError(ValueError):

@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
 from retrieval.atomic import replacing
-from retrieval.backbone_mini import MiniTower, fold_batchnorm, save_mini
-from retrieval.block_inputs import BlockInputs, Progress, imagenet_backbone
-from retrieval.learner import Learner, average_
-from retrieval.refine import refine_head
-from retrieval.train_config import TrainConfig, TrainError
+from retrieval.mini.backbone import MiniTower, fold_batchnorm, save_mini
+from retrieval.mini.block_inputs import BlockInputs, Progress, imagenet_backbone
+from retrieval.mini.config import TrainConfig, TrainError
+from retrieval.mini.learner import Learner, average_
+from retrieval.mini.refine import refine_head
 
 __all__ = ["TrainConfig", "TrainError", "train"]
 

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from retrieval.backbone_mini import MiniTower, fold_batchnorm
-from retrieval.block_inputs import imagenet_backbone, random_view
-from retrieval.learner import Learner, depthwise
-from retrieval.refine import class_directions
-from retrieval.train import TrainConfig, TrainError, train
+from retrieval.mini.backbone import MiniTower, fold_batchnorm
+from retrieval.mini.block_inputs import imagenet_backbone, random_view
+from retrieval.mini.learner import Learner, depthwise
+from retrieval.mini.refine import class_directions
+from retrieval.mini.train import TrainConfig, TrainError, train
 
 DATA = Path(os.environ.get("ENN_DATA", "../shared/data"))
 needs_data = pytest.mark.skipif(

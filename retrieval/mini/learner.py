@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retrieval.backbone_mini import MiniTower
+from retrieval.mini.backbone import MiniTower
 
 __all__ = ["Learner", "average_"]
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, param_groups, to_enn
-from retrieval.backbone_mini import MiniTower
-from retrieval.learner import average_
+from retrieval.mini.backbone import MiniTower
+from retrieval.mini.learner import average_
 
 if TYPE_CHECKING:
-    from retrieval.block_inputs import BlockInputs, Progress
-    from retrieval.train_config import TrainConfig
+    from retrieval.mini.block_inputs import BlockInputs, Progress
+    from retrieval.mini.config import TrainConfig
 
 __all__ = ["class_directions", "refine_head"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.atomic import replacing
-from retrieval.train_config import TrainError
+from retrieval.mini.config import TrainError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
