@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+from retrieval.training.settings import TrainError, make_settings, read_config
+
 __all__ = ["TrainConfig", "TrainError"]
-
-_CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-class TrainError(ValueError):
-    """A configuration or data set that cannot be trained on."""
 
 
 @dataclass(frozen=True)
@@ -90,27 +85,4 @@ class TrainConfig:
         Raises:
             TrainError: unknown name, or a file with unknown or ill-typed fields.
         """
-        path = Path(name)
-        if path.suffix != ".json":
-            path = _CONFIGS / f"{name}.json"
-        try:
-            given = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            named = ", ".join(sorted(p.stem for p in _CONFIGS.glob("*.json")))
-            raise TrainError(
-                f"no training configuration {str(name)!r}; give one of {named}, or a .json file"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise TrainError(f"cannot read {path}: {error}") from error
-        if not isinstance(given, dict):
-            raise TrainError(f"{path} must hold a JSON object of training options")
-        valid = [field.name for field in fields(cls)]
-        unknown = sorted(set(given) - set(valid))
-        if unknown:
-            raise TrainError(f"{path}: unknown {', '.join(unknown)}; valid: {', '.join(valid)}")
-        for key, value in given.items():
-            default = getattr(cls, key)
-            wanted = (int, float) if isinstance(default, float) else type(default)
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise TrainError(f"{path}: {key} must be like {default!r}, got {value!r}")
-        return cls(**given)
+        return make_settings(cls, read_config(name), str(name))
