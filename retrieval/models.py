@@ -41,7 +41,7 @@ from retrieval.preprocess import Preprocess
 from retrieval.runtime import ImageRuntime
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from retrieval.text import TextTower
 
@@ -221,7 +221,7 @@ def load(
     directory = Path(name.removeprefix("local-dir:")).expanduser()
     try:
         if name == MINI:
-            return _load_mini(MINI, Path(given) if given else _MINI_WEIGHTS, device, runtime)
+            return _load_tower(MINI, Path(given) if given else _MINI_WEIGHTS, device, runtime)
         if _is_directory(name, directory):
             if given is not None:
                 raise ModelError(f"{name} brings its own weights; leave checkpoint {given!r} out")
@@ -230,8 +230,8 @@ def load(
             if architecture is not None:
                 loaded = load_architecture(architecture, directory, device, name)
                 return _from_clip(loaded, device, runtime)
-            if not (directory / "open_clip_config.json").is_file() and _is_mini(directory):
-                return _load_mini(name, directory, device, runtime)
+            if not (directory / "open_clip_config.json").is_file() and _is_tower(directory):
+                return _load_tower(name, directory, device, runtime)
         elif name.startswith("hf-hub:"):
             # With a checkpoint of its own, open_clip's loader says that there can be no other.
             folder = transformers_from_hub(name) if given is None else None
@@ -299,41 +299,48 @@ def _is_directory(name: str, path: Path) -> bool:
     if not name or not path.is_dir():
         return False
     is_path = name.startswith("local-dir:") or any(sign in name for sign in "/\\~")
-    return is_path or (path / "open_clip_config.json").is_file() or _is_mini(path)
+    return is_path or (path / "open_clip_config.json").is_file() or _is_tower(path)
 
 
-def _is_mini(directory: Path) -> bool:
+def _is_tower(directory: Path) -> bool:
+    """Whether this is a directory of `retrieval.minilm_tower`, by its files' names."""
     return (directory / "config.json").is_file() and (directory / "model.safetensors").is_file()
 
 
-def _load_mini(name: str, directory: Path, device: str, runtime: str) -> RetrievalModel:
+def _load_tower(name: str, directory: Path, device: str, runtime: str) -> RetrievalModel:
     """Text side and final map now; the image network only when the compiled one is not cached.
 
     A search by words then neither imports timm nor builds the network: half the start-up time.
     """
-    from retrieval.mini.backbone import map_text
+    from retrieval.minilm_tower import load_tower, map_text, read_config
     from retrieval.text import MiniLM, MiniLMText
 
-    if not _is_mini(directory):
+    if not _is_tower(directory):
         raise ModelError(f"{directory} has no config.json and model.safetensors of {MINI}")
     state = read_tensors(directory / "model.safetensors")
+    kind = MINI
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        preprocess = Preprocess.from_config(config.get("preprocess", {}))
-        basis = EigenBasis.from_weight(state["proj.weight"], state["proj.bias"])
-        mean, weight = (state[key].to(device) for key in ("text_mean", "text_proj.weight"))
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
-        raise ModelError(f"cannot read {MINI} from {directory}: {one_line(error)}") from error
+        config = read_config(directory)
+        kind = config.get("architecture", MINI)
+        preprocess = _tower_preprocess(config)
+        basis = EigenBasis.from_weight(state["proj.weight"], state.get("proj.bias"))
+        mean, weight = _text_map(state)
+        mean, weight = mean.to(device), weight.to(device)
+    except (AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"cannot read {kind} from {directory}: {one_line(error)}") from error
+    except KeyError as error:
+        missing = f"model.safetensors lacks {error.args[0]}"
+        raise ModelError(f"cannot read {kind} from {directory}: {missing}") from error
     tensors = weights_hash(state)
+    # Heads are not seen in the tensors.
+    shape = f"|{json.dumps(config['vision'], sort_keys=True)}" if "vision" in config else ""
 
     @lru_cache(maxsize=1)
     def tower() -> Any:
-        from retrieval.mini.backbone import load_mini
-
         try:
-            return load_mini(directory, device).requires_grad_(False)
+            return load_tower(directory, device).requires_grad_(False)
         except (OSError, KeyError, RuntimeError, ValueError) as error:
-            raise ModelError(f"cannot read {MINI} from {directory}: {one_line(error)}") from error
+            raise ModelError(f"cannot read {kind} from {directory}: {one_line(error)}") from error
 
     def pixel_tower() -> nn.Module:
         from retrieval.towers import PixelTower
@@ -354,12 +361,43 @@ def _load_mini(name: str, directory: Path, device: str, runtime: str) -> Retriev
         images=ImageRuntime(
             pixel_tower,
             preprocess.size,
-            key=f"{tensors}|{preprocess.hash}",
+            key=f"{tensors}|{preprocess.hash}{shape}",
             runtime=runtime,
             device=device,
         ),
         image_tower=image_tower,
     )
+
+
+def _tower_preprocess(config: dict[str, Any]) -> Preprocess:
+    """How a tower of `retrieval.minilm_tower` wants its images; the tower itself scales pixels."""
+    given = config.get("preprocess", {})
+    if not isinstance(given, dict):
+        raise ValueError(f"preprocess must be an object, got {given!r}")
+    preprocess = Preprocess.from_config(given)
+    if preprocess.mean != Preprocess.mean or preprocess.std != Preprocess.std:
+        raise ValueError("preprocess has another mean or std than 0.5, which these towers apply")
+    vision = config.get("vision")
+    if vision is not None:
+        from retrieval.vit import check_vision
+
+        side = check_vision(vision)["image_size"]
+        if preprocess.size != (side, side):
+            raise ValueError(f"preprocess gives {preprocess.size}, vision wants {(side, side)}")
+    return preprocess
+
+
+def _text_map(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    from retrieval.minilm_tower import TEXT_DIM
+
+    mean, weight = state["text_mean"], state["text_proj.weight"]
+    wanted = {"text_mean": (TEXT_DIM,), "text_proj.weight": (len(state["proj.weight"]), TEXT_DIM)}
+    for key, shape in wanted.items():
+        if state[key].shape != shape:
+            raise ValueError(f"{key} is {tuple(state[key].shape)}, expected {shape}")
+        if not bool(state[key].isfinite().all()):
+            raise ValueError(f"{key} holds NaN or infinity: the file is damaged")
+    return mean, weight
 
 
 def _from_clip(loaded: OpenClip, device: str, runtime: str) -> RetrievalModel:

@@ -26,11 +26,12 @@ from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
 from retrieval.atomic import replacing
-from retrieval.mini.backbone import MiniTower, fold_batchnorm, save_mini
+from retrieval.mini.backbone import MiniTower, fold_batchnorm
 from retrieval.mini.block_inputs import BlockInputs, Progress, imagenet_backbone
 from retrieval.mini.config import TrainConfig, TrainError
 from retrieval.mini.learner import Learner, average_
 from retrieval.mini.refine import refine_head
+from retrieval.minilm_tower import save_tower
 
 __all__ = ["TrainConfig", "TrainError", "train"]
 
@@ -297,7 +298,7 @@ class _Run:
         tower = self.average.tower.eval()
         folder = self.output / "model"
         preprocess = {"size": [224, 224], "mode": "squash", "interpolation": "bicubic"}
-        save_mini(
+        save_tower(
             tower,
             folder,
             {

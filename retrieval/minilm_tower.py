@@ -1,0 +1,198 @@
+"""Image towers beside the frozen MiniLM text tower, and the directories they are kept in.
+
+A directory holds `config.json`, whose "architecture" says what is built, and `model.safetensors`
+with plain (fused) weights: the image tower, its last map `proj`, and the text map `text_mean` and
+`text_proj`. `retrieval.load(DIRECTORY)` takes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retrieval.atomic import replacing
+
+__all__ = [
+    "CONFIG",
+    "TEXT_DIM",
+    "WEIGHTS",
+    "MiniLMTower",
+    "build_tower",
+    "check_config",
+    "load_tower",
+    "map_text",
+    "read_config",
+    "save_tower",
+]
+
+TEXT_DIM = 384  # of all-MiniLM-L6-v2
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+MINI = "long-eclip-mini"
+VIT = "vit-minilm"
+_TEXT = "all-MiniLM-L6-v2"
+
+
+class MiniLMTower(nn.Module):
+    """An image tower with the text map that makes MiniLM's vectors comparable to its own.
+
+    A subclass makes `proj`, the last, linear map into the joint space, then calls `add_text_map`.
+
+    Shapes:
+        `features`: (N, 3, H, W) in 0..255 -> (N, n);
+        `proj`: (N, n) -> (N, dim), not normalised;
+        `adapt_text`: (N, 384) -> (N, dim), unit norm.
+    """
+
+    proj: nn.Linear
+    text_proj: nn.Linear
+    text_mean: Tensor
+
+    def add_text_map(self, dim: int) -> None:
+        """Make `text_mean` (zeros) and `text_proj`, which starts from MiniLM's own geometry."""
+        self.text_proj = nn.Linear(TEXT_DIM, dim, bias=False)
+        if dim == TEXT_DIM:
+            nn.init.eye_(self.text_proj.weight)
+        else:
+            nn.init.orthogonal_(self.text_proj.weight)
+        self.register_buffer("text_mean", torch.zeros(TEXT_DIM))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, H, W) in 0..255 -> features `x` (N, n)."""
+        raise NotImplementedError
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, H, W) in 0..255 -> unit image vectors (N, dim)."""
+        return F.normalize(self.proj(self.features(pixels)), dim=-1)
+
+    def adapt_text(self, embedding: Tensor) -> Tensor:
+        """MiniLM embeddings (N, 384) -> unit text vectors (N, dim)."""
+        return map_text(embedding, self.text_mean, self.text_proj.weight)
+
+
+def map_text(embedding: Tensor, mean: Tensor, weight: Tensor) -> Tensor:
+    """MiniLM embeddings (N, 384) -> unit text vectors (N, dim); needs no image tower.
+
+    Args:
+        embedding: unit vectors.
+        mean: (384,) mean training caption, `text_mean` of the weights file.
+        weight: (dim, 384), `text_proj.weight` of the weights file.
+    """
+    centred = F.normalize(embedding - mean, dim=-1)
+    return F.normalize(F.linear(centred, weight), dim=-1)
+
+
+def save_tower(tower: MiniLMTower, directory: Path | str, config: Mapping[str, Any]) -> None:
+    """Write a tower's plain weights and its configuration, each file in one atomic step.
+
+    Args:
+        tower: with or without eigen layers; written fused, in float32.
+        directory: made if missing.
+        config: what `build_tower` needs, and the tower's "preprocess".
+    """
+    from safetensors.torch import save_file
+
+    from enn_core import fuse
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: value.detach().cpu().float().contiguous()
+        for name, value in fuse(tower).state_dict().items()
+    }
+    with replacing(directory / WEIGHTS) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    with replacing(directory / CONFIG) as temporary:
+        temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(directory: Path | str) -> dict[str, Any]:
+    """The configuration in a directory, checked as far as that needs no network.
+
+    Raises:
+        ValueError: it cannot be read, or is of no known tower.
+    """
+    file = Path(directory) / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{CONFIG} is nested too deeply") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{CONFIG} must hold a JSON object, got {type(config).__name__}")
+    check_config(config)
+    return config
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse what is not a configuration of a tower of this package.
+
+    Raises:
+        ValueError: saying which entry, and what is valid.
+    """
+    # The first directories of the mini did not name it.
+    architecture = config.get("architecture", MINI if "hidden" in config else None)
+    needed = {MINI: ("hidden", "dim"), VIT: ("vision", "dim")}
+    if not isinstance(architecture, str) or architecture not in needed:
+        raise ValueError(
+            f"{CONFIG} has architecture {architecture!r}; valid: {', '.join(needed)}, "
+            "or a directory of open_clip or of transformers' CLIPModel"
+        )
+    for key in needed[architecture]:
+        if key not in config:
+            raise ValueError(f"{CONFIG} of {architecture} lacks {key!r}")
+    for key in ("hidden", "dim"):
+        value = config.get(key, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65_536:
+            raise ValueError(f"{key} must be a whole number in 1..65536, got {value!r}")
+    if config.get("text", _TEXT) != _TEXT:
+        raise ValueError(f"text must be {_TEXT!r}, got {config['text']!r}")
+
+
+def build_tower(config: Mapping[str, Any]) -> MiniLMTower:
+    """A tower with random weights.
+
+    Args:
+        config: "architecture" with its options: "hidden" and "dim" for long-eclip-mini, "vision"
+            and "dim" for vit-minilm.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    check_config(config)
+    if config.get("architecture", MINI) == MINI:
+        from retrieval.mini.backbone import MiniTower
+
+        return MiniTower(hidden=config["hidden"], dim=config["dim"])
+    from retrieval.vit import VitTower
+
+    return VitTower(config["vision"], dim=config["dim"])
+
+
+def load_tower(directory: Path | str, device: str | torch.device = "cpu") -> MiniLMTower:
+    """Read a tower written by `save_tower`, in evaluation mode, with plain layers.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the configuration is not valid, or the weights do not fit it.
+    """
+    from safetensors.torch import load_file
+
+    file = Path(directory) / WEIGHTS
+    config = read_config(directory)
+    state = {name: value.float() for name, value in load_file(file, device="cpu").items()}
+    # No weights are drawn just to be overwritten, nor memory taken for what the file does not hold.
+    with torch.device("meta"):
+        tower = build_tower(config)
+    try:
+        tower.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[:2]]
+        raise ValueError(f"{file} does not fit {CONFIG} beside it: {' '.join(lines)}") from error
+    return tower.eval().to(device)
