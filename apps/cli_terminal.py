@@ -6,13 +6,14 @@ terminal cannot show, or would obey, is escaped (`printable`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
     "quote",
     "refuse_overwrite",
     "size",
+    "stoppable",
     "write_paths",
 ]
 
@@ -56,6 +58,15 @@ class CommandError(ValueError):
 
 class Interrupted(Exception):
     """Ctrl-C; the text says what is kept and how to go on."""
+
+
+@contextlib.contextmanager
+def stoppable(message: str) -> Iterator[None]:
+    """Says `message` when Ctrl-C ends what is inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(message) from None
 
 
 # --- streams -----------------------------------------------------------------------------------
