@@ -172,22 +172,25 @@ def load_captions(
     *,
     captions_per_image: int | None = None,
     how: str = "",
+    default_split: str = "test",
 ) -> CaptionDataset:
     """Read a caption file of any form that `retrieval.caption_files` knows.
 
     Args:
         file: the captions.
         images: folder of the image files.
-        split: as for `load_karpathy`; None takes "test" where the file has splits, else all.
+        split: as for `load_karpathy`; None takes `default_split` where the file has splits, else
+            all.
         captions_per_image: as for `load_karpathy`.
         how: what to do about missing images, for the error.
+        default_split: what is meant where no split is named.
 
     Raises:
         DatasetError: as `load_karpathy`; also if a split is named and the file has none.
     """
     file, folder = Path(file), Path(images)
     rows = read_captions(file)
-    rows, split = choose_split(rows, split, file)
+    rows, split = choose_split(rows, split, file, default_split)
     if captions_per_image is not None and captions_per_image < 1:
         raise DatasetError(f"captions_per_image must be at least 1, got {captions_per_image}")
     kept = "all captions" if captions_per_image is None else f"first {captions_per_image} captions"
@@ -250,9 +253,9 @@ def load_webdataset(
 
 
 def choose_split(
-    rows: Sequence[CaptionRow], split: str | None, file: Path
+    rows: Sequence[CaptionRow], split: str | None, file: Path, default: str = "test"
 ) -> tuple[list[CaptionRow], str]:
-    """Rows of a split ("a+b" joins), and its name.
+    """Rows of a split ("a+b" joins; None is the default), and its name.
 
     A file without splits is one split; its name may say which, as in `coco_karpathy_test.json`.
     """
@@ -265,7 +268,7 @@ def choose_split(
         raise DatasetError(
             f"{file.name} has no split {split!r}; it does not name splits, so leave --split out"
         )
-    wanted = [part.strip() for part in (split or "test").split("+")]
+    wanted = [part.strip() for part in (split or default).split("+")]
     absent = [part for part in wanted if part not in present]
     if absent:
         raise DatasetError(

@@ -13,8 +13,9 @@ Flickr script a softmax of it, which ties answers that differ); ties: `retrieval
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from retrieval.caption_files import CaptionRow, DatasetError, read_captions
@@ -193,6 +194,7 @@ def open_dataset(
     data: str | os.PathLike[str] | None = None,
     captions_per_image: int | None = None,
     limit: int | None = None,
+    default_split: str = "test",
 ) -> CaptionDataset:
     """A data set as `enn search eval --dataset` names it.
 
@@ -202,10 +204,11 @@ def open_dataset(
         protocol: of a named data set, "karpathy" or "longclip".
         images: folder of the images; by default looked for in data.
         annotations: captions file; by default looked for in images and data.
-        split: by default the protocol's test.
+        split: None takes the `default_split`, or all where the data set has no parts.
         data: folder that data sets lie in, by default $ENN_DATA.
         captions_per_image: keep the first so many of each image; a deviation from a protocol.
         limit: keep the first so many images; a deviation.
+        default_split: "test", or "train" to train on; protocols of a single part have that one.
 
     Raises:
         DatasetError: which file is missing, where it was looked for, how to get it; a split that
@@ -217,9 +220,18 @@ def open_dataset(
     if folder is not None and not folder.is_dir():
         raise DatasetError(f"there is no folder '{folder}'; give the folder of the images")
     file = Path(annotations) if annotations is not None else None
+    read = partial(
+        load_captions,
+        split=split,
+        captions_per_image=captions_per_image,
+        default_split=default_split,
+    )
     if spec in DATASETS:
+        named = find_protocol(spec, protocol)
+        if named.name == "karpathy" and default_split != named.split:
+            split = split or default_split
         found = _named(
-            find_protocol(spec, protocol),
+            named,
             folder,
             file,
             split,
@@ -235,12 +247,12 @@ def open_dataset(
         if folder is not None or file is not None:
             raise DatasetError(f"{spec} brings images and captions; give neither beside it")
         found = load_webdataset(
-            spec.removeprefix("wds:"), split or "test", captions_per_image=captions_per_image
+            spec.removeprefix("wds:"), split or default_split, captions_per_image=captions_per_image
         )
     elif Path(spec).is_dir():
-        found = _folder(Path(spec), folder, file, split, captions_per_image)
+        found = _folder(Path(spec), folder, file, read)
     else:
-        found = _file(spec, folder, split, captions_per_image)
+        found = _file(spec, folder, read)
     return found if limit is None else found.limited(limit)
 
 
@@ -418,8 +430,7 @@ def _folder(
     folder: Path,
     images: Path | None,
     annotations: Path | None,
-    split: str | None,
-    captions_per_image: int | None,
+    read: Callable[[Path, Path], CaptionDataset],
 ) -> CaptionDataset:
     file = annotations
     if file is None:
@@ -437,12 +448,11 @@ def _folder(
             )
         file = candidates[0]
     place = images or (folder / "images" if (folder / "images").is_dir() else folder)
-    found = load_captions(file, place, split, captions_per_image=captions_per_image)
-    return replace(found, name=folder.resolve().name)
+    return replace(read(file, place), name=folder.resolve().name)
 
 
 def _file(
-    spec: str, images: Path | None, split: str | None, captions_per_image: int | None
+    spec: str, images: Path | None, read: Callable[[Path, Path], CaptionDataset]
 ) -> CaptionDataset:
     file = Path(spec)
     if not file.is_file() and not file.suffix:
@@ -455,4 +465,4 @@ def _file(
     place = images or (file.parent / "images" if (file.parent / "images").is_dir() else None)
     if place is None:
         raise DatasetError(f"where are the images of {file.name}? give their folder with --images")
-    return load_captions(file, place, split, captions_per_image=captions_per_image)
+    return read(file, place)

@@ -353,6 +353,28 @@ def test_tables_that_cannot_be_used(tmp_path, text, message):
     assert message in refusal(str(tmp_path))
 
 
+def test_training_takes_the_part_of_that_name_or_all(tmp_path):
+    def count(*args, **options) -> tuple[str, int]:
+        found = open_dataset(*args, default_split="train", **options)
+        return found.split, len(found.images)
+
+    folder = touch(tmp_path / "own", ["a.jpg", "b.jpg", "c.jpg"])
+    table = folder / "captions.csv"
+    table.write_text("image,caption\na.jpg,one\nb.jpg,two\n")
+    assert count(str(folder)) == ("all", 2)
+    table.write_text("image,caption,split\na.jpg,one,test\nb.jpg,two,train\nc.jpg,three,train\n")
+    assert count(str(folder)) == ("train", 2)
+    assert count(str(folder), split="test") == ("test", 1)
+    assert count(str(table), images=folder) == ("train", 2)
+    table.write_text("image,caption,split\na.jpg,one,test\n")
+    assert "has no split 'train'; it has test" in refusal(str(folder), default_split="train")
+    rows = [row("a.jpg", "train", "one"), row("b.jpg", "train", "two"), row("c.jpg", "test", "x")]
+    (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": rows}))
+    assert count("flickr8k", images=folder) == ("train", 2)
+    (tmp_path / "tars").mkdir()
+    assert "no split 'train'" in refusal(f"wds:{tmp_path / 'tars'}", default_split="train")
+
+
 def test_folders_whose_captions_are_not_clear(tmp_path):
     touch(tmp_path, ("1.jpg",))
     assert "has no captions files: expected captions.csv" in refusal(str(tmp_path))
