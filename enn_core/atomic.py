@@ -1,0 +1,35 @@
+"""Files that are complete or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["replacing"]
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A temporary path beside `target`, which takes its place when the block ends well.
+
+    What was written is on the disk before the rename; after an error the old file is untouched and
+    the temporary one is gone.
+
+    Args:
+        target: the file to write.
+        shared: several processes may write it at once; the last one wins.
+    """
+    own = f".{uuid.uuid4().hex}" if shared else ""
+    temporary = target.with_name(f"{target.name}{own}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
