@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from retrieval.models import RetrievalModel
 
-__all__ = ["FORMS", "export"]
+__all__ = ["FORMS", "export", "write_tensors"]
 
 # Largest difference of an ONNX tower's unit vectors from torch's.
 _TOLERANCE = 1e-4
@@ -84,7 +84,7 @@ def _open_clip(clip: OpenClip, folder: Path) -> None:
     preprocess["fill_color"] = preprocess.pop("fill")
     config = {"model_cfg": clip.config, "preprocess_cfg": preprocess}
     _write_json(folder / "open_clip_config.json", config)
-    _write_tensors(folder / "open_clip_model.safetensors", clip.model.state_dict())
+    write_tensors(folder / "open_clip_model.safetensors", clip.model.state_dict())
 
 
 def _transformers(clip: OpenClip, folder: Path) -> None:
@@ -128,7 +128,7 @@ def _transformers(clip: OpenClip, folder: Path) -> None:
         },
     )
     _write_tokenizer(clip, folder)
-    _write_tensors(folder / "model.safetensors", tensors)
+    write_tensors(folder / "model.safetensors", tensors)
 
 
 def _transformers_config(clip: OpenClip) -> dict[str, Any]:
@@ -323,11 +323,15 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, readable by whom other new files are."""
     from safetensors.torch import save_file
 
     own = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
     save_file(own, path, metadata={"format": "pt"})
+    path.chmod(mode)  # save_file leaves it to its owner alone
 
 
 @contextlib.contextmanager

@@ -97,18 +97,14 @@ def save_tower(tower: MiniLMTower, directory: Path | str, config: Mapping[str, A
         directory: made if missing.
         config: what `build_tower` needs, and the tower's "preprocess".
     """
-    from safetensors.torch import save_file
-
     from enn_core import fuse
+    from retrieval.export import write_tensors
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: value.detach().cpu().float().contiguous()
-        for name, value in fuse(tower).state_dict().items()
-    }
+    state = {name: value.float() for name, value in fuse(tower).state_dict().items()}
     with replacing(directory / WEIGHTS) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+        write_tensors(temporary, state)
     with replacing(directory / CONFIG) as temporary:
         temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
 

@@ -202,6 +202,8 @@ def test_what_is_saved_says_what_it_is(directory):
         384, "all-MiniLM-L6-v2", 248,
     )  # fmt: skip
     assert config["training"] == {"epochs": 1}
+    files = [directory / name for name in ("config.json", "model.safetensors")]
+    assert len({file.stat().st_mode for file in files}) == 1  # others may read it too
     again = load_tower(directory)
     for name, value in make_tower().state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
