@@ -16,6 +16,7 @@ from apps.cli_options import (
     JsonOption,
     ManyValues,
     ModelOption,
+    PrecisionOption,
     PretrainedOption,
     load_model,
     search_app,
@@ -112,6 +113,7 @@ def evaluate(
     ] = None,
     model: ModelOption = None,
     pretrained: PretrainedOption = None,
+    precision: PrecisionOption = None,
     models: Annotated[
         Path | None,
         typer.Option(
@@ -215,12 +217,14 @@ def evaluate(
         for name, weights in wanted
     ]
     ks = tuple(recall_k or (1, 5, 10))
-    todo = [run for run in runs if not (skip_existing and _is_there(run, found, ks, force))]
+    todo = [
+        run for run in runs if not (skip_existing and _is_there(run, found, ks, precision, force))
+    ]
     _check_outputs(todo, force)
     results, failed = [], 0
     for run in todo:
         try:
-            results.append(_measure(run, found, ks, batch_size, seed, features))
+            results.append(_measure(run, found, ks, precision, batch_size, seed, features))
         except (OSError, ValueError) as error:
             if len(wanted) == 1:
                 raise
@@ -324,18 +328,20 @@ def _outputs(
     ]
 
 
-def _is_there(run: _Run, found: CaptionDataset, ks: tuple[int, ...], force: bool) -> bool:
+def _is_there(
+    run: _Run, found: CaptionDataset, ks: tuple[int, ...], precision: str | None, force: bool
+) -> bool:
     from retrieval.eval_report import same_question
 
     if run.output is None or not run.output.is_file():
         return False
-    if same_question(run.output, found.hash, ks):
+    if same_question(run.output, found.hash, ks, precision or "f32"):
         return True
     if force:
         return False
     raise CommandError(
-        f"{quote(run.output)} exists but does not hold this evaluation (other images, captions or "
-        "K); give another name, or --force to overwrite it"
+        f"{quote(run.output)} exists but does not hold this evaluation (other images, captions, "
+        "K or precision); give another name, or --force to overwrite it"
     )
 
 
@@ -355,6 +361,7 @@ def _measure(
     run: _Run,
     found: CaptionDataset,
     ks: tuple[int, ...],
+    precision: str | None,
     batch_size: int,
     seed: int,
     features: Path | None,
@@ -364,7 +371,7 @@ def _measure(
     from retrieval.evaluate import measure, write_result
     from retrieval.feature_cache import FeatureCache, default_cache_dir
 
-    loaded = load_model(run.model, run.pretrained)
+    loaded = load_model(run.model, run.pretrained, precision)
     cache = FeatureCache(features or default_cache_dir(), loaded)
     with (
         _stoppable("stopped; start it again to go on from the vectors that are done"),

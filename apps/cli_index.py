@@ -13,6 +13,7 @@ from apps.cli_options import (
     IndexOption,
     JsonOption,
     ModelOption,
+    PrecisionOption,
     PretrainedOption,
     find_index,
     load_model,
@@ -84,6 +85,7 @@ def index(
     ] = None,
     model: ModelOption = None,
     pretrained: PretrainedOption = None,
+    precision: PrecisionOption = None,
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Pictures per call of the model.")
     ] = 32,
@@ -113,10 +115,10 @@ def index(
 
     directory, root = index_place(folder, index)
     if rebuild and (directory / "manifest.json").exists():
-        root, loaded = _discard(directory, root, model, pretrained)
+        root, loaded = _discard(directory, root, model, pretrained, precision)
         opened = EigenIndex.create(directory, loaded, root=root)
     else:
-        opened, loaded = _open_for_update(directory, root, model, pretrained)
+        opened, loaded = _open_for_update(directory, root, model, pretrained, precision)
     skips: list[tuple[str, str]] = []
     try:
         with opened, ProgressLine() as line:
@@ -179,7 +181,11 @@ def index_place(folder: Path | None, index: Path | None) -> tuple[Path, Path | N
 
 
 def _open_for_update(
-    directory: Path, root: Path | None, name: str | None, pretrained: str | None
+    directory: Path,
+    root: Path | None,
+    name: str | None,
+    pretrained: str | None,
+    precision: str | None,
 ) -> tuple[EigenIndex, RetrievalModel]:
     from retrieval.index import EigenIndex, IndexMismatch
 
@@ -187,7 +193,8 @@ def _open_for_update(
         opened = EigenIndex.open(directory)
         try:
             own = str(opened.manifest["model"])
-            model = load_model(own if name is None else name, pretrained)
+            precision = precision or str(opened.manifest["precision"])
+            model = load_model(own if name is None else name, pretrained, precision)
             opened.check_model(model)
         except IndexMismatch as error:
             opened.close()
@@ -201,12 +208,16 @@ def _open_for_update(
         raise CommandError(
             f"{quote(parent)} cannot be written; put the index elsewhere with --index DIR"
         )
-    model = load_model(name, pretrained)
+    model = load_model(name, pretrained, precision)
     return EigenIndex.create(directory, model, root=root), model
 
 
 def _discard(
-    directory: Path, root: Path | None, name: str | None, pretrained: str | None
+    directory: Path,
+    root: Path | None,
+    name: str | None,
+    pretrained: str | None,
+    precision: str | None,
 ) -> tuple[Path | None, RetrievalModel]:
     """Take an index away once its successor's model is loaded; returns folder and model."""
     from retrieval.index import EigenIndex, IndexCorrupt
@@ -216,10 +227,11 @@ def _discard(
     try:
         with EigenIndex.open(directory) as old:
             own, root = str(old.manifest["model"]), old.root if root is None else root
+            precision = precision or str(old.manifest["precision"])
     except (IndexCorrupt, ValueError):
         if root is None:
             raise
-    model = load_model(own if name is None else name, pretrained)
+    model = load_model(own if name is None else name, pretrained, precision)
     with index_lock(directory):
         # Without its manifest a directory is no index; what else is in it is overwritten.
         (directory / "manifest.json").unlink()
@@ -299,7 +311,7 @@ def info(
         ("weights", stats["weights"][:16]),
         ("preprocessing", stats["preprocess"][:16]),
         ("pictures", f"{stats['images']:,} searchable, {stats['skipped']:,} skipped"),
-        ("vectors", f"{stats['dim']} numbers each"),
+        ("vectors", f"{stats['dim']} numbers each, computed in {stats['precision']}"),
         ("size", size(stats["bytes"])),
         ("search", "approximate, then exact" if stats["ann"] else "exact"),
         ("created", f"{stats['created']} (format {stats['format']})"),

@@ -23,6 +23,7 @@ __all__ = [
     "JsonOption",
     "ManyValues",
     "ModelOption",
+    "PrecisionOption",
     "PretrainedOption",
     "ProfileOption",
     "find_index",
@@ -95,6 +96,16 @@ ProfileOption = Annotated[
         "--profile",
         metavar="NAME",
         help="Profile of lessons. [default: default]",
+        show_default=False,
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="f32|bf16",
+        help="What the image tower computes in. bf16 is up to 2.5 times as fast on CPUs with units "
+        "for it, and rounds the vectors. [default: f32; an index keeps its own]",
         show_default=False,
     ),
 ]
@@ -206,13 +217,15 @@ def teacher_of(searcher: Searcher) -> Teacher:
     return searcher.teacher
 
 
-def load_model(name: str | None, pretrained: str | None) -> RetrievalModel:
+def load_model(
+    name: str | None, pretrained: str | None, precision: str | None = None
+) -> RetrievalModel:
     """A model by its `--model` and `--pretrained`, the shipped one without them."""
     from retrieval.models import MINI, load
 
     name = MINI if name is None else name
     _say_loading(name)
-    return load(name, checkpoint=pretrained)
+    return load(name, checkpoint=pretrained, precision=precision or "f32")
 
 
 def _say_loading(name: str) -> None:

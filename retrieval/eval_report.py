@@ -15,7 +15,7 @@ import numpy as np
 
 from retrieval.atomic import replacing
 from retrieval.datasets import TarImage
-from retrieval.evaluate import Evaluation, split_name
+from retrieval.evaluate import DTYPES, Evaluation, split_name
 from retrieval.ranking import best_captions, own_cosines
 
 __all__ = ["ReportError", "build_table", "output_path", "write_ranks", "write_table"]
@@ -82,14 +82,17 @@ def output_path(
         ) from error
 
 
-def same_question(path: Path, dataset_hash: str, recall_k: Sequence[int]) -> bool:
-    """Whether a result file answers this: the same images and captions, all of these K."""
+def same_question(
+    path: Path, dataset_hash: str, recall_k: Sequence[int], precision: str = "f32"
+) -> bool:
+    """Whether a result file answers this: images, captions and precision the same, all these K."""
     try:
         result = _read(path)
     except ReportError:
         return False
     have = all(f"text_retrieval_recall@{k}" in result["metrics"] for k in recall_k)
-    return have and result.get("dataset_hash") == dataset_hash
+    same = result.get("dtype", "float32") == DTYPES.get(precision)
+    return have and same and result.get("dataset_hash") == dataset_hash
 
 
 # --- one table of many results -----------------------------------------------------------------

@@ -45,6 +45,9 @@ __all__ = [
 
 Progress = Callable[[str, int, int], None]
 
+# What a result calls the precision of the image tower.
+DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+
 # Texts and images embedded at a time, and kept by a cache of features; fixed, so that results
 # depend neither on the caller's batch size nor on where a run was stopped.
 _TEXT_CHUNK = 1024
@@ -183,7 +186,7 @@ def measure(
         "preprocess_hash": model.preprocess.hash,
         "dim": model.dim,
         "runtime": model.runtime,
-        "dtype": "float32",
+        "dtype": DTYPES[model.precision],
         "versions": _versions(model.runtime),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(finished - started, 3),

@@ -431,6 +431,7 @@ class EigenIndex:
             "weights": self._manifest.weights,
             "preprocess": self._manifest.preprocess,
             "dim": self.dim,
+            "precision": self._manifest.precision,
             "created": self._manifest.created,
             "format": self._manifest.format,
             "images": len(view),

@@ -83,6 +83,8 @@ class Manifest:
         probe: (r,) a fixed direction in eigen-coordinates. Another linear algebra library may
             factor the same weights with other signs; then it differs and the index is refused
             instead of answering nonsense.
+        precision: "f32" or "bf16", what the image tower computed in. Rounded vectors are near the
+            others, not equal: both in one index would score copies of a photo differently.
         created: UTC, ISO 8601.
         format: version of the directory's layout.
     """
@@ -92,6 +94,7 @@ class Manifest:
     preprocess: str
     dim: int
     probe: tuple[float, ...]
+    precision: str = "f32"
     created: str = ""
     format: int = FORMAT
 
@@ -105,6 +108,7 @@ class Manifest:
             preprocess=str(fingerprint["preprocess"]),
             dim=int(fingerprint["dim"]),
             probe=_probe(model.basis),
+            precision=str(fingerprint.get("precision", "f32")),
             created=created,
         )
 
@@ -128,6 +132,7 @@ class Manifest:
                 preprocess=str(values["preprocess"]),
                 dim=int(values["dim"]),
                 probe=tuple(float(value) for value in values["probe"]),
+                precision=str(values.get("precision", "f32")),
                 created=str(values["created"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -196,6 +201,11 @@ class Manifest:
             raise IndexMismatch(
                 f"the index was built with other image preprocessing than {what} "
                 f"(hash {self.preprocess[:8]} against {other.preprocess[:8]}); {remedy}"
+            )
+        if other.precision != self.precision:
+            raise IndexMismatch(
+                f"the index was built in precision {self.precision}, {what} is in "
+                f"{other.precision}; {remedy}"
             )
         if not _close(self.probe, other.probe):
             raise IndexMismatch(

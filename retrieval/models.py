@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["MINI", "ModelError", "RetrievalModel", "list_models", "load"]
 
 logger = logging.getLogger(__name__)
+
+_MakeRuntime = Callable[..., ImageRuntime]
 
 MINI = "long-eclip-mini"
 _MINI_WEIGHTS = Path(__file__).parent / "weights" / MINI
@@ -115,6 +117,11 @@ class RetrievalModel:
     def runtime(self) -> str:
         """ "openvino" or "torch": what runs the image tower."""
         return self._images.name
+
+    @property
+    def precision(self) -> str:
+        """ "f32" or "bf16": what the image tower computes in."""
+        return self._images.precision
 
     @property
     def image_tower(self) -> nn.Module:
@@ -188,6 +195,7 @@ class RetrievalModel:
             "weights": self.weights_hash,
             "preprocess": self.preprocess.hash,
             "dim": self.dim,
+            "precision": self.precision,
         }
 
 
@@ -197,6 +205,7 @@ def load(
     checkpoint: str | Path | None = None,
     device: str = "cpu",
     runtime: str = "auto",
+    precision: str = "f32",
 ) -> RetrievalModel:
     """Load a model by name.
 
@@ -212,6 +221,9 @@ def load(
         checkpoint: pretrained tag or weights file, when name is an architecture alone.
         device: torch device, for example "cpu" or "cuda".
         runtime: "auto", "openvino" or "torch" for the image tower.
+        precision: "f32", or "bf16" to run the image tower in bfloat16: on a CPU with units for it
+            ViT-B/16 is 2.4 times as fast and its vectors turn by less than 1 degree. Texts stay
+            in f32. An index keeps to the precision that it was made with.
 
     Raises:
         ModelError: with one line that says what is missing or does not fit, and what to do.
@@ -219,9 +231,10 @@ def load(
     name = str(name)
     given = None if checkpoint is None else str(checkpoint)
     directory = Path(name.removeprefix("local-dir:")).expanduser()
+    images = partial(ImageRuntime, runtime=runtime, device=device, precision=precision)
     try:
         if name == MINI:
-            return _load_tower(MINI, Path(given) if given else _MINI_WEIGHTS, device, runtime)
+            return _load_tower(MINI, Path(given) if given else _MINI_WEIGHTS, device, images)
         if _is_directory(name, directory):
             if given is not None:
                 raise ModelError(f"{name} brings its own weights; leave checkpoint {given!r} out")
@@ -229,22 +242,22 @@ def load(
             architecture = _architecture_of(directory)
             if architecture is not None:
                 loaded = load_architecture(architecture, directory, device, name)
-                return _from_clip(loaded, device, runtime)
+                return _from_clip(loaded, device, images)
             if not (directory / "open_clip_config.json").is_file() and _is_tower(directory):
-                return _load_tower(name, directory, device, runtime)
+                return _load_tower(name, directory, device, images)
         elif name.startswith("hf-hub:"):
             # With a checkpoint of its own, open_clip's loader says that there can be no other.
             folder = transformers_from_hub(name) if given is None else None
             architecture = None if folder is None else transformers_architecture(folder)
             if folder is not None and architecture is not None:
                 loaded = load_architecture(architecture, folder, device, name)
-                return _from_clip(loaded, device, runtime)
+                return _from_clip(loaded, device, images)
         else:
             architecture, tail = _architecture(name)
             if architecture is not None:
                 file = _one_of(name, tail, given, architecture)
-                return _from_clip(load_architecture(architecture, file, device), device, runtime)
-        return _from_clip(load_open_clip(name, given, device), device, runtime)
+                return _from_clip(load_architecture(architecture, file, device), device, images)
+        return _from_clip(load_open_clip(name, given, device), device, images)
     except ModelError:
         raise
     except ValueError as error:
@@ -307,7 +320,7 @@ def _is_tower(directory: Path) -> bool:
     return (directory / "config.json").is_file() and (directory / "model.safetensors").is_file()
 
 
-def _load_tower(name: str, directory: Path, device: str, runtime: str) -> RetrievalModel:
+def _load_tower(name: str, directory: Path, device: str, images: _MakeRuntime) -> RetrievalModel:
     """Text side and final map now; the image network only when the compiled one is not cached.
 
     A search by words then neither imports timm nor builds the network: half the start-up time.
@@ -358,12 +371,10 @@ def _load_tower(name: str, directory: Path, device: str, runtime: str) -> Retrie
         preprocess=preprocess,
         basis=basis,
         text=MiniLMText(MiniLM(device=device), lambda e: map_text(e, mean, weight), device),
-        images=ImageRuntime(
+        images=images(
             pixel_tower,
             preprocess.size,
             key=f"{tensors}|{preprocess.hash}{shape}",
-            runtime=runtime,
-            device=device,
         ),
         image_tower=image_tower,
     )
@@ -400,7 +411,7 @@ def _text_map(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return mean, weight
 
 
-def _from_clip(loaded: OpenClip, device: str, runtime: str) -> RetrievalModel:
+def _from_clip(loaded: OpenClip, device: str, images: _MakeRuntime) -> RetrievalModel:
     from enn_core import to_enn
     from retrieval.text import OpenClipText
     from retrieval.towers import PixelTower, split_final_map
@@ -417,12 +428,10 @@ def _from_clip(loaded: OpenClip, device: str, runtime: str) -> RetrievalModel:
         preprocess=preprocess,
         basis=basis,
         text=OpenClipText(model, loaded.tokenizer, device),
-        images=ImageRuntime(
+        images=images(
             lambda: PixelTower(headless, preprocess),
             preprocess.size,
             key=f"{tensors}|{preprocess.hash}",
-            runtime=runtime,
-            device=device,
         ),
         image_tower=lambda: to_enn(model.visual),
         clip=loaded,

@@ -345,7 +345,8 @@ def open_index(
 
     Args:
         path: the index directory, or a photo folder with its index inside.
-        model: a loaded model or its name; None loads the one the index names.
+        model: a loaded model or its name; None loads the one the index names. What is loaded
+            here has the precision of the index.
         profile: name of the profile whose teaching applies and that can be taught; one that does
             not exist yet is made by its first lesson.
 
@@ -364,7 +365,8 @@ def open_index(
     index = EigenIndex.open(path)
     try:
         if model is None or isinstance(model, str):
-            model = load(str(index.manifest["model"]) if model is None else model)
+            name = str(index.manifest["model"]) if model is None else model
+            model = load(name, precision=str(index.manifest["precision"]))
         index.check_model(model)
         teacher = None
         if profile is not None:

@@ -47,9 +47,9 @@ class PixelTower(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Scale, normalise, run."""
+        """Scale and normalise in float32, run in the weights' type."""
         x = pixels.permute(0, 3, 1, 2).float() * self.scale - self.shift
-        out = self._run(x)
+        out = self._run(x.to(next(self.tower.parameters()).dtype))
         return out[0] if isinstance(out, tuple) else out
 
 

@@ -70,7 +70,9 @@ def load_models_once(patch: pytest.MonkeyPatch) -> None:
 
     once = functools.cache(models.load)
 
-    def load(name: str = models.MINI, *, checkpoint: str | None = None) -> Any:
-        return once(name, checkpoint=checkpoint)
+    def load(
+        name: str = models.MINI, *, checkpoint: str | None = None, precision: str = "f32"
+    ) -> Any:
+        return once(name, checkpoint=checkpoint, precision=precision)
 
     patch.setattr(models, "load", load)

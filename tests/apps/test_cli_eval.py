@@ -28,11 +28,14 @@ class Model(TinyTestModel):
 def _small_models(tmp_path, monkeypatch) -> None:
     """Models called "a" and "b"; vectors of unfinished runs below tmp_path."""
 
-    def load(name: str = models.MINI, *, checkpoint: str | None = None) -> Model:
+    def load(
+        name: str = models.MINI, *, checkpoint: str | None = None, precision: str = "f32"
+    ) -> Model:
         if name == "broken":
             raise models.ModelError("unknown model 'broken'")
         model = Model(seed=len(name + (checkpoint or "")))
         model.name = f"{name}:{checkpoint}" if checkpoint else name
+        model.precision = precision
         return model
 
     monkeypatch.setattr(models, "load", load)
@@ -112,6 +115,10 @@ def test_a_result_of_something_else_is_not_skipped(folder, tmp_path):
     assert run(*given, "--force").code == 0
     assert "1 result there already" in run(*given).err
     assert "does not hold this evaluation" in refused(*given, "--recall-k", "3")
+    assert "does not hold this evaluation" in refused(*given, "--precision", "bf16")
+    assert run(*given, "--precision", "bf16", "--force").code == 0
+    assert json.loads(out.read_text())["dtype"] == "bfloat16"
+    assert "1 result there already" in run(*given, "--precision", "bf16").err
     assert "needs --output" in refused("eval", "--dataset", folder, "--skip-existing")
 
 

@@ -102,6 +102,20 @@ def test_rebuild_replaces_an_index_of_another_model(tmp_path):
     assert document("index", tmp_path, "--rebuild")["added"] == 1
 
 
+def test_an_index_keeps_its_precision(tmp_path):
+    shutil.copy(GALLERY / "gc_duck.webp", tmp_path)
+    assert document("index", tmp_path, "--precision", "bf16")["added"] == 1
+    assert "computed in bf16" in run("info", "--index", tmp_path).out
+    shutil.copy(GALLERY / "gc_duck.webp", tmp_path / "again.webp")
+    assert document("index", tmp_path)["added"] == 1
+    assert len(document("query", "a duck", "--index", tmp_path)["results"]) == 2
+    told = refused("index", tmp_path, "--precision", "f32")
+    assert "built in precision bf16, this model is in f32" in told
+    assert "--rebuild" in told
+    assert document("index", tmp_path, "--precision", "f32", "--rebuild")["added"] == 2
+    assert "f32, bf16, got 'int8'" in refused("index", tmp_path, "--precision", "int8")
+
+
 def test_empty_folder(tmp_path):
     done = run("index", tmp_path)
     assert done.code == 0

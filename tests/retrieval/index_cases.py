@@ -33,6 +33,7 @@ class TinyTestModel:
     """Linear image tower of random weights."""
 
     runtime = "numpy"
+    precision = "f32"
     context_length = 8
 
     def __init__(self, seed: int = 0, dim: int = 16) -> None:
@@ -62,6 +63,7 @@ class TinyTestModel:
             "weights": self.weights_hash,
             "preprocess": self.preprocess.hash,
             "dim": self.dim,
+            "precision": self.precision,
         }
 
 

@@ -395,6 +395,18 @@ def test_same_name_other_weights_is_refused(index) -> None:
         index.check_model(other)
 
 
+def test_another_precision_is_refused(index, root, model) -> None:
+    model.precision = "bf16"
+    with pytest.raises(IndexMismatch, match="built in precision f32, this model is in bf16"):
+        index.update(root, model)
+    # Indexes from before there was a choice.
+    file = index.path / "manifest.json"
+    content = json.loads(file.read_text())
+    assert content.pop("precision") == "f32"
+    file.write_text(json.dumps(content))
+    assert EigenIndex.open(index.path).manifest["precision"] == "f32"
+
+
 def test_other_preprocessing_is_refused(index, model) -> None:
     model.preprocess.hash = "something else"
     with pytest.raises(IndexMismatch, match="preprocessing"):

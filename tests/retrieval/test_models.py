@@ -177,7 +177,7 @@ def test_the_name_loads_the_same_model_again(tmp_path):
     first = load("enn-rn", checkpoint=file)
     again = load(first.name)
     assert again.fingerprint() == first.fingerprint()
-    assert set(first.fingerprint()) == {"model", "weights", "preprocess", "dim"}
+    assert set(first.fingerprint()) == {"model", "weights", "preprocess", "dim", "precision"}
     json.dumps(first.fingerprint())
 
 
@@ -292,6 +292,7 @@ def test_bad_files_are_named_with_the_reason(broken, file, message, capfd):
         ({"name": "local-dir:/no/such/dir"}, "directory not found"),
         ({"name": "long-eclip-mini", "checkpoint": "/no/such/dir"}, "config.json"),
         ({"name": "long-eclip-mini", "runtime": "tpu"}, "auto, openvino, torch"),
+        ({"name": "long-eclip-mini", "precision": "int8"}, "f32, bf16"),
         ({"name": "long-eclip-mini", "runtime": "openvino", "device": "cuda"}, "NVIDIA|CUDA|CPU"),
     ],
 )
@@ -364,6 +365,17 @@ def test_the_shipped_model_equals_its_network(mini_photos):
     assert model.name == "long-eclip-mini"
     assert model.context_length == 248
     assert model.dim == model.basis.dim <= tower.proj.out_features
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_bf16_turns_vectors_little_and_texts_not_at_all(runtime, mini_photos):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    exact, rounded = (load(runtime=runtime, precision=p) for p in ("f32", "bf16"))
+    v, w = (model.image_vectors(mini_photos) for model in (exact, rounded))
+    assert (v * w).sum(1).min() > 0.99
+    np.testing.assert_array_equal(exact.text_vectors(TEXTS), rounded.text_vectors(TEXTS))
+    assert rounded.fingerprint() == {**exact.fingerprint(), "precision": "bf16"}
 
 
 def test_the_shipped_image_tower_is_eigen(mini_photos):

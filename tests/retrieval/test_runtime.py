@@ -47,9 +47,10 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-def make(name: str = "auto", key: str = "key", tower=None) -> ImageRuntime:
+def make(name: str = "auto", key: str = "key", tower=None, precision: str = "f32") -> ImageRuntime:
     module = PixelTower(Block(), Preprocess(size=SIZE, mean=(0.1, 0.2, 0.3)))
-    return ImageRuntime(tower or (lambda: module), SIZE, key=key, runtime=name)
+    tower = tower or (lambda: module)
+    return ImageRuntime(tower, SIZE, key=key, runtime=name, precision=precision)
 
 
 def pixels(n: int, seed: int = 1) -> np.ndarray:
@@ -76,9 +77,32 @@ def test_numbers_are_torchs_in_double(name):
     assert run(pixels(0)).shape == (0, 16)
 
 
+@pytest.mark.parametrize("name", available_runtimes())
+def test_bf16_is_near_and_leaves_the_tower_as_it_was(name):
+    module = PixelTower(Block(), Preprocess(size=SIZE, mean=(0.1, 0.2, 0.3)))
+    run = make(name, tower=lambda: module, precision="bf16")
+    assert (run.name, run.precision) == (name, "bf16")
+    rows = run(pixels(11))
+    assert rows.dtype == np.float32
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    exact = expected(11) / np.linalg.norm(expected(11), axis=1, keepdims=True)
+    assert (unit * exact).sum(1).min() > 0.9995
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    if name == "torch":  # a CPU without bf16 units lets OpenVINO compute in f32
+        assert np.abs(rows - expected(11)).max() > 1e-5
+
+
 @needs_openvino
-def test_an_answer_does_not_depend_on_its_batch():
-    run = make("openvino")
+def test_both_precisions_share_a_compiled_graph(cache):
+    make(precision="f32")(pixels(1))
+    make(tower=never, precision="bf16")(pixels(1))
+    assert len(list(cache.iterdir())) == 1
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_an_answer_does_not_depend_on_its_batch(precision):
+    run = make("openvino", precision=precision)
     together = run(pixels(11))
     for rows in ([3], [0, 1, 2], [10, 4], list(range(10))):
         np.testing.assert_array_equal(run(pixels(11)[rows]), together[rows])
@@ -129,6 +153,7 @@ def test_lower_precision_is_found_out(monkeypatch, caplog):
         return lambda batch: torch.from_numpy(run(batch)).bfloat16().float().numpy()
 
     monkeypatch.setattr(runtime, "_compile", rounding)
+    make("openvino", key="asked for", precision="bf16")(pixels(1))
     with pytest.raises(RuntimeError, match="differs from torch"):
         make("openvino")(pixels(1))
     with caplog.at_level(logging.WARNING):
@@ -169,6 +194,8 @@ def test_other_pixels_and_names_are_refused():
         make()(np.zeros((1, *SIZE, 3)))
     with pytest.raises(ValueError, match="auto, openvino, torch"):
         make("onnx")
+    with pytest.raises(ValueError, match="f32, bf16, got 'int8'"):
+        make(precision="int8")
     with pytest.raises(ValueError, match="CPU"):
         ImageRuntime(never, SIZE, key="", runtime="openvino", device="cuda")
 
