@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from enn_core.heads import Form, make_head
 from enn_core.local import LocalBlock, detached
 
 By = Literal["memory", "time"]
@@ -106,6 +107,53 @@ def cut(
         )
     sizes = _partition(len(costs), blocks, lambda i, j: _price(_join(costs[i:j]), by))
     return trace.parts(sizes)
+
+
+def local_blocks(
+    model: nn.Module,
+    example: Tensor,
+    blocks: int = 4,
+    *,
+    by: By = "memory",
+    head: Form = "conv",
+    outputs: int | None = None,
+    channel_axis: int | None = None,
+) -> list[LocalBlock]:
+    """Cut a model and give each block a head, ready for a `LocalTrainer`.
+
+    Args:
+        model, example, blocks, by: as in `cut`.
+        head: form of the heads: "linear", "conv" or "mlp".
+        outputs: numbers to predict; as many as the model answers with, by default.
+        channel_axis: of the features, if not what `make_head` takes it to be.
+
+    Returns:
+        The blocks. The last keeps the model's own end as its head, if that answers with `outputs`
+        numbers; features get a head there too.
+
+    Raises:
+        CutError: see `cut`; or the model ends in features and `outputs` is not given.
+    """
+    parts = cut(model, example, blocks, by)
+    shapes = [cost.shape for cost in measure(parts, example, repeats=0)]
+    end = shapes[-1]
+    if outputs is None:
+        if end is None or len(end) != 2:
+            raise CutError(
+                f"{type(model).__name__} does not answer with a row of numbers (it returns "
+                f"{end or 'no single tensor'}); say with outputs= how many its heads shall predict"
+            )
+        outputs = end[1]
+    made = []
+    for part, shape in zip(parts, shapes, strict=True):
+        own = part is parts[-1] and (shape is None or shape == (len(example), outputs))
+        if own:
+            made.append(LocalBlock(part, nn.Identity()))
+            continue
+        new = make_head(head, cast(tuple[int, ...], shape), outputs, channel_axis=channel_axis)
+        weight = next(p for p in part.parameters() if p.is_floating_point())
+        made.append(LocalBlock(part, new.to(weight.device, weight.dtype)))
+    return made
 
 
 def units(model: nn.Module, example: Tensor) -> list[nn.Module]:
