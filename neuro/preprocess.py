@@ -166,6 +166,7 @@ class Preprocessor:
                 "notes": list(volume.notes),
             },
             "steps": log.steps,
+            "quality": quality.as_record(),
             "to_mni": to_mni.tolist(),
         }
         return Prepared(scaled, to_mni, quality, record)

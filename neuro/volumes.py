@@ -122,7 +122,7 @@ def read_volume(path: Path | str) -> Volume:
     from nibabel.imageglobals import LoggingOutputSuppressor
 
     files = _read_files(Path(path))
-    with LoggingOutputSuppressor():
+    with LoggingOutputSuppressor(), np.errstate(all="ignore"):
         image, dtype = _parse(files)
         file_affine, notes = _affine(image)
         voxels = _voxels(image, dtype, notes)
@@ -156,13 +156,13 @@ def _read_bytes(path: Path) -> bytes:
                 f"has {size / 2**30:.1f} GiB; at most {MAX_FILE_BYTES / 2**30:.0f} GiB are read"
             )
         with open(path, "rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(size + 1 if size else MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise VolumeError("there is no such file; check the path") from None
     except OSError as error:
         raise VolumeError(f"cannot be read: {error.strerror or error}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise VolumeError("does not end; give a volume file")
+    if len(content) > (size or MAX_FILE_BYTES):
+        raise VolumeError("grows while it is read; give a finished file")
     if not content:
         raise VolumeError("is empty (0 bytes); copy or convert it again")
     return content
@@ -280,6 +280,8 @@ def _parse(files: list[bytes]) -> tuple[Any, np.dtype]:
             name: FileHolder(fileobj=io.BytesIO(content))
             for name, content in zip(names, contents, strict=True)
         }
+        # SPM's third file says where the origin is, which is not looked at.
+        holders["mat"] = FileHolder(fileobj=io.BytesIO())
         return image_class.from_file_map(holders)
 
     return _guarded(load), dtype
@@ -451,14 +453,13 @@ def _canonical(
 
 def _voxels(image: Any, dtype: np.dtype, notes: list[str]) -> np.ndarray:
     """(I, J, K) float32 in the file's axis order, scaled, finite."""
-    with np.errstate(all="ignore"):
-        values = _guarded(lambda: image.get_fdata(dtype=np.float32, caching="unchanged"))
-        values = np.asarray(values).reshape(values.shape[:3])
-        if dtype.itemsize == 8 and not np.isfinite(values).all():
-            # Beyond what float32 holds: the scale of an image means nothing.
-            exact = _guarded(lambda: np.asarray(image.dataobj, np.float64)).reshape(values.shape)
-            largest = np.abs(exact[np.isfinite(exact)]).max(initial=0.0)
-            values = (exact / max(largest, 1.0)).astype(np.float32)
+    values = _guarded(lambda: image.get_fdata(dtype=np.float32, caching="unchanged"))
+    values = np.asarray(values).reshape(values.shape[:3])
+    if dtype.itemsize == 8 and not np.isfinite(values).all():
+        # Beyond what float32 holds: the scale of an image means nothing.
+        exact = _guarded(lambda: np.asarray(image.dataobj, np.float64)).reshape(values.shape)
+        largest = np.abs(exact[np.isfinite(exact)]).max(initial=0.0)
+        values = (exact / max(largest, 1.0)).astype(np.float32)
     finite = np.isfinite(values)
     if not finite.any():
         raise VolumeError("holds no finite numbers (all NaN)")
