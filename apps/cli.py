@@ -1,9 +1,9 @@
 """The `enn` command.
 
-`enn search ...` is in `apps.cli_index`, `cli_search`, `cli_teach`, `cli_lessons`, `cli_transfer`
-and `cli_evaluate`, `enn convert` and `enn fuse` are in `apps.cli_core`. Here is the demo and what
-all commands share: errors in one line, exit codes, Ctrl-C, closed pipes. Nothing heavy is imported
-before a command runs, so that `enn --help` answers at once.
+`enn search ...` is in `apps.cli_index`, `cli_search`, `cli_teach`, `cli_lessons`, `cli_transfer`,
+`cli_evaluate` and `cli_train`, `enn convert` and `enn fuse` are in `apps.cli_core`. Here is the
+demo and what all commands share: errors in one line, exit codes, Ctrl-C, closed pipes. Nothing
+heavy is imported before a command runs, so that `enn --help` answers at once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from apps import (  # noqa: F401
     cli_lessons,
     cli_search,
     cli_teach,
+    cli_train,
     cli_transfer,
 )
 from apps.cli_core import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse

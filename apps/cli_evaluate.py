@@ -1,10 +1,8 @@
-"""`enn search eval`, `enn search eval-build` and `enn search train`."""
+"""`enn search eval` and `enn search eval-build`."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +23,6 @@ from apps.cli_terminal import (
     EXIT_OK,
     EXIT_SKIPPED,
     CommandError,
-    Interrupted,
     ProgressLine,
     counted,
     duration,
@@ -35,12 +32,13 @@ from apps.cli_terminal import (
     printable,
     quote,
     refuse_overwrite,
+    stoppable,
 )
 
 if TYPE_CHECKING:
     from retrieval.datasets import CaptionDataset
 
-__all__ = ["build", "evaluate", "train"]
+__all__ = ["build", "evaluate"]
 
 
 # --- eval --------------------------------------------------------------------------------------
@@ -374,7 +372,7 @@ def _measure(
     loaded = load_model(run.model, run.pretrained, precision)
     cache = FeatureCache(features or default_cache_dir(), loaded)
     with (
-        _stoppable("stopped; start it again to go on from the vectors that are done"),
+        stoppable("stopped; start it again to go on from the vectors that are done"),
         ProgressLine() as line,
     ):
         measured = measure(
@@ -410,74 +408,3 @@ def _say_result(result: dict[str, Any]) -> None:
                 emit(f"  {label}  R@{k:<4} {value:6.1%}   (95 %: {low:.1%} to {high:.1%})")
         mean, median = metrics[f"{name}_mean_rank"], metrics[f"{name}_median_rank"]
         emit(f"  {label}  rank: median {median:g}, mean {mean:.1f}")
-
-
-# --- train -------------------------------------------------------------------------------------
-
-
-@search_app.command(
-    "train",
-    epilog="""\b
-Examples:
-  enn search train --config long-eclip-mini --output runs/mini
-  enn search train --config my.json --data /data --output runs/mine
-  enn search train --config my.json --output runs/mine --resume
-  enn search index ~/Photos --model runs/mine/model
-
-\b
-Exit codes: 0 ok, 2 user error (no such configuration, missing data, ...), 130 stopped.""",
-)
-def train(
-    config: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="Name of a shipped configuration, or .json.")
-    ],
-    output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Directory for checkpoints, log and model.")
-    ] = Path("runs/search"),
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Directory that the configuration's data sets lie in. [default: $ENN_DATA]",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that is in --output.")
-    ] = False,
-    json: JsonOption = False,
-) -> int:
-    """Train a search model. Can be stopped at any time; --resume goes on."""
-    from retrieval.mini.train import TrainConfig
-    from retrieval.mini.train import train as run
-
-    settings = TrainConfig.load(config)
-    started = (output / "checkpoint.pt").exists()
-    if started and not resume:
-        raise CommandError(
-            f"{quote(output)} holds a run already; give --resume to go on, or another --output"
-        )
-    if resume and not output.is_dir():
-        raise CommandError(f"there is no run in {quote(output)} to resume; leave --resume out")
-    hint = f"stopped; go on with: enn search train --config {config} --output {output} --resume"
-    with _stoppable(hint), ProgressLine() as line:
-        result = run(settings, data=data, output=output, progress=line.show)
-    if json:
-        emit_json({key: _plain(value) for key, value in result.items()})
-    else:
-        for key, value in result.items():
-            emit(f"{key:<14} {value}")
-    return EXIT_OK
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, os.PathLike) else value
-
-
-@contextlib.contextmanager
-def _stoppable(message: str) -> Iterator[None]:
-    """Says `message` when Ctrl-C ends what is inside."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(message) from None

@@ -325,7 +325,7 @@ def test_export_and_import(tmp_path, indexed):
     assert document("index", copy, code=1)["embedded"] == 0
 
 
-# --- eval and train ----------------------------------------------------------------------------
+# --- eval --------------------------------------------------------------------------------------
 
 
 def test_eval_writes_the_result(tmp_path):
@@ -371,34 +371,6 @@ def test_values_after_one_flag(option, values, equals, followed):
     expected = ["--split", "5", *first, *further, *rest]
     given = ["--split", "5", *first, *words[1:], *rest]
     assert list(ManyValues(name="eval")._repeated(given)) == expected
-
-
-def test_train_is_bound_to_the_library(tmp_path, monkeypatch):
-    from retrieval import train as library
-
-    calls = []
-
-    def train(config: Any, **options: Any) -> dict[str, Any]:
-        calls.append((config, options))
-        options["progress"]("epoch", 1, 2, "loss 0.5")
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return {"model": tmp_path / "out" / "model", "epochs": 2}
-
-    monkeypatch.setattr(library, "train", train)
-    config, output = tmp_path / "my.json", tmp_path / "out"
-    config.write_text('{"epochs": 2}')
-    common = ["train", "--config", config, "--data", tmp_path, "--output", output]
-    assert document(*common) == {"model": str(output / "model"), "epochs": 2}
-    assert calls[0][0].epochs == 2
-    assert (calls[0][1]["data"], calls[0][1]["output"]) == (tmp_path, output)
-    assert "leave --resume out" in refused(*common, "--resume")
-    output.mkdir()
-    (output / "checkpoint.pt").touch()
-    assert "give --resume" in refused(*common)
-    done = run(*common, "--resume")
-    assert done.code == 130
-    assert "--resume" in done.err
 
 
 # --- the installed command ---------------------------------------------------------------------
