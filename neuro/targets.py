@@ -41,6 +41,8 @@ class Target(Protocol):
 class AgeValue:
     """Age as one number in units of the training ages' spread; the output 0 is their mean.
 
+    No age is below 0 (the last ReLU of Yin et al. 2023).
+
     Attributes:
         mean, sd: of the training ages, years.
         power: 1 for the absolute error, 2 for the squared error.
@@ -60,7 +62,7 @@ class AgeValue:
         return loss(prediction[:, 0].float(), wanted.float())
 
     def ages(self, prediction: Tensor) -> Tensor:
-        return prediction[:, 0].float() * self.sd + self.mean
+        return (prediction[:, 0].float() * self.sd + self.mean).clamp(min=0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,210 @@
+"""A trained brain-age model: one or several networks, their target, intervals and bias correction.
+
+One safetensors file holds everything: plain (fused) weights that eigen layers factor again exactly,
+and as metadata the JSON that says what the networks are and what they were trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from enn_core.atomic import replacing
+from enn_core.convert import fuse
+from neuro.calibrate import BiasCorrection, Conformal
+from neuro.dataset import as_input
+from neuro.networks import BrainNet, build
+from neuro.targets import AgeBins, AgeValue, Target, make_target, target_settings
+
+__all__ = ["BrainAgeModel", "Member", "ModelError", "Prediction", "by_head"]
+
+FORMAT = 1
+_BATCH = 4
+
+Answer = Literal["mean", "last"]
+
+
+class ModelError(ValueError):
+    """A weights file that is not a brain-age model of this version."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network and the target that reads its heads."""
+
+    net: BrainNet
+    target: Target
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of n brains.
+
+    Attributes:
+        ages: (n,) years.
+        by_head: (n, members, heads) years.
+    """
+
+    ages: np.ndarray
+    by_head: np.ndarray
+
+
+@dataclass
+class BrainAgeModel:
+    """Networks that answer together.
+
+    Attributes:
+        members: at least one; the answer is their mean.
+        answer: of each member: "mean" of all heads, or the "last" head.
+        conformal: residuals that intervals come from, if there are any.
+        bias: a fitted correction that may be applied on demand, never by `predict`.
+        about: JSON of how it was trained: configuration, subjects, ages, scores, licence.
+    """
+
+    members: Sequence[Member]
+    answer: Answer = "mean"
+    conformal: Conformal | None = None
+    bias: BiasCorrection | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def predict(self, volumes: np.ndarray, mirror: bool = True) -> Prediction:
+        """Ages of brains, raw: without bias correction.
+
+        Args:
+            volumes: (n, 80, 96, 80) uint8 as `BrainDataset` holds them; other sizes work as well.
+            mirror: average with the prediction for the left-right mirror image.
+        """
+        said = []
+        for member in self.members:
+            stem = member.net.stem
+            with torch.no_grad(), evaluating(member.net):
+                parts = [
+                    by_head(
+                        member.net, member.target, stem(torch.from_numpy(as_input(batch))), mirror
+                    )
+                    for batch in np.array_split(volumes, max(1, -(-len(volumes) // _BATCH)))
+                ]
+            said.append(np.concatenate(parts))
+        heads = np.stack(said, axis=1)
+        return Prediction(answer(heads, self.answer).mean(1), heads)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the model, in one atomic step."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        tensors: dict[str, Tensor] = {}
+        members = []
+        for number, member in enumerate(self.members):
+            if not isinstance(member.target, (AgeValue, AgeBins)):
+                raise ModelError(f"target {type(member.target).__name__} has no form on disk")
+            for name, value in fuse(member.net).state_dict().items():
+                tensors[f"{number}.{name}"] = value.detach().float().contiguous()
+            members.append(
+                {"network": member.net.settings, "target": target_settings(member.target)}
+            )
+        content = {
+            "format": FORMAT,
+            "members": members,
+            "answer": self.answer,
+            "residuals": list(self.conformal.residuals) if self.conformal else None,
+            "bias": self.bias.to_dict() if self.bias else None,
+            "about": self.about,
+        }
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", "model": json.dumps(content)})
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> BrainAgeModel:
+        """Read a model that `save` wrote.
+
+        Raises:
+            ModelError: the file is damaged, of another kind or format, or its weights do not fit.
+            FileNotFoundError: there is none.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no model at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                content = json.loads((file.metadata() or {}).get("model", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError) as error:
+            raise ModelError(f"{path}: no intact safetensors file ({error})") from None
+        if content.get("format") != FORMAT:
+            raise ModelError(
+                f"{path}: got format {content.get('format')}, this version reads {FORMAT}; is it a "
+                "model that `enn brain train` wrote?"
+            )
+        members = []
+        for number, stored in enumerate(content["members"]):
+            prefix = f"{number}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            net = build(**stored["network"])
+            try:
+                net.load_state_dict(own)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"{path}: the weights of network {number + 1} do not fit its description "
+                    f"({' '.join(str(error).split())[:160]})"
+                ) from None
+            members.append(Member(net.eval(), make_target(stored["target"])))
+        residuals, bias = content["residuals"], content["bias"]
+        return cls(
+            members,
+            content["answer"],
+            Conformal(tuple(residuals)) if residuals else None,
+            BiasCorrection(**bias) if bias else None,
+            content["about"],
+        )
+
+
+def answer(by_head: np.ndarray, kind: Answer) -> np.ndarray:
+    """(..., heads) years -> (...) years."""
+    return by_head.mean(-1) if kind == "mean" else by_head[..., -1]
+
+
+@torch.no_grad()
+def by_head(net: BrainNet, target: Target, inputs: Tensor, mirror: bool = True) -> np.ndarray:
+    """Ages by each head of a network.
+
+    Args:
+        net: in evaluation mode.
+        target: reads its heads.
+        inputs: (n, ...) as the first block reads them, `net.stem(volumes)`.
+        mirror: average the head's output with that for the left-right mirror image.
+
+    Returns:
+        (n, heads) years, float64.
+    """
+    rows = []
+    for part in inputs.split(_BATCH):
+        part = part.float()
+        said = [target.ages(p) for p in net.heads_say(part)]
+        if mirror:
+            other = [target.ages(p) for p in net.heads_say(part.flip(2))]
+            said = [(a + b) / 2 for a, b in zip(said, other, strict=True)]
+        rows.append(torch.stack(said, dim=1))
+    return torch.cat(rows).double().numpy()
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
