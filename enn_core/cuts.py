@@ -332,6 +332,7 @@ class _Trace:
                 "so a trace would freeze one of them; give its blocks as a list"
             )
         graph = graphs[1]
+        _forget_defaults(graph)
         steps = [node for node in graph.nodes if node.op.startswith("call_")]
         ends = _ends(model, graph, steps)
         return cls(model, graph, steps, ends, len(ends))
@@ -389,6 +390,20 @@ class _Trace:
         for node in self.steps[first : self.ends[part] + 1]:
             if node.op == "call_module":
                 yield self.model.get_submodule(str(node.target))
+
+
+def _forget_defaults(graph: fx.Graph) -> None:
+    """Remove the arguments that keep their defaults, and the checks that they have them.
+
+    The checks would stop a block from being unpickled, too.
+    """
+    doomed = set([node for node in graph.nodes if node.op == "placeholder"][1:])
+    for node in graph.nodes:  # in the order of use
+        if doomed.intersection(node.all_input_nodes):
+            doomed.add(node)
+    for node in reversed(graph.nodes):
+        if node in doomed:
+            graph.erase_node(node)
 
 
 def _is_features(shape: tuple[int, ...] | None, example: Tensor) -> bool:
