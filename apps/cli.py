@@ -1,9 +1,10 @@
 """The `enn` command.
 
 `enn search ...` is in `apps.cli_index`, `cli_search`, `cli_teach`, `cli_lessons`, `cli_transfer`,
-`cli_evaluate` and `cli_train`, `enn convert` and `enn fuse` are in `apps.cli_core`. Here is the
-demo and what all commands share: errors in one line, exit codes, Ctrl-C, closed pipes. Nothing
-heavy is imported before a command runs, so that `enn --help` answers at once.
+`cli_evaluate` and `cli_train`, `enn brain ...` in `apps.cli_brain`, `enn convert` and `enn fuse` in
+`apps.cli_core`. Here is the demo and what all commands share: errors in one line, exit codes,
+Ctrl-C, closed pipes. Nothing heavy is imported before a command runs, so that `enn --help` answers
+at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from apps import (  # noqa: F401
     cli_train,
     cli_transfer,
 )
+from apps.cli_brain import brain_app
 from apps.cli_core import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
 from apps.cli_options import search_app
 from apps.cli_terminal import (
@@ -47,9 +49,14 @@ EXIT_BUG = 70
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 _EXTRAS = {
+    "ants": "neuro",
+    "deepbet": "neuro",
     "faiss": "retrieval",
     "fastapi": "demo",
     "gradio": "demo",
+    "monai": "neuro",
+    "nibabel": "neuro",
+    "nilearn": "neuro",
     "open_clip": "retrieval",
     "timm": "retrieval",
     "torchvision": "retrieval",
@@ -156,7 +163,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"'{printable(os.fsdecode(error.filename))}': {error.strerror}", EXIT_USER
     text = printable(" ".join(str(error).split()) or type(error).__name__)
-    ours = type(error).__module__.partition(".")[0] in {"apps", "enn_core", "retrieval"}
+    ours = type(error).__module__.partition(".")[0] in {"apps", "enn_core", "neuro", "retrieval"}
     if ours or isinstance(error, OSError | ValueError):
         return text, EXIT_USER
     return f"unexpected {type(error).__name__}: {text} (ENN_DEBUG=1 shows where)", EXIT_BUG
@@ -192,6 +199,7 @@ Examples:
   enn demo search ~/Photos --port 8080""",
 )
 app.add_typer(search_app)
+app.add_typer(brain_app)
 app.add_typer(demo_app)
 app.command("convert", epilog=CONVERT_EPILOG)(convert)
 app.command("fuse", epilog=FUSE_EPILOG)(fuse)
@@ -212,7 +220,7 @@ def _enn(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Search pictures with words, and convert networks to eigen layers and back."""
+    """Search pictures with words, tell brain age, convert networks to eigen layers and back."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

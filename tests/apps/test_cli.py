@@ -43,7 +43,7 @@ def test_every_command_has_help_with_examples_and_exit_codes(path):
     assert (code, err) == (0, "")
     assert out.startswith(f"Usage: {' '.join(path)}")
     assert "Examples:" in out
-    if path not in {("enn", "search"), ("enn", "demo")}:
+    if path not in {("enn", "brain"), ("enn", "search"), ("enn", "demo")}:
         assert "Exit codes:" in out
     assert max(map(len, out.splitlines())) <= 90
 
@@ -53,6 +53,7 @@ def test_the_commands_of_the_manual_are_there():
     search += ["info", "export", "import", "eval", "eval-build", "train"]
     expected = {("enn",), ("enn", "search"), ("enn", "demo"), ("enn", "demo", "search")}
     expected |= {("enn", "search", name) for name in search}
+    expected |= {("enn", "brain"), ("enn", "brain", "preprocess")}
     assert {path for path, _ in commands()} == expected | {("enn", "convert"), ("enn", "fuse")}
 
 
