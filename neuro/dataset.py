@@ -256,11 +256,12 @@ def _file_of(participant: str, files: dict[str, Path], folder: Path) -> Path:
 
 def _read_volume(path: Path) -> np.ndarray:
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
 
-    image: Any = nibabel.load(path)
     try:
+        image: Any = nibabel.load(path)
         values = np.asanyarray(image.dataobj)
         values = values if values.dtype == np.uint8 else to_uint8(values)
         return crop(values)
-    except (DatasetError, VolumeError, OSError, EOFError) as error:
+    except (DatasetError, VolumeError, ImageFileError, OSError, EOFError) as error:
         raise DatasetError(f"{path}: {error}") from None
