@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 # These add their commands.
 from apps import (  # noqa: F401
     cli_evaluate,
+    cli_export,
     cli_index,
     cli_lessons,
     cli_search,

@@ -22,6 +22,7 @@ __all__ = [
     "IndexOption",
     "JsonOption",
     "ManyValues",
+    "ModelName",
     "ModelOption",
     "PrecisionOption",
     "PretrainedOption",
@@ -36,7 +37,7 @@ __all__ = [
 
 _ORDER = (
     *("index", "query", "teach", "history", "undo", "forget", "profiles"),
-    *("caption", "info", "export", "import", "eval", "eval-build", "train"),
+    *("caption", "info", "export", "import", "eval", "eval-build", "train", "export-model"),
 )
 
 
@@ -76,9 +77,18 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="long-eclip-mini (shipped), an open_clip architecture with its weights "
-        "(ViT-B-32:laion2b_s34b_b79k or ViT-B-32:FILE), hf-hub:ORG/NAME, or a directory.",
+        help="long-eclip-mini (shipped), an architecture with its weights "
+        "(ViT-B-32:laion2b_s34b_b79k, long-eclip-b16:FILE), hf-hub:ORG/NAME, or a directory.",
         show_default=False,
+    ),
+]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="An architecture with its weights (long-eclip-b16:FILE, "
+        "ViT-B-32:laion2b_s34b_b79k), hf-hub:ORG/NAME, or a directory.",
     ),
 ]
 PretrainedOption = Annotated[

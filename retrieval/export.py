@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from retrieval.models import RetrievalModel
 
-__all__ = ["FORMS", "export", "write_tensors"]
+__all__ = ["FORMS", "check_target", "export", "write_tensors"]
 
 # Largest difference of an ONNX tower's unit vectors from torch's.
 _TOLERANCE = 1e-4
@@ -66,13 +66,25 @@ def export(model: RetrievalModel, folder: str | os.PathLike[str], form: str = "o
         raise ModelError(f"unknown form {form!r}; valid: {', '.join(FORMS)}")
     if model.clip is None:
         raise ModelError(f"{model.name} is no CLIP network: there is no plain form of it")
-    target = Path(folder).expanduser()
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
-    if target.exists():
-        raise ModelError(f"{target} exists already; name a new folder")
+    target = check_target(folder)
     with _new_folder(target) as new:
         FORMS[form](model.clip, new)
+        if target.is_dir():
+            target.rmdir()
+    return target
+
+
+def check_target(folder: str | os.PathLike[str]) -> Path:
+    """The folder that `export` would make.
+
+    Raises:
+        ModelError: if there is something already.
+    """
+    target = Path(folder).expanduser()
+    if target.is_dir() and any(target.iterdir()):
+        raise ModelError(f"{target} holds files already; name a new folder")
+    if target.exists() and not target.is_dir():
+        raise ModelError(f"{target} is a file; name a new folder")
     return target
 
 

@@ -127,8 +127,10 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         export(model, tmp_path / "out", "tf")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photo.jpg").touch()
-    with pytest.raises(ModelError, match="exists already"):
+    with pytest.raises(ModelError, match="holds files already"):
         export(model, tmp_path / "full")
+    with pytest.raises(ModelError, match="is a file"):
+        export(model, tmp_path / "full" / "photo.jpg")
     assert os.listdir(tmp_path / "full") == ["photo.jpg"]
     model.clip = None
     with pytest.raises(ModelError, match="no CLIP network"):
