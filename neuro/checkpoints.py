@@ -133,8 +133,8 @@ def load_sfcn(path: Path | str, layers: str = "plain") -> BrainNet:
     last = mapped.get(f"{_HEAD}.weight")
     if last is None:
         raise CheckpointError(f"{path}: has no last layer (classifier.conv_6 or predictions)")
-    keras = any(_KERAS.fullmatch(name.removeprefix("module.")) for name in tensors)
     # Keras normalises with an epsilon of 1e-3.
+    keras = any("/kernel" in name for name in tensors)
     net = build("sfcn", outputs=last.shape[0], layers="plain", eps=1e-3 if keras else 1e-5)
     own = net.state_dict()
     for name, value in own.items():

@@ -158,6 +158,22 @@ class IntensityBins(nn.Module):
         return f"bins={self.bins}"
 
 
+class PadTo(nn.Module):
+    """Zeros around a volume, so that no side is shorter than `side` voxels; nothing to learn."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, i, j, k) -> (N, 1, >= side, >= side, >= side)."""
+        missing = [max(0, self.side - n) for n in reversed(x.shape[2:])]
+        return F.pad(x, [half for m in missing for half in (m // 2, m - m // 2)])
+
+    def extra_repr(self) -> str:
+        return f"{self.side}"
+
+
 class GridHead(nn.Module):
     """Averages over a coarse grid of places, standardises, and maps linearly.
 
@@ -325,7 +341,7 @@ def _bins4(
 
 
 def _yin2023(outputs: int, norm: Norm = "batch") -> Parts:
-    """Yin et al. 2023; published input 128^3 of 2 mm. At 2 mm the smallest side is 92 voxels."""
+    """Yin et al. 2023; published input 128^3 of 2 mm. Smaller volumes are padded to 96^3."""
     widths = (16, 32, 64, 128)
     blocks: list[nn.Module] = []
     channels = 1
@@ -340,7 +356,7 @@ def _yin2023(outputs: int, norm: Norm = "batch") -> Parts:
         blocks.append(layers)
         channels = width
     heads: list[nn.Module] = [GridHead(width, outputs) for width in widths[:-1]]
-    return nn.Identity(), blocks, [*heads, YinHead(widths[-1], outputs)]
+    return PadTo(96), blocks, [*heads, YinHead(widths[-1], outputs)]
 
 
 def _sfcn(outputs: int, norm: Norm = "batch", eps: float = 1e-5, dropout: float = 0.5) -> Parts:
