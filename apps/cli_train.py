@@ -137,7 +137,7 @@ def train(
     flags = _flags(dataset, images, split, weights)
     settings, run = _settings(source, flags, changes or [])
     first = int(os.environ.get("RANK", "0")) == 0
-    if first:
+    if first and not (resume and (output / _SETTINGS).is_file()):
         _keep(output, settings)
     if not first:
         try:

@@ -41,7 +41,7 @@ class TrainConfig:
         micro_batch: images whose activations are held at once (0: all of a process's). The rest
             of a batch is computed twice, so that the loss still sees the whole batch: exact.
         lr, final_lr, warmup: peak and last learning rate (AdamW; linear warm-up, cosine), and
-            optimizer steps of warm-up.
+            optimizer steps of warm-up (at most a fifth of the run).
         weight_decay, head_weight_decay: of the tower, and of the last map and the local heads.
         clip_norm: bound of each block's gradient norm (0: none).
         temperature: the first one; learnt.

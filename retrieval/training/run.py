@@ -167,7 +167,7 @@ class _Run:
         if len(self.fit_set) < config.batch_size:
             raise TrainError(
                 f"{len(self.fit_set)} training images are fewer than one batch of "
-                f"{config.batch_size}; set a smaller batch_size"
+                f"{config.batch_size}; set batch_size to {len(self.fit_set)} or less"
             )
         torch.manual_seed(config.seed)
         self.student, self.encoder = make_student(config, data, self.device)
@@ -230,9 +230,11 @@ class _Run:
 
     def _rate(self, step: int) -> float:
         config = self.config
-        if step < config.warmup:
-            return config.lr * (step + 1) / config.warmup
-        done = (step - config.warmup) / max(1, self.steps - config.warmup)
+        # A short run on a few photos must get beyond its warm-up.
+        warmup = min(config.warmup, self.steps // 5)
+        if step < warmup:
+            return config.lr * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return config.final_lr + (config.lr - config.final_lr) * cosine
 
@@ -468,6 +470,7 @@ class _Run:
             new = Path(tempfile.mkdtemp(prefix=".model-", dir=self.output))
             try:
                 averaged.eval().save(new, self._settings())
+                new.chmod(0o755)
                 old = self.output / ".model-old"
                 shutil.rmtree(old, ignore_errors=True)
                 if folder.exists():

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import os
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_cases import document, refused, run
+from cli_cases import ENN, GALLERY, document, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,6 +89,9 @@ def test_a_run_is_the_librarys(tmp_path, library, name):
     assert document("train", "--resume", "--output", output)["epochs"] == 2
     assert library.calls[1][0] == config
     kept = output / "settings.json"
+    # What a continuation changes may be refused, so the run's own settings stay.
+    assert document("train", "--resume", "--output", output, "--set", "epochs=3")["epochs"] == 3
+    assert json.loads(kept.read_text())["epochs"] == 2
     assert document("train", "--config", kept, "--output", tmp_path / "b")["epochs"] == 2
 
 
@@ -205,3 +215,85 @@ def test_files_that_are_no_configuration(tmp_path, text):
     file = tmp_path / "c.json"
     file.write_text(text)
     refused("train", "--config", Path(file))
+
+
+# --- in processes of their own -----------------------------------------------------------------
+
+TINY = (
+    *("--set", "vision.image_size=32", "--set", "vision.width=32", "--set", "vision.layers=2"),
+    *("--set", 'preprocess={"size": [32, 32], "mode": "squash"}', "--set", "vision.head_width=16"),
+    *("--set", "batch_size=4", "--set", "workers=0", "--set", "warmup=2"),
+)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder as a user may have it: pictures and captions.csv."""
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    with (folder / "captions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        for photo in sorted(GALLERY.glob("*.webp"))[:12]:
+            shutil.copy(photo, folder)
+            writer.writerow([photo.name, f"a photo of a {photo.stem[3:].replace('_', ' ')}"])
+    return folder
+
+
+def test_a_folder_is_trained_on_and_searched(tmp_path, photos):
+    made = document(
+        "train", "--config", "flickr8k", "--dataset", photos, "--output", tmp_path / "run",
+        "--set", "epochs=2", "--set", "holdout=2", *TINY,
+    )  # fmt: skip
+    assert (made["epochs"], made["steps"]) == (2, 4)
+    assert "t2i_R@1" in made["holdout"]
+    assert document("index", photos, "--model", made["model"])["added"] == 12
+    assert len(document("query", "a dog", "--index", photos, "-k", "3")["results"]) == 3
+    told = refused("train", "--resume", "--output", tmp_path / "run", "--set", "lr=1")
+    assert "other options (lr)" in told
+    assert document("train", "--resume", "--output", tmp_path / "run")["steps"] == 4
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_real_process_and_on_with_it(tmp_path, photos):
+    common = ["--config", "flickr8k", "--dataset", photos, "--set", "epochs=15", *TINY]
+    process = subprocess.Popen(
+        [ENN, "search", "train", *common, "--output", tmp_path / "run", "--set", "save_every=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    hint = err.strip().splitlines()[-1].partition("go on with: ")[2]
+    words = shlex.split(hint)
+    assert words == ["enn", "search", "train", "--output", str(tmp_path / "run"), "--resume"]
+    made = document(*words[2:])
+    assert (made["epochs"], made["steps"]) == (15, 45)
+    whole = document("train", *common, "--output", tmp_path / "whole", "--set", "save_every=1")
+    weights = [Path(m["model"]) / "model.safetensors" for m in (made, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_torchrun_speaks_with_one_voice(tmp_path, photos):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "-m", "apps.cli", "search", "train", "--config", "flickr8k", "--dataset", photos,
+        "--output", tmp_path / "run", "--set", "epochs=2", *TINY, "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert made["steps"] == 6
+    assert done.stderr.count("enn search") <= 1
+    assert Path(made["model"], "model.safetensors").is_file()
