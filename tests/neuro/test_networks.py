@@ -129,18 +129,18 @@ def test_a_refit_is_the_ridge_regression_of_the_smallest_left_out_error():
 
 
 def test_yin_s_layers():
-    net = build("yin2023", layers="plain").eval().to("meta")
+    net = build("yin2023", layers="plain").eval()
     count = sum(p.numel() for u in net.blocks for p in u.block.parameters())
     count += sum(p.numel() for p in net.blocks[-1].head.parameters())
     assert round(count / 1e6, 2) == 2.34  # published
     sides = []
-    h = net.stem(torch.empty(1, 1, 128, 128, 128, device="meta"))
-    for unit in net.blocks:
-        h = unit.block(h)
-        sides.append(h.shape[-1])
-    assert sides == [61, 28, 11, 3]  # published
-    small = net(torch.empty(2, 1, 80, 96, 80, device="meta"))
-    assert [tuple(p.shape) for p in small] == [(2, 1)] * 4
+    with torch.no_grad():
+        h = net.stem(torch.rand(1, 1, 80, 96, 80))
+        for unit in net.blocks:
+            h = unit.block(h)
+            sides.append(h.shape[-1])
+            assert unit.head(h).shape == (1, 1)
+    assert sides == [45, 20, 7, 1]  # of 96; published: 61, 28, 11, 3 of 128
 
 
 def test_sfcn_s_layers():
