@@ -77,6 +77,8 @@ def principal_components(vectors: Tensor, count: int) -> Tensor:
     mean = vectors.mean(0)
     centred = vectors - mean
     with torch.no_grad():
+        # N centred rows span N - 1 directions; the next one would be noise with a gradient.
+        count = min(count, len(vectors) - 1)
         basis = torch.linalg.svd(centred.float(), full_matrices=False).Vh[:count].to(vectors.dtype)
     return centred @ basis.mT @ basis + mean
 
