@@ -175,12 +175,19 @@ class Pipeline:
             if self.checkpoint is not None and self.every and not trainer.steps % self.every:
                 self.save(self.checkpoint)
 
-    def sync(self) -> None:
-        """Wait until all blocks have learned from all batches, and fetch them into the trainer."""
-        if not self._workers:
-            return
+    def drain(self) -> None:
+        """Wait until all blocks have learned from all batches; `trainer.losses` is complete."""
         with self._guarded():
-            self._next.send(("state",))
+            for worker in self._workers:
+                while len(self._rows[worker.rank]) < len(self._rows[0]):
+                    self._receive(worker, "losses")
+            self._record()
+
+    def sync(self) -> None:
+        """`drain`, and fetch blocks and optimizers into the trainer."""
+        with self._guarded():
+            if self._workers:
+                self._next.send(("state",))
             states = [self._receive(worker, "state") for worker in self._workers]
             away = self.trainer.learners[len(self._own) :]
             arrived = (state for data in states for state in _loads(data))
@@ -221,8 +228,6 @@ class Pipeline:
 
     def _collect(self) -> None:
         """Take what the processes have sent so far; see whether all are alive."""
-        if not self._open:
-            raise RuntimeError("the Pipeline is closed; open another one for the trainer")
         for worker in self._workers:
             while worker.pipe.poll():
                 self._take(worker)
@@ -254,6 +259,8 @@ class Pipeline:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """Whatever goes wrong inside ends the pipeline; lost connections are explained."""
+        if not self._open:
+            raise RuntimeError("the Pipeline is closed; open another one for the trainer")
         try:
             yield
         except _LostError:
@@ -300,9 +307,7 @@ class Pipeline:
     def _abort(self) -> None:
         if self._open and self._workers:
             left = self._what_is_left()
-            self.trainer.stale = (
-                f"a Pipeline of this trainer ended early; load a checkpoint: {left}"
-            )
+            self.trainer.stale = f"a Pipeline of this trainer ended early; {left}"
         self._end(0)
 
     def _end(self, grace: float) -> None:
@@ -312,10 +317,10 @@ class Pipeline:
                 worker.process.kill()
                 worker.process.join()
             worker.pipe.close()
+        if self._workers and dist.is_initialized():
+            dist.destroy_process_group()
         self._workers = []
         self._open = self.trainer.lent = False
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _sizes(blocks: int, processes: int, groups: Sequence[int] | None) -> list[int]:

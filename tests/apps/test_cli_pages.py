@@ -17,7 +17,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 def test_python_page(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = BLOCK.findall(page)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     names = ("gc_duck", "gc_mars", "gc_bison", "gc_alpaca")
     (tmp_path / "Photos").mkdir()
     for name in names:
@@ -38,5 +38,5 @@ def test_python_page(tmp_path, monkeypatch, capsys):
     assert shown.count(str(tmp_path / "Photos")) >= 4
     assert "broken.png" in shown
     assert "2 converted, 0 plain" in shown
-    written = {"out.parquet", "r.json", "plain.pt", "taught.json"}
+    written = {"out.parquet", "r.json", "plain.pt", "trained.pt", "losses.png", "taught.json"}
     assert {path.name for path in tmp_path.iterdir()} >= written

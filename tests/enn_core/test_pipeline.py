@@ -47,6 +47,8 @@ def test_same_bits_as_one_process_and_a_dead_worker_leaves_a_checkpoint(tmp_path
     assert path.exists()
     for step in range(1, 8):
         pipeline.step(*batch(step))
+    pipeline.drain()
+    assert torch.equal(trainer.losses, straight(8).losses)
     with pytest.raises(RuntimeError, match="call sync of the Pipeline first"):
         trainer.answer(batch(0)[0])
     with pytest.raises(RuntimeError, match="a Pipeline trains these blocks"):
@@ -87,6 +89,7 @@ class Fails(nn.Module):
         return self.map(x.mT).mT  # not contiguous
 
 
+@pytest.mark.slow
 def test_failing_block_is_named():
     trainer = LocalTrainer([LocalBlock(Fails(), nn.Identity()) for _ in range(2)], F.mse_loss)
     cast(Any, trainer.blocks[0]).block.calls = -100
