@@ -331,7 +331,7 @@ def _load_tower(name: str, directory: Path, device: str, images: _MakeRuntime) -
     if not _is_tower(directory):
         raise ModelError(f"{directory} has no config.json and model.safetensors of {MINI}")
     state = read_tensors(directory / "model.safetensors")
-    kind = MINI
+    kind = "a model"
     try:
         config = read_config(directory)
         kind = config.get("architecture", MINI)

@@ -252,6 +252,12 @@ def test_bad_configurations_are_answered_in_one_line(directory, entries, says):
     assert len(str(caught.value)) < 500
 
 
+def test_a_directory_of_another_network_is_not_taken_for_one(directory):
+    (directory / "config.json").write_text('{"model_type": "bert", "hidden_size": 384}')
+    with pytest.raises(ModelError, match="cannot read a model from .*valid: long-eclip-mini, vit"):
+        retrieval.load(directory)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '"x"', "{}", "\x00", "[" * 100_000])
 def test_configurations_that_are_none(directory, text):
     (directory / "config.json").write_text(text)
