@@ -254,7 +254,7 @@ def test_bad_configurations_are_answered_in_one_line(directory, entries, says):
 
 def test_a_directory_of_another_network_is_not_taken_for_one(directory):
     (directory / "config.json").write_text('{"model_type": "bert", "hidden_size": 384}')
-    with pytest.raises(ModelError, match="cannot read a model from .*valid: long-eclip-mini, vit"):
+    with pytest.raises(ModelError, match=r"cannot read a model from .*valid: long-eclip-mini"):
         retrieval.load(directory)
 
 
