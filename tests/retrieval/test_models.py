@@ -114,6 +114,24 @@ def test_cosines_equal_open_clip(name, runtime, tmp_path):
     assert model.dim == (192 if name == "enn-timm-map" else 24)
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+@pytest.mark.parametrize("name", sorted(VISION))
+@pytest.mark.filterwarnings("ignore:.*activation it was trained with")
+def test_every_tower_runs_in_bf16(name, runtime, tmp_path):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    own = reference(name)
+    file = save(own, tmp_path / "w.safetensors")
+    exact, rounded = (
+        load(name, checkpoint=file, runtime=runtime, precision=p) for p in ("f32", "bf16")
+    )
+    pixels = np.stack([exact.preprocess(p) for p in photos()])
+    v, w = exact.image_vectors(pixels), rounded.image_vectors(pixels)
+    assert rounded.runtime == runtime
+    assert (v * w).sum(1).min() > 0.995
+    np.testing.assert_array_equal(exact.image_vectors(pixels), v)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "EVA02-B-16"])
 @pytest.mark.filterwarnings("ignore:.*activation it was trained with")
