@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+from torchvision.transforms.v2 import MixUp
 
-from enn_core import Retraction, orthogonality_error, orthogonality_penalty, param_groups
+from enn_core import orthogonality_error, param_groups
+from enn_core.local import Learner, Recipe, random_stream
 from retrieval.atomic import replacing
 from retrieval.datasets import CaptionDataset
 from retrieval.protocols import DATASETS, open_dataset
@@ -149,6 +151,21 @@ def _hold_out(total: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.setdiff1d(np.arange(total), held), held
 
 
+@dataclass
+class _Wanted:
+    """What the losses of a batch compare its images with; as `contrastive_loss` takes it.
+
+    Attributes:
+        short: (n, d) first sentences, for Long-CLIP's short branch.
+    """
+
+    targets: Tensor
+    texts: Tensor
+    bank: Tensor | None = None
+    own: Tensor | None = None
+    short: Tensor | None = None
+
+
 class _Run:
     """Student, optimizers and place of a run."""
 
@@ -174,10 +191,18 @@ class _Run:
         self.per_epoch = len(self.fit_set) // config.batch_size
         self.steps = config.epochs * self.per_epoch
         self._read_texts()
-        self.blocks: list[nn.Module] = list(self.student.blocks)
+        blocks: list[nn.Module] = list(self.student.blocks)
         if self.world > 1:
-            self.blocks = [DistributedDataParallel(block) for block in self.blocks]
-        self.optimizers = [self._optimizer(block) for block in self.student.blocks]
+            blocks = [DistributedDataParallel(block) for block in blocks]
+        recipe = Recipe(
+            self._loss,
+            self._optimizer,
+            retract_every=config.retract_every if config.layers == "exact" else 0,
+            penalty=config.penalty if config.layers == "penalty" else 0.0,
+            clip=config.clip_norm or None,
+            autocast=torch.bfloat16 if config.amp else None,
+        )
+        self.learners = [Learner(block, i, recipe) for i, block in enumerate(blocks)]
         self.mean = AveragedModel(self.student, avg_fn=self._mean_of)
         self.mean.requires_grad_(False)
         self.step = 0
@@ -193,13 +218,9 @@ class _Run:
         texts = list(self.dataset.captions)
 
         def features(texts: list[str]) -> Tensor:
-            if self.rank:
-                distributed.barrier()
             rows = text_features(
                 texts, self.encoder.encode, key=self.encoder.key, folder=folder, report=self.report
             )
-            if self.world > 1 and not self.rank:
-                distributed.barrier()
             return torch.from_numpy(np.array(rows))
 
         encoded = features(texts)
@@ -211,17 +232,15 @@ class _Run:
                 short = features([text.split(". ")[0] for text in texts])
                 self.short = student.adapt_text(short.to(self.device)).cpu()
 
-    def _optimizer(self, block: Any) -> torch.optim.Optimizer:
+    def _optimizer(self, block: nn.Module) -> torch.optim.Optimizer:
         config = self.config
-        optimizer = torch.optim.AdamW(
+        bare: Any = block.module if isinstance(block, DistributedDataParallel) else block
+        return torch.optim.AdamW(
             [
-                *param_groups(block.local.block, config.lr, config.weight_decay),
-                *param_groups(block.local.head, config.lr, config.head_weight_decay),
+                *param_groups(bare.local.block, config.lr, config.weight_decay),
+                *param_groups(bare.local.head, config.lr, config.head_weight_decay),
             ]
         )
-        if config.layers == "exact":
-            Retraction(optimizer, block, every=config.retract_every)
-        return optimizer
 
     def _mean_of(self, mean: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
         # Early steps weigh more, so that the start is forgotten.
@@ -270,63 +289,60 @@ class _Run:
                 self._save()
 
     def _train_step(self, pixels: Tensor, images: np.ndarray, epoch: int) -> list[float]:
+        """One step on a batch; the loss of each block."""
         config = self.config
-        # One stream per step and block: nothing to restore when a run goes on.
-        torch.manual_seed(hash((config.seed, self.step)) % 2**63)
-        x = pixels.to(self.device, non_blocking=True).float()
-        targets = torch.eye(len(x), device=self.device)
+        x: Any = pixels.to(self.device, non_blocking=True).float()
+        wanted = self._wanted(images, epoch)
         if config.mixup:
-            x, targets = self._mix(x)
-        captions = self._captions_of(epoch)
-        rows = torch.from_numpy(captions[images])
-        texts = self.texts[rows].to(self.device)
-        bank = own = None
-        if config.text_bank:
-            bank = self.texts[torch.from_numpy(captions[self.fit_set])].to(self.device)
-            own = torch.from_numpy(np.searchsorted(self.fit_set, images)).to(self.device)
+            with random_stream(torch.device(self.device), config.seed, self.step):
+                mix = MixUp(alpha=config.mixup, num_classes=len(x))
+                x, wanted.targets = mix(x, torch.arange(len(x), device=self.device))
         losses = []
-        for block, student, optimizer in zip(
-            self.blocks, self.student.blocks, self.optimizers, strict=True
-        ):
-            kind = torch.device(self.device).type
-            with torch.autocast(kind, torch.bfloat16, enabled=config.amp):
-                x, z = block(x)
-            head: Any = student.local.head  # type: ignore[union-attr]
-            loss = contrastive_loss(
-                z, texts, head.log_scale, targets, bank=bank, own=own,
-                label_smoothing=config.label_smoothing,
-            )  # fmt: skip
-            if config.short_weight:
-                whole = principal_components(gather_rows(z), config.short_components)
-                mine = whole[self.rank * len(z) : (self.rank + 1) * len(z)]
-                short = self.short[rows].to(self.device)
-                loss = loss + config.short_weight * contrastive_loss(
-                    mine, short, head.log_scale, targets, label_smoothing=config.label_smoothing
-                )
+        rate = self._rate(self.step)
+        for learner in self.learners:
+            for group in learner.optimizer.param_groups if learner.optimizer else ():
+                group["lr"] = rate
+            x, loss = learner.learn(x, wanted, seed=config.seed, step=self.step)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise TrainError(
                     f"the loss became {losses[-1]} at step {self.step}; a smaller lr "
                     f"({config.lr:g} now) or amp=false may help"
                 )
-            if config.layers == "penalty":
-                loss = loss + orthogonality_penalty(student, config.penalty)
-            for group in optimizer.param_groups:
-                group["lr"] = self._rate(self.step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if config.clip_norm:
-                nn.utils.clip_grad_norm_(block.parameters(), config.clip_norm)
-            optimizer.step()
         self.step += 1
         self.mean.update_parameters(self.student)
         return losses
 
-    def _mix(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        from torchvision.transforms import v2
+    def _wanted(self, images: np.ndarray, epoch: int) -> _Wanted:
+        captions = self._captions_of(epoch)
+        rows = torch.from_numpy(captions[images])
+        wanted = _Wanted(
+            targets=torch.eye(len(images), device=self.device),
+            texts=self.texts[rows].to(self.device),
+        )
+        if self.config.text_bank:
+            bank = torch.from_numpy(captions[self.fit_set])
+            wanted.bank = self.texts[bank].to(self.device)
+            wanted.own = torch.from_numpy(np.searchsorted(self.fit_set, images)).to(self.device)
+        if self.config.short_weight:
+            wanted.short = self.short[rows].to(self.device)
+        return wanted
 
-        mix = v2.MixUp(alpha=self.config.mixup, num_classes=len(x))
-        return mix(x, torch.arange(len(x), device=x.device))
+    def _loss(self, prediction: tuple[Tensor, Tensor], wanted: _Wanted) -> Tensor:
+        config, (z, log_scale) = self.config, prediction
+        with torch.autocast(z.device.type, enabled=False):  # scores of half precision tie
+            loss = contrastive_loss(
+                z, wanted.texts, log_scale, wanted.targets, bank=wanted.bank, own=wanted.own,
+                label_smoothing=config.label_smoothing,
+            )  # fmt: skip
+            if wanted.short is not None:
+                whole = principal_components(gather_rows(z), config.short_components)
+                mine = whole[self.rank * len(z) : (self.rank + 1) * len(z)]
+                loss = loss + config.short_weight * contrastive_loss(
+                    mine, wanted.short, log_scale, wanted.targets,
+                    label_smoothing=config.label_smoothing,
+                )  # fmt: skip
+        return loss
 
     def _captions_of(self, epoch: int) -> np.ndarray:
         if self._captions[0] != epoch:
@@ -345,7 +361,7 @@ class _Run:
         row: dict[str, Any] = {"epoch": epoch + 1, "step": self.step, "loss": float(mean[-1])}
         if len(mean) > 1:
             row.update({f"loss_{i + 1}": float(value) for i, value in enumerate(mean)})
-        row["temperature"] = last.local.head.log_scale.neg().exp().item()
+        row["temperature"] = last.head.log_scale.neg().exp().item()
         row["orthogonality"] = max(orthogonality_error(self.student.tower).values(), default=0.0)
         row["images_per_s"] = round(self.per_epoch * self.config.batch_size / self.seconds, 1)
         note = f"loss {row['loss']:.3f}"
@@ -411,9 +427,12 @@ class _Run:
             )
         self.student.load_state_dict(state["student"])
         self.mean.load_state_dict(state["mean"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
         self.step, self.log = state["step"], state["log"]
+        for learner, saved in zip(self.learners, state["optimizers"], strict=True):
+            if learner.optimizer is not None:
+                learner.optimizer.load_state_dict(saved)
+            if learner.retraction is not None:
+                learner.retraction.steps = self.step
         self.losses, self.seconds = state["losses"][self.rank], state["seconds"]
 
     def _settings(self) -> dict[str, Any]:
@@ -432,7 +451,7 @@ class _Run:
             "images": self.dataset.hash,
             "student": self.student.state_dict(),
             "mean": self.mean.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [one.optimizer and one.optimizer.state_dict() for one in self.learners],
             "step": self.step,
             "losses": losses,
             "seconds": self.seconds,

@@ -48,8 +48,7 @@ class Student(nn.Module):
 
     Attributes:
         tower: what is saved in the end.
-        blocks: `LocalBlock`s, whose heads give unit vectors (n, d) and hold a temperature each;
-            the last head is the tower's own last map.
+        blocks: `MicroBatched` local blocks; the last head is the tower's own last map.
         preprocess: how photos become pixels.
     """
 
@@ -68,7 +67,7 @@ class Student(nn.Module):
         """(N, 3, H, W) in 0..255 -> unit vectors (N, d) of the last head."""
         x, z = pixels, pixels
         for block in self.blocks:
-            x, z = block(x)
+            x, (z, _) = block(x)
         return z
 
     def save(self, folder: Path, training: Mapping[str, Any]) -> None:
@@ -118,10 +117,13 @@ class LastHead(Head):
 
 
 class MicroBatched(nn.Module):
-    """Runs a block on a few rows at a time while it learns, keeping only what comes out.
+    """A local block that learns a few rows at a time, keeping only what comes out of them.
 
     Activations of the rest are computed again when the gradient needs them (with the same random
     numbers), so a loss over the whole batch costs one micro-batch of memory, and is exact.
+
+    `forward(x)` returns the next block's input, and the prediction: unit vectors (N, d) with the
+    logarithm of the scale that the head has learnt for their products.
     """
 
     def __init__(self, block: LocalBlock, rows: int) -> None:
@@ -129,11 +131,19 @@ class MicroBatched(nn.Module):
         self.local = block
         self.rows = rows
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def head(self) -> Head:
+        """The block's head."""
+        head: Any = self.local.head
+        return head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if not self.rows or len(x) <= self.rows or not torch.is_grad_enabled():
-            return self.local(x)
-        parts = [checkpoint(self.local, part, use_reentrant=False) for part in x.split(self.rows)]
-        return torch.cat([h for h, _ in parts]), torch.cat([z for _, z in parts])
+            h, z = self.local(x)
+        else:
+            parts = [checkpoint(self.local, p, use_reentrant=False) for p in x.split(self.rows)]
+            h, z = torch.cat([h for h, _ in parts]), torch.cat([z for _, z in parts])
+        return h, (z, self.head.log_scale)
 
 
 def make_student(

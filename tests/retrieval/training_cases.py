@@ -58,9 +58,17 @@ def gradients(output: Path, settings: dict[str, Any]) -> None:
         )
         pairs = Pairs(dataset, Augment(run.student.preprocess), config.seed)
         pixels, images = next(iter(loader(pairs, batches, 0)))
+        found: dict[str, Any] = {}
+
+        def keep(*_: Any) -> None:
+            for name, value in run.student.named_parameters():
+                if value.grad is not None:
+                    found[name] = value.grad.clone()
+
+        for learner in run.learners:
+            learner.optimizer.register_step_pre_hook(keep)
         run._train_step(pixels, images.numpy(), 0)
         if place[0] == 0:
-            found = {n: p.grad for n, p in run.student.named_parameters() if p.grad is not None}
             save_file(found, output / "gradients.safetensors")
 
 
