@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from retrieval.marks import TeachError
     from retrieval.models import ModelError, RetrievalModel, list_models, load
     from retrieval.profiles import ProfileError, list_profiles
+    from retrieval.protocols import open_dataset
     from retrieval.search import (
         Hit,
         QueryError,
@@ -52,6 +53,7 @@ _HOME = {
     "list_profiles": "retrieval.profiles",
     "load": "retrieval.models",
     "load_karpathy": "retrieval.datasets",
+    "open_dataset": "retrieval.protocols",
     "open_index": "retrieval.search",
     "parse_query": "retrieval.search",
     "rank_captions": "retrieval.search",
@@ -78,6 +80,7 @@ __all__ = [
     "list_profiles",
     "load",
     "load_karpathy",
+    "open_dataset",
     "open_index",
     "parse_query",
     "rank_captions",
