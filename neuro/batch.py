@@ -29,6 +29,7 @@ __all__ = ["Outcome", "prepare_all", "prepare_scan", "write_outputs"]
 _CRASHED = (
     "ended the process that worked on it; not enough memory, perhaps: try it alone with --jobs 1"
 )
+_END = b"\0"
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,11 @@ def prepare_all(
     """
     todo = deque(scans)
     context = multiprocessing.get_context("spawn")
-    steps = context.SimpleQueue()
+    # A bare pipe: a queue has a lock, which a process that is killed may hold. What is written at
+    # once in less than 4 kB arrives whole.
+    told, steps = context.Pipe(duplex=False)
     names = {scan.name: scan for scan in todo}
-    listener = threading.Thread(target=_listen, args=(steps, names, on_step), daemon=True)
+    listener = threading.Thread(target=_listen, args=(told, names, on_step), daemon=True)
     listener.start()
 
     def pool(workers: int) -> ProcessPoolExecutor:
@@ -153,11 +156,15 @@ def prepare_all(
                 suspects.clear()
                 executor = pool(jobs)
     finally:
+        # Left early, nobody waits for what is still being worked on.
+        workers = list((getattr(executor, "_processes", None) or {}).values()) if running else []
         executor.shutdown(wait=False, cancel_futures=True)
-        for process in list((getattr(executor, "_processes", None) or {}).values()):
+        for process in workers:
             process.terminate()
-        steps.put(None)
+        steps.send_bytes(_END)
         listener.join()
+        told.close()
+        steps.close()
 
 
 def write_outputs(prepared: Prepared, folder: Path, name: str) -> None:
@@ -222,7 +229,7 @@ def _work(scan: Scan, job: _Job) -> Outcome:
             job.kind,
             preprocessor=_preprocessor,
             cache=job.cache,
-            progress=lambda step: _steps.put((scan.name, step)),
+            progress=lambda step: _steps.send_bytes(f"{scan.name}\0{step}".encode()),
         )
         if job.out is not None:
             write_outputs(prepared, job.out, scan.name)
@@ -250,8 +257,8 @@ def _alone(pool: Callable[[int], ProcessPoolExecutor], scan: Scan, job: _Job) ->
             return Outcome(scan, None, _CRASHED, time.perf_counter() - start)
 
 
-def _listen(steps: Any, names: dict[str, Scan], tell: Callable[[Scan, str], None] | None) -> None:
-    while (message := steps.get()) is not None:
+def _listen(told: Any, names: dict[str, Scan], tell: Callable[[Scan, str], None] | None) -> None:
+    while (message := told.recv_bytes()) != _END:
         if tell is not None:
-            name, step = message
+            name, _, step = message.decode().partition("\0")
             tell(names[name], step)

@@ -150,6 +150,8 @@ def _read_bytes(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise VolumeError("is a folder; give a volume file")
+        if path.exists() and not path.is_file():
+            raise VolumeError("is no regular file; give a volume file")
         size = os.stat(path).st_size
         if size > MAX_FILE_BYTES:
             raise VolumeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import struct
 import tracemalloc
 
@@ -254,6 +255,8 @@ def test_no_volume(tmp_path, content, words):
 def test_no_file(tmp_path):
     assert "no such file" in refused(tmp_path / "a.nii")
     assert "folder" in refused(tmp_path)
+    os.mkfifo(tmp_path / "pipe.nii")
+    assert "no regular file" in refused(tmp_path / "pipe.nii")
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgz", "a.img"])

@@ -1,0 +1,108 @@
+"""What is found is what was kept; damage and full disks are misses."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+from volume_cases import write
+
+import neuro.preprocess
+from neuro.batch import prepare_scan
+from neuro.prep_cache import PrepCache
+from neuro.preprocess import Preprocessor
+from neuro.template import MNI_AFFINE, load_template
+from neuro.volumes import content_hash, read_volume
+
+
+@pytest.fixture
+def path(tmp_path):
+    values = (load_template()[0] * 200).astype(np.uint8)
+    return write(tmp_path / "a.nii.gz", values, MNI_AFFINE)
+
+
+@pytest.fixture
+def prepared(path):
+    return Preprocessor()(read_volume(path), "mni")
+
+
+def test_kept_and_found(tmp_path, path, prepared):
+    cache = PrepCache(tmp_path / "cache")
+    sha256 = content_hash(path)
+    assert cache.find(sha256, "mni") is None
+    assert not cache.folder.exists()
+    cache.add(prepared)
+    found = cache.find(sha256, "mni")
+    assert np.array_equal(found.image, prepared.image)
+    assert np.array_equal(found.to_mni, prepared.to_mni)
+    assert (found.quality, found.record) == (prepared.quality, prepared.record)
+    assert cache.find(sha256, "brain") is None
+    assert cache.find("0" * 64, "mni") is None
+    assert [p.suffix for p in cache.folder.iterdir()] == [".npz"]
+
+
+def test_other_steps_are_other_brains(tmp_path, path, prepared, monkeypatch):
+    cache = PrepCache(tmp_path / "cache")
+    cache.add(prepared)
+    monkeypatch.setattr(neuro.preprocess, "VERSION", 2)
+    neuro.preprocess.parameters.cache_clear()
+    try:
+        assert cache.find(content_hash(path), "mni") is None
+    finally:
+        monkeypatch.undo()
+        neuro.preprocess.parameters.cache_clear()
+    assert cache.find(content_hash(path), "mni") is not None
+
+
+def test_name_of_the_file_does_not_matter(tmp_path, path):
+    first, cached = prepare_scan(path, "mni", cache=tmp_path / "cache")
+    other = path.rename(tmp_path / "b.nii.gz")
+    second, cached_too = prepare_scan(other, "mni", cache=tmp_path / "cache")
+    assert (cached, cached_too) == (False, True)
+    assert np.array_equal(first.image, second.image)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-100], lambda raw: b"", lambda raw: b"x" * 99])
+def test_damage_is_a_miss(tmp_path, path, prepared, damage):
+    cache = PrepCache(tmp_path / "cache")
+    cache.add(prepared)
+    (file,) = cache.folder.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    assert cache.find(content_hash(path), "mni") is None
+    cache.add(prepared)
+    assert cache.find(content_hash(path), "mni") is not None
+
+
+def test_no_place_is_no_error(tmp_path, path, prepared):
+    (tmp_path / "cache").write_text("a file")
+    cache = PrepCache(tmp_path / "cache")
+    cache.add(prepared)
+    assert cache.find(content_hash(path), "mni") is None
+    assert cache.prune() == 0
+
+
+def test_many_writers(tmp_path, path, prepared):
+    cache = PrepCache(tmp_path / "cache")
+    threads = [threading.Thread(target=cache.add, args=(prepared,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache.find(content_hash(path), "mni") is not None
+    assert len(list(cache.folder.iterdir())) == 1
+
+
+def test_prune_deletes_what_was_not_used_for_longest(tmp_path):
+    cache = PrepCache(tmp_path / "cache", max_bytes=250)
+    cache.folder.mkdir()
+    for age, name in enumerate(["new", "older", "oldest"]):
+        file = cache.folder / f"{name}.npz"
+        file.write_bytes(bytes(100))
+        os.utime(file, (1e9 - age, 1e9 - age))
+    left = cache.folder / "x.tmp"
+    left.touch()
+    os.utime(left, (1e9, 1e9))
+    assert cache.prune() == 1
+    assert sorted(file.name for file in cache.folder.iterdir()) == ["new.npz", "older.npz"]
