@@ -38,7 +38,11 @@ METHODS: dict[str, TrainConfig] = {
     "local-plain": TrainConfig(rule="local", layers="plain"),
 }
 HEADS = ("trained", "refit")
-BASELINE = "PCA(100) + ridge, voxels at 4 mm"
+# Short name -> method of brain_baselines.py. The second is what our network is without its blocks.
+BASELINES = {
+    "PCA + ridge": "PCA(100) + ridge, voxels at 4 mm",
+    "bins + ridge": "ridge, intensity bins at 8 mm",
+}
 CONFIDENCE = 0.9
 
 
@@ -173,7 +177,7 @@ def summarise(data: BrainDataset, runs: Path) -> None:
     """Write `brain_age.csv`, predictions and a plot for every method with whole seeds."""
     rows: list[dict[str, Any]] = []
     columns: dict[str, np.ndarray] = {}
-    reference = read_baseline(data)
+    references = {short: read_baseline(data, name) for short, name in BASELINES.items()}
     chosen: dict[str, np.ndarray] = {}
     for method in METHODS:
         seeds = {seed: whole for seed in SEEDS if (whole := read_seed(method, data, seed, runs))}
@@ -190,7 +194,8 @@ def summarise(data: BrainDataset, runs: Path) -> None:
         cost = sum(outer.seconds for outers in seeds.values() for outer in outers)
         for name, by_seed in variants.items():
             row = scored(data, by_seed)
-            row |= compared(data, by_seed, reference)
+            for short, reference in references.items():
+                row |= compared(data, by_seed, reference, f" from {short}")
             if name == "chosen by inner folds":
                 row["coverage"] = round(
                     float(np.mean([coverage(intervals[s], data.ages) for s in seeds])), 4
@@ -220,7 +225,7 @@ def summarise(data: BrainDataset, runs: Path) -> None:
     write_rows(
         "brain_age_predictions",
         [
-            {"participant_id": data.ids[i], "age": data.ages[i]}
+            {"participant_id": data.ids[i]}
             | {name: round(float(column[i]), 2) for name, column in columns.items()}
             for i in range(len(data))
         ],
@@ -293,12 +298,15 @@ def scored(data: BrainDataset, by_seed: dict[int, np.ndarray]) -> dict[str, Any]
 
 
 def compared(
-    data: BrainDataset, by_seed: dict[int, np.ndarray], reference: dict[int, np.ndarray]
+    data: BrainDataset,
+    by_seed: dict[int, np.ndarray],
+    reference: dict[int, np.ndarray],
+    of: str,
 ) -> dict[str, Any]:
-    """Difference of absolute errors from the baseline's on the same folds."""
+    """Difference of absolute errors from a baseline's on the same folds."""
     ours = [np.abs(p.T - data.ages).reshape(-1, len(data)).mean(0) for p in by_seed.values()]
     theirs = [np.abs(reference[seed] - data.ages) for seed in by_seed]
-    return difference(np.stack(ours, axis=1), np.stack(theirs, axis=1), " from PCA + ridge")
+    return difference(np.stack(ours, axis=1), np.stack(theirs, axis=1), of)
 
 
 def difference(errors: np.ndarray, reference: np.ndarray, of: str = "") -> dict[str, Any]:
@@ -310,8 +318,8 @@ def difference(errors: np.ndarray, reference: np.ndarray, of: str = "") -> dict[
     }
 
 
-def read_baseline(data: BrainDataset) -> dict[int, np.ndarray]:
-    """Predictions of PCA + ridge, seed -> (n,), as `brain_baselines.py` wrote them."""
+def read_baseline(data: BrainDataset, name: str) -> dict[int, np.ndarray]:
+    """Predictions of a baseline, seed -> (n,), as `brain_baselines.py` wrote them."""
     import csv
 
     path = RESULTS / "brain_baselines_predictions.csv"
@@ -320,7 +328,7 @@ def read_baseline(data: BrainDataset) -> dict[int, np.ndarray]:
     with path.open(newline="", encoding="utf-8") as file:
         table = {row["participant_id"]: row for row in csv.DictReader(file)}
     return {
-        seed: np.array([float(table[i][f"{BASELINE}, seed {seed}"]) for i in data.ids])
+        seed: np.array([float(table[i][f"{name}, seed {seed}"]) for i in data.ids])
         for seed in SEEDS
     }
 
