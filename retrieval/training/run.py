@@ -278,7 +278,8 @@ class _Run:
             Pairs(self.dataset, augment, config.seed), batches, config.workers
         ):
             epoch = self.step // self.per_epoch
-            self.losses.append(self._train_step(pixels, images.numpy(), epoch))
+            with _attention(self.device):
+                self.losses.append(self._train_step(pixels, images.numpy(), epoch))
             self.seconds += time.monotonic() - began
             began = time.monotonic()
             recent = np.mean([row[-1] for row in self.losses[-20:]])
