@@ -146,7 +146,8 @@ class ImageRuntime:
                 # The width is known only to the network itself.
                 blank = np.zeros((1, height, width, 3), dtype=np.uint8)
                 return self._run(blank)[:0]
-            return self._run(np.ascontiguousarray(pixels))
+            # torch warns of arrays that cannot be written, such as those of PIL.
+            return self._run(np.require(pixels, requirements=["C", "W"]))
 
     def _prepare(self) -> Callable[[np.ndarray], np.ndarray]:
         if self.name == "openvino":

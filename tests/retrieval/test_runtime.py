@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -74,6 +75,11 @@ def test_numbers_are_torchs_in_double(name):
     assert run.name == name
     np.testing.assert_allclose(run(pixels(11)), expected(11), atol=1e-5)
     assert run(pixels(11)).dtype == np.float32
+    fixed = pixels(11)
+    fixed.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(run(fixed), expected(11), atol=1e-5)
     assert run(pixels(0)).shape == (0, 16)
 
 
