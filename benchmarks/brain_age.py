@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
     parser.add_argument("--folds", type=int, nargs="*", default=None, help="outer folds; all")
     parser.add_argument("--runs", type=Path, default=Path("runs/brain_age"))
+    parser.add_argument("--device", default="cpu", help="where the steps are computed")
     parser.add_argument("--summary", action="store_true", help="write CSV and plots")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -61,7 +62,7 @@ def main() -> None:
         for split in outer_splits(data, args.seeds):
             if args.folds is None or split.fold in args.folds:
                 for method in args.method:
-                    run_split(method, data, inputs, split, args.runs)
+                    run_split(method, data, inputs, split, args.runs, args.device)
     if args.summary:
         summarise(data, args.runs)
 
@@ -79,7 +80,12 @@ def cached_inputs(data: BrainDataset, config: TrainConfig, runs: Path) -> torch.
 
 
 def run_split(
-    method: str, data: BrainDataset, inputs: torch.Tensor, split: Split, runs: Path
+    method: str,
+    data: BrainDataset,
+    inputs: torch.Tensor,
+    split: Split,
+    runs: Path,
+    device: str = "cpu",
 ) -> None:
     """Train what is missing of the five networks of an outer fold and keep their predictions."""
     for member, out in enumerate(inner_folds(data, split)):
@@ -93,7 +99,7 @@ def run_split(
             METHODS[method], seed=100 * split.seed + 10 * split.fold + member
         )
         net, target, losses = train_network(
-            config, inputs[rows], data.ages[rows], state=runs / f"{name}.state"
+            config, inputs[rows], data.ages[rows], state=runs / f"{name}.state", device=device
         )
         said: dict[str, np.ndarray] = {}
         for heads in HEADS:

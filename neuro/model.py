@@ -82,18 +82,18 @@ class BrainAgeModel:
             volumes: (n, 80, 96, 80) uint8 as `BrainDataset` holds them; other sizes work as well.
             mirror: average with the prediction for the left-right mirror image.
         """
-        said = []
-        for member in self.members:
-            stem = member.net.stem
-            with torch.no_grad(), evaluating(member.net):
-                parts = [
-                    by_head(
-                        member.net, member.target, stem(torch.from_numpy(as_input(batch))), mirror
-                    )
-                    for batch in np.array_split(volumes, max(1, -(-len(volumes) // _BATCH)))
-                ]
-            said.append(np.concatenate(parts))
-        heads = np.stack(said, axis=1)
+        said: list[list[np.ndarray]] = [[] for _ in self.members]
+        for batch in np.array_split(volumes, max(1, -(-len(volumes) // _BATCH))):
+            x = torch.from_numpy(as_input(batch))
+            read: dict[str, Tensor] = {}  # stems have no parameters: those alike give the same
+            for member, parts in zip(self.members, said, strict=True):
+                stem = member.net.stem
+                if repr(stem) not in read:
+                    with torch.no_grad():
+                        read[repr(stem)] = stem(x)
+                with evaluating(member.net):
+                    parts.append(by_head(member.net, member.target, read[repr(stem)], mirror))
+        heads = np.stack([np.concatenate(parts) for parts in said], axis=1)
         return Prediction(answer(heads, self.answer).mean(1), heads)
 
     def save(self, path: Path | str) -> Path:

@@ -136,6 +136,7 @@ def train_network(
     *,
     state: Path | None = None,
     report: Report | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[BrainNet, Target, Tensor]:
     """Train one network on all of these scans.
 
@@ -146,9 +147,10 @@ def train_network(
         state: file that the run is continued from, if it is there, and that is written after each
             epoch. Continuing gives the same bits on the CPU.
         report: called with a line after each epoch.
+        device: where the steps are computed; inputs stay where they are.
 
     Returns:
-        The network in evaluation mode, its target, and the losses (steps, units) float64.
+        The network (on the CPU, in evaluation mode), its target, the losses (steps, units) float64.
 
     Raises:
         TrainError: fewer scans than a batch, or a state of another run.
@@ -165,7 +167,7 @@ def train_network(
     net = build(config.architecture, outputs=target.outputs, layers=config.layers, **config.options)
     # In full precision for every rule, so that both begin alike.
     net.standardise_heads_(_batches(inputs[:, 0]))
-    net.train()
+    net.train().to(device)
     steps = config.epochs * (n // config.batch_size)
     trainer = LocalTrainer(
         net.units(config.rule),
@@ -179,18 +181,18 @@ def train_network(
     done, run = 0, _fingerprint(config, ages)
     if state is not None and state.exists():
         done = _resume(state, trainer, run)
-    known = torch.as_tensor(ages, dtype=torch.float32)
+    known = torch.as_tensor(ages, dtype=torch.float32, device=device)
     for epoch in range(done, config.epochs):
         for rows, view, mirrored in _epoch(config, epoch, n, inputs.shape[1]):
             x = inputs[rows, view].float()
             x[mirrored] = x[mirrored].flip(2)
-            trainer.step(x, known[rows])
+            trainer.step(x.to(device), known[rows.to(device)])
         if state is not None:
             write_state({"trainer": trainer.state_dict(), "epoch": epoch + 1, "run": run}, state)
         if report is not None:
             last = trainer.losses[-(n // config.batch_size) :].mean(0).tolist()
             report(f"epoch {epoch + 1}/{config.epochs}: loss {' '.join(f'{v:.3f}' for v in last)}")
-    return net.eval(), target, trainer.losses
+    return net.eval().cpu(), target, trainer.losses
 
 
 @torch.no_grad()
@@ -221,6 +223,7 @@ def fit(
     *,
     members: int = 5,
     report: Report | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[BrainAgeModel, dict[str, Any]]:
     """Train a model on a data set, with intervals and bias correction; resumes what is in `folder`.
 
@@ -231,6 +234,7 @@ def fit(
             member while it trains, its state.
         members: networks; each is trained without one of as many folds.
         report: called with lines of progress.
+        device: where the steps are computed.
 
     Returns:
         The model, and scores of out-of-fold predictions: by a single network that has not seen the
@@ -255,6 +259,7 @@ def fit(
             data.ages[rows],
             state=folder / f"network-{number + 1}.pt",
             report=functools.partial(_say_of, say, f"network {number + 1}/{members}"),
+            device=device,
         )
         if config.refit and isinstance(target, AgeValue):
             refit_heads_(net, target, inputs[rows, 0], data.ages[rows])
