@@ -444,7 +444,8 @@ def _folder(
         if len(candidates) != 1:
             raise DatasetError(
                 f"{folder} has {len(candidates) or 'no'} captions files: expected captions.csv "
-                "with columns image and caption; give it with --annotations, tars as wds:DIR"
+                "with columns image and caption; give the file itself and its --images, or wds:DIR "
+                "for tars"
             )
         file = candidates[0]
     place = images or (folder / "images" if (folder / "images").is_dir() else folder)
