@@ -91,11 +91,11 @@ def cut(
     opened: set[nn.Module] = set()
     tried: set[nn.Module] = set()
     trace = _Trace.of(model, opened)
+    if blocks == 1:
+        return trace.parts([len(trace.ends)])
     while True:
         costs = trace.prune(example)
         prices = [_price(cost, by) for cost in costs]
-        if blocks == 1:
-            return trace.parts([len(costs)])
         finer = _open_costly(model, trace, prices, sum(prices) / blocks, opened, tried)
         if finer is None:
             break

@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -114,6 +116,9 @@ class Learner:
 
     def __init__(self, block: nn.Module, index: int, recipe: Recipe) -> None:
         self.block, self.index, self.recipe = block, index, recipe
+        self.replica = 0  # copies that see different data draw different numbers
+        if isinstance(block, DistributedDataParallel):
+            self.replica = dist.get_rank(block.process_group)
         self.optimizer: Optimizer | None = None
         self.schedule: LRScheduler | None = None
         self.retraction: Retraction | None = None
@@ -132,11 +137,12 @@ class Learner:
     def learn(self, x: Any, target: Any, *, seed: int, step: int) -> tuple[Any, Tensor]:
         """One step of the block; its output from before the update, and its task loss.
 
-        The random numbers depend on (seed, step, index) alone, so it does not matter where and
-        after what the block runs. When this returns, its graph and gradients are freed.
+        The random numbers depend on seed, step and index alone (and the replica, if the block is
+        in `DistributedDataParallel`), so it does not matter where and after what the block runs.
+        When this returns, its graph and gradients are freed.
         """
         recipe, device = self.recipe, self.device
-        with random_stream(device, seed, step, self.index), torch.enable_grad():
+        with random_stream(device, seed, step, self.index, self.replica), torch.enable_grad():
             with torch.autocast(
                 device.type, dtype=recipe.autocast, enabled=recipe.autocast is not None
             ):
@@ -420,14 +426,17 @@ def without_gaps(tensor: Tensor) -> Tensor:
 @contextmanager
 def _evaluating(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Evaluation mode for a while; every module gets back its own mode."""
-    training = [module for block in blocks for module in block.modules() if module.training]
-    for module in training:
-        module.training = False
+    modes = [(module, module.training) for block in blocks for module in block.modules()]
+    trained = [block.training for block in blocks]
+    for block in blocks:
+        block.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for block, was in zip(blocks, trained, strict=True):
+            block.train(was)  # modules may act on it,
+        for module, was in modes:
+            module.training = was  # and some were in another mode than their block
 
 
 def write_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

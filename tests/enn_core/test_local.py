@@ -64,7 +64,7 @@ def test_block_sees_what_the_block_before_said_before_its_update():
     frozen = copy.deepcopy(trainer.blocks[0])
     x, target = batch(0)
     trainer.step(x, target)
-    with random_stream(torch.device("cpu"), 5, 0, 0):
+    with random_stream(torch.device("cpu"), 5, 0, 0, 0):
         assert torch.equal(seen[0], frozen(x)[0])
 
 
@@ -78,6 +78,23 @@ def test_block_works_under_autocast_checkpoint_and_deepcopy(reentrant):
     assert h.dtype == torch.bfloat16
     assert x.grad is None
     assert all(p.grad is not None for p in block.parameters())
+
+
+def test_blocks_in_data_parallel_learn_alike(tmp_path):
+    meeting = f"file://{tmp_path / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        plain, parallel = make(schedule=None), make(schedule=None)
+        wrapped = [nn.parallel.DistributedDataParallel(block) for block in parallel.blocks]
+        parallel = LocalTrainer(wrapped, F.cross_entropy, seed=5)
+        plain = LocalTrainer(plain.blocks, F.cross_entropy, seed=5)
+        for step in range(3):
+            plain.step(*batch(step))
+            parallel.step(*batch(step))
+        assert same(plain, parallel)
+        assert torch.equal(plain.answer(batch(9)[0]), parallel.answer(batch(9)[0]))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 class _Pair(NamedTuple):
