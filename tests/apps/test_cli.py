@@ -50,7 +50,7 @@ def test_every_command_has_help_with_examples_and_exit_codes(path):
 
 def test_the_commands_of_the_manual_are_there():
     search = ["index", "query", "teach", "history", "undo", "forget", "profiles", "caption"]
-    search += ["info", "export", "import", "eval", "eval-build", "train"]
+    search += ["info", "export", "import", "eval", "eval-build", "train", "export-model"]
     expected = {("enn",), ("enn", "search"), ("enn", "demo"), ("enn", "demo", "search")}
     expected |= {("enn", "search", name) for name in search}
     expected |= {("enn", "brain"), ("enn", "brain", "preprocess")}
