@@ -1,0 +1,142 @@
+"""Measures and flags, the reference of intensities, and the picture."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from volume_cases import DATA, needs_brains
+
+from neuro.quality import (
+    IntensityReference,
+    Quality,
+    dice,
+    field_of_view,
+    intensity_features,
+    judge,
+    save_picture,
+)
+from neuro.template import FULL_SCALE, MNI_AFFINE, MNI_SHAPE, load_template
+
+GOOD = Quality(0.945, 1400.0, 1.0, (0.95, 1.2), 1.2)
+
+
+def brain(seed: int = 0, noise: float = 6.0, shade: float = 0.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    template, mask = load_template()
+    values = template / np.percentile(template[mask], 99) * FULL_SCALE
+    values = values * (
+        1 + rng.normal(0, 0.03) + shade * np.linspace(-1, 1, MNI_SHAPE[0])[:, None, None]
+    )
+    values = values + rng.normal(0, noise + rng.normal(0, 0.5), MNI_SHAPE)
+    return np.where(mask, np.clip(values, 0, 255), 0).astype(np.uint8)
+
+
+def test_dice():
+    mask = load_template()[1]
+    assert dice(mask, mask) == 1
+    assert dice(mask, ~mask) == 0
+    assert dice(mask & False, mask & False) == 0
+
+
+def test_field_of_view():
+    assert field_of_view(MNI_AFFINE, MNI_SHAPE) == 1
+    whole = load_template()[1].sum()
+    upper = load_template()[1][:, :, 40:].sum()
+    cut = MNI_AFFINE.copy()
+    cut[2, 3] += 80
+    assert field_of_view(cut, (99, 117, 55)) == pytest.approx(upper / whole, abs=0.03)
+    assert field_of_view(np.diag([2.0, 2, 2, 1]), (3, 3, 3)) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("quality", "name", "fatal"),
+    [
+        ({"dice": 0.88}, "registration", False),
+        ({"dice": 0.5}, "registration", True),
+        ({"dice": float("nan")}, "registration", True),
+        ({"field_of_view": 0.9}, "field_of_view", False),
+        ({"field_of_view": 0.5}, "field_of_view", True),
+        ({"brain_ml": 400.0}, "brain_volume", False),
+        ({"brain_ml": 2500.0}, "brain_volume", False),
+        ({"stretch": (0.5, 1.1)}, "stretch", False),
+        ({"spacing_mm": 6.0}, "coarse", False),
+    ],
+)
+def test_flags(quality, name, fatal):
+    assert judge(GOOD) == []
+    assert judge(Quality(**{**GOOD.as_record(), "brain_ml": None})) == []
+    (flag,) = judge(Quality(**{**GOOD.as_record(), **quality}))
+    assert (flag.name, flag.fatal) == (name, fatal)
+    assert "\n" not in flag.text
+
+
+def test_flags_of_people_and_scanners():
+    assert judge(GOOD, distance=0.9, age=20, trained_ages=(20, 82)) == []
+    names = [flag.name for flag in judge(GOOD, distance=1.5, age=7, trained_ages=(20, 82))]
+    assert names == ["intensity", "age"]
+    assert judge(GOOD, age=7) == []
+    bad = judge(Quality(0.3, 400.0, 0.9, (0.9, 1.0), 1.0))
+    assert [flag.fatal for flag in bad] == [True, False, False]
+
+
+def test_record_comes_back():
+    assert Quality.from_record(json.loads(json.dumps(GOOD.as_record()))) == GOOD
+
+
+def test_reference(tmp_path):
+    reference = IntensityReference.fit(brain(seed) for seed in range(20))
+    assert reference.count == 20
+    assert reference.distance(brain(0)) <= 1
+    assert reference.distance(brain(99)) < 1.5
+    assert reference.distance(brain(99, noise=20)) > 2
+    assert reference.distance(255 - brain(99)) > 2
+    assert reference.distance(np.zeros(MNI_SHAPE, np.uint8)) == np.inf
+    reference.save(tmp_path / "r.json")
+    again = IntensityReference.load(tmp_path / "r.json")
+    assert again.distance(brain(99)) == reference.distance(brain(99))
+    for content in (
+        "{}",
+        "[]",
+        "no json",
+        '{"format": 1, "mean": [1], "covariance": [], "limit": 1}',
+    ):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(ValueError, match="no statistics"):
+            IntensityReference.load(tmp_path / "r.json")
+
+
+def test_reference_wants_brains():
+    with pytest.raises(ValueError, match="at least 20"):
+        IntensityReference.fit([brain()])
+    with pytest.raises(ValueError, match="no brain"):
+        IntensityReference.fit([np.zeros(MNI_SHAPE, np.uint8)] * 20)
+
+
+def test_picture(tmp_path):
+    save_picture(brain(), tmp_path / "a.png")
+    picture = np.asarray(Image.open(tmp_path / "a.png"))
+    assert picture.shape == (117 * 3, (99 + 99 + 117) * 3, 3)
+    # The brain is grey, the outline is not, and both are there.
+    grey = picture.max(axis=2) == picture.min(axis=2)
+    assert 1000 < (~grey).sum() < 10_000
+    assert (picture[grey] > 100).mean() > 0.1
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.png"]
+
+
+@pytest.mark.slow
+@needs_brains
+def test_reference_of_real_brains():
+    import nibabel as nib
+
+    files = sorted((DATA / "ixi_hh" / "brains_mni_2mm").iterdir())
+    images = [np.asarray(nib.load(path).dataobj) for path in files]
+    reference = IntensityReference.fit(images[:100])
+    others = np.array([reference.distance(image) for image in images[100:]])
+    assert (others < 1).mean() > 0.9
+    assert others.max() < 2
+    noisy = np.clip(images[-1] + np.random.default_rng(0).normal(0, 15, MNI_SHAPE), 0, 255)
+    assert reference.distance(np.where(images[-1] > 0, noisy, 0).astype(np.uint8)) > 2
+    assert len(intensity_features(images[0])) == 10
