@@ -267,7 +267,8 @@ def _say_report(report: UpdateReport, directory: Path) -> None:
             f"{count:,} {what}" for what, count in counts.items() if count or what == "added"
         )
     )
-    pace = f", {report.rate:,.0f} pictures/s" if report.embedded else ""
+    rate = f"{report.rate:,.0f}" if report.rate >= 10 else f"{report.rate:.1f}"
+    pace = f", {rate} pictures/s" if report.embedded else ""
     emit(f"  took {report.seconds:.1f} s{pace}")
     if not report.total and not report.skipped_total:
         note("warning: the folder holds no pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC)")
