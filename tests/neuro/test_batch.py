@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import nibabel as nib
@@ -18,6 +19,15 @@ from neuro.volumes import VolumeError
 
 def brain(path, scale: float = 200):
     return write(path, (load_template()[0] * scale).astype(np.uint8), MNI_AFFINE)
+
+
+def workers() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_outputs_are_what_goes_in(tmp_path):
@@ -49,13 +59,11 @@ def test_a_process_that_dies_costs_one_scan(tmp_path):
     write(tmp_path / "b.nii.gz", noise, np.diag([1.0, 1, 1, 1]))
     write(tmp_path / "c.nii.gz", blob((40, 36, 9)))
     brain(tmp_path / "d.nii.gz", 100)
-    here = psutil.Process()
 
     def kill(scan, step):
         if scan.name == "b" and step == "reading":
-            for child in here.children():
-                if "spawn_main" in " ".join(child.cmdline()):
-                    child.kill()
+            for worker in workers():
+                worker.kill()
 
     outcomes = {
         outcome.scan.name: outcome
@@ -73,14 +81,10 @@ def test_a_process_that_dies_costs_one_scan(tmp_path):
 def test_leaving_early_ends_the_processes(tmp_path):
     for number in range(4):
         brain(tmp_path / f"{number}.nii.gz", 100 + number)
-    before = set(psutil.Process().children())
-    outcomes = prepare_all(find_scans([tmp_path]), kind="mni", jobs=2)
+    outcomes = prepare_all(find_scans([tmp_path]), kind="mni")
     assert next(outcomes).error == ""
+    here = workers()
+    assert here
     outcomes.close()
-    workers = [
-        child
-        for child in set(psutil.Process().children()) - before
-        if "spawn_main" in " ".join(child.cmdline())
-    ]
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(here, timeout=60)
     assert not alive
