@@ -155,7 +155,7 @@ class BlockInputs:
         folder.mkdir(parents=True, exist_ok=True)
         self._check(folder)
         self.text = self._texts(folder, report)
-        self.class_text = self._class_texts(folder) if classes else torch.zeros(0)
+        self.class_text = self._class_texts(folder, report) if classes else torch.zeros(0)
         self._images(folder, report)
 
     def __len__(self) -> int:
@@ -175,27 +175,13 @@ class BlockInputs:
         path.write_text(json.dumps(wanted))
 
     def _texts(self, folder: Path, report: Progress) -> Tensor:
-        from retrieval.text import MiniLM
+        captions = [c for cs in self.captions for c in cs[: self.per_image]]
+        return _embedded(captions, folder, report).view(len(self), self.per_image, -1)
 
-        path = folder / "captions.npy"
-        if not path.exists():
-            captions = [c for cs in self.captions for c in cs[: self.per_image]]
-            tower, rows = MiniLM(), []
-            for start in range(0, len(captions), 512):
-                rows.append(tower.embed(captions[start : start + 512]))
-                report("captions", min(start + 512, len(captions)), len(captions), "")
-            _save(path, np.concatenate(rows).reshape(len(self), self.per_image, -1))
-        return torch.from_numpy(np.load(path))
-
-    def _class_texts(self, folder: Path) -> Tensor:
+    def _class_texts(self, folder: Path, report: Progress) -> Tensor:
         from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-        from retrieval.text import MiniLM
-
-        path = folder / "classes.npy"
-        if not path.exists():
-            _save(path, MiniLM().embed([f"a photo of a {name}" for name in IMAGENET_CLASSNAMES]))
-        return torch.from_numpy(np.load(path))
+        return _embedded([f"a photo of a {name}" for name in IMAGENET_CLASSNAMES], folder, report)
 
     def _images(self, folder: Path, report: Progress) -> None:
         from PIL import Image as PILImage
@@ -248,6 +234,11 @@ class BlockInputs:
         return torch.from_numpy(rows).float().contiguous(memory_format=torch.channels_last)
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+def _embedded(texts: list[str], folder: Path, report: Progress) -> Tensor:
+    from retrieval.text import MINILM_SHA256, MiniLM
+    from retrieval.training.texts import text_features
+
+    rows = text_features(
+        texts, MiniLM().embed, key=f"minilm|{MINILM_SHA256}", folder=folder, report=report
+    )
+    return torch.from_numpy(np.array(rows))
