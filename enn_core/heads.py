@@ -96,7 +96,7 @@ class ConvHead(_Head):
 
     Args:
         channels, outputs, axes, channel_axis: as in every head.
-        width: channels of the convolution; the features' own, but 64 to 256, by default.
+        width: channels of the convolution; the features' own, but 64 to 128, by default.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ConvHead(_Head):
         width: int | None = None,
     ) -> None:
         super().__init__(channels, outputs, axes=axes, channel_axis=channel_axis)
-        width = width or min(max(channels, 64), 256)
+        width = width or min(max(channels, 64), 128)
         self.mix = nn.Linear(channels, width)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width * _CELLS**axes, outputs)
