@@ -10,7 +10,8 @@ the bias correction; the outer test part is only predicted, by all five and by e
 
 A run is continued where it stopped: each network's predictions are a small file in `--runs`.
 Methods: local-enn (ENN-l), backprop-enn (exact ENN end to end), backprop-plain (its plain twin),
-and local-plain (ENN-l without eigen layers, as a control). One thread and about 1 GB each.
+and as controls local-plain (the local rule without eigen layers), local-enn-bins (soft age bins)
+and local-enn-absolute (absolute instead of squared error). One thread and about 2 GB each.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ METHODS: dict[str, TrainConfig] = {
     "backprop-enn": TrainConfig(rule="backprop", layers="enn"),
     "backprop-plain": TrainConfig(rule="backprop", layers="plain"),
     "local-plain": TrainConfig(rule="local", layers="plain"),
+    "local-enn-bins": TrainConfig(rule="local", layers="enn", target="bins", refit=False),
+    "local-enn-absolute": TrainConfig(rule="local", layers="enn", target="absolute"),
 }
-HEADS = ("trained", "refit")
 # Short name -> method of brain_baselines.py. The second is what our network is without its blocks.
 BASELINES = {
     "PCA + ridge": "PCA(100) + ridge, voxels at 4 mm",
@@ -102,7 +104,7 @@ def run_split(
             config, inputs[rows], data.ages[rows], state=runs / f"{name}.state", device=device
         )
         said: dict[str, np.ndarray] = {}
-        for heads in HEADS:
+        for heads in heads_of(method):
             if heads == "refit":
                 refit_heads_(net, target, inputs[rows, 0], data.ages[rows])
             for part, subjects in (("inner", out), ("outer", split.test)):
@@ -117,12 +119,11 @@ def run_split(
         )
         temporary.rename(path)
         (runs / f"{name}.state").unlink(missing_ok=True)
-        errors = [np.abs(said[f"{heads}_inner"].mean(1) - data.ages[out]).mean() for heads in HEADS]
-        print(
-            f"{name}: {seconds:.0f} s of CPU, inner MAE trained {errors[0]:.2f} refit "
-            f"{errors[1]:.2f}",
-            flush=True,
+        errors = " ".join(
+            f"{heads} {np.abs(said[f'{heads}_inner'].mean(1) - data.ages[out]).mean():.2f}"
+            for heads in heads_of(method)
         )
+        print(f"{name}: {seconds:.0f} s of CPU, MAE of the inner fold: {errors}", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +160,16 @@ def read_split(method: str, data: BrainDataset, split: Split, runs: Path) -> Out
         split.seed,
         train,
         split.test,
-        {h: np.concatenate([p[f"{h}_inner"] for p in parts]) for h in HEADS},
-        {h: np.stack([p[f"{h}_outer"] for p in parts]) for h in HEADS},
-        {h: np.stack([p[f"{h}_outer_unmirrored"] for p in parts]) for h in HEADS},
+        {h: np.concatenate([p[f"{h}_inner"] for p in parts]) for h in heads_of(method)},
+        {h: np.stack([p[f"{h}_outer"] for p in parts]) for h in heads_of(method)},
+        {h: np.stack([p[f"{h}_outer_unmirrored"] for p in parts]) for h in heads_of(method)},
         float(sum(p["seconds"] for p in parts)),
     )
+
+
+def heads_of(method: str) -> tuple[str, ...]:
+    """The heads as trained, and refitted in closed form where they predict one number."""
+    return ("trained", "refit") if METHODS[method].refit else ("trained",)
 
 
 def candidates(method: str) -> list[tuple[str, str]]:
@@ -171,7 +177,7 @@ def candidates(method: str) -> list[tuple[str, str]]:
 
     By backpropagation the earlier heads are not trained, so they answer only when refitted.
     """
-    every = [(heads, answer) for heads in HEADS for answer in ("mean", "last")]
+    every = [(heads, answer) for heads in heads_of(method) for answer in ("mean", "last")]
     return [c for c in every if method.startswith("local") or c != ("trained", "mean")]
 
 
@@ -262,7 +268,7 @@ def predict_all(method: str, data: BrainDataset, outers: list[Outer]) -> dict[st
         put("bias-corrected (Cole)", outer, corrected)
         for heads, answer in candidates(method):
             put(f"{heads} heads, {answer}", outer, answered(outer.outer[heads], answer).mean(0))
-        for heads in HEADS if method.startswith("local") else ("refit",):
+        for heads in heads_of(method) if method.startswith("local") else ("refit",):
             for block in range(outer.outer[heads].shape[-1]):
                 put(f"{heads} head {block + 1}", outer, outer.outer[heads][..., block].mean(0))
     return made

@@ -163,8 +163,11 @@ def train_network(
             "ages as scans, and one batch of them or more"
         )
     target = _target(config, ages)
-    torch.manual_seed(config.seed)
-    net = build(config.architecture, outputs=target.outputs, layers=config.layers, **config.options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        net = build(
+            config.architecture, outputs=target.outputs, layers=config.layers, **config.options
+        )
     # In full precision for every rule, so that both begin alike.
     net.standardise_heads_(_batches(inputs[:, 0]))
     net.train().to(device)
