@@ -97,6 +97,14 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the images.", show_default=False),
     ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Captions of a named data set. [default: looked for in --images and --data]",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -134,7 +142,7 @@ def train(
         return EXIT_OK
     _check_output(output, resume)
     source = config if config is not None else _settings_of(output, resume)
-    flags = _flags(dataset, images, split, weights)
+    flags = _flags(dataset, images, annotations, split, weights)
     settings, run = _settings(source, flags, changes or [])
     first = int(os.environ.get("RANK", "0")) == 0
     if first and not (resume and (output / _SETTINGS).is_file()):
@@ -201,15 +209,22 @@ def _settings_of(output: Path, resume: bool) -> str:
 
 
 def _flags(
-    dataset: str | None, images: Path | None, split: str | None, weights: Path | None
+    dataset: str | None,
+    images: Path | None,
+    annotations: Path | None,
+    split: str | None,
+    weights: Path | None,
 ) -> dict[str, Any]:
     """Options as settings; files that are there become absolute, so that a run can be resumed."""
     given: dict[str, Any] = {}
     if dataset is not None:
         # What the configuration says of its own data set belongs to that.
-        given |= {"dataset": _place(dataset), "images": "", "split": "", "protocol": ""}
+        given |= {"dataset": _place(dataset), "images": "", "annotations": ""}
+        given |= {"split": "", "protocol": ""}
     if images is not None:
         given["images"] = _place(os.fspath(images))
+    if annotations is not None:
+        given["annotations"] = _place(os.fspath(annotations))
     if split is not None:
         given["split"] = split
     if weights is not None:

@@ -20,8 +20,9 @@ class TrainConfig:
     """What decides a run; the defaults are the published recipe's where it names a value.
 
     Attributes:
-        dataset, images, split, protocol: as `enn search eval` takes them; `images` is looked for
-            in the data directory if empty, `split` may join several by "+".
+        dataset, images, annotations, split, protocol: as `enn search eval` takes them; `images` and
+            `annotations` are looked for in the data directory if empty, `split` may join several
+            by "+".
         captions_per_image: use the first so many captions (0: all).
         holdout: training images kept out and reported on after every epoch (0: none).
         text: "clip", the text tower of `weights`, or "minilm", the shipped one.
@@ -63,6 +64,7 @@ class TrainConfig:
 
     dataset: str = "flickr8k"
     images: str = ""
+    annotations: str = ""
     split: str = "train"
     protocol: str = ""
     captions_per_image: int = 0

@@ -43,7 +43,7 @@ __all__ = ["train"]
 Progress = Callable[[str, int, int, str], None]
 
 # Settings that may change between a run and its continuation: none decides what is learnt.
-_FREE = ("stop_after", "workers", "save_every", "micro_batch", "images", "weights")
+_FREE = ("stop_after", "workers", "save_every", "micro_batch", "images", "annotations", "weights")
 
 
 def train(
@@ -138,6 +138,7 @@ def _dataset(config: TrainConfig, data: Path | None) -> CaptionDataset:
         spec,
         protocol=config.protocol or None,
         images=images,
+        annotations=config.annotations or None,
         split=config.split or None,
         data=data,
         captions_per_image=config.captions_per_image or None,
