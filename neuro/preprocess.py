@@ -17,6 +17,7 @@ import functools
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,10 +180,15 @@ class Preprocessor:
             if self._extraction is None:
                 from deepbet import BrainExtraction
 
-                self._extraction = BrainExtraction(no_gpu=True)
+                with warnings.catch_warnings():
+                    # Its networks are TorchScript, which torch would rather see replaced.
+                    warnings.simplefilter("ignore", FutureWarning)
+                    self._extraction = BrainExtraction(no_gpu=True)
             try:
                 _, mask, _ = self._extraction.run(nibabel.Nifti1Image(voxels, affine))
-            except (AssertionError, ValueError, IndexError, RuntimeError):
+            except (AssertionError, ValueError, IndexError, RuntimeError) as error:
+                if "memory" in str(error):
+                    raise MemoryError from None
                 # It expects to find something.
                 raise VolumeError(
                     "shows no brain that could be extracted; is it a T1-weighted head?"
@@ -269,16 +275,19 @@ def register(
         affine: (4, 4) voxel indices -> mm.
 
     Returns:
-        (4, 4) mm of the brain's space -> mm of MNI space; the brain and its mask on the
-        template's grid (float32, bool).
+        (4, 4) mm of the brain's space -> mm of MNI space; the brain (float32, about 1 at its
+        brightest) and its mask (bool) on the template's grid.
 
     Raises:
         VolumeError: ANTs finds no registration.
     """
     ants = _ants()
     fixed = _ants_image(load_template()[0], MNI_AFFINE)
-    scale = np.percentile(brain[mask], 99)
-    moving = _ants_image(brain / (scale if scale > 0 else np.float32(1)), affine)
+    # Metrics are computed in single precision: about 1 is a good size.
+    scale = np.float32(np.percentile(brain[mask], 99))
+    if not scale > 0:
+        raise VolumeError("holds no values above 0 where its brain is; is it a T1-weighted image?")
+    moving = _ants_image(brain / scale, affine)
     with tempfile.TemporaryDirectory(prefix="enn-registration-") as folder:
         # Sampling of the metric is random; a seed of an earlier caller must not matter.
         ants.config.set_ants_deterministic(False, _SEED)
@@ -296,7 +305,7 @@ def register(
             )
         except (RuntimeError, IndexError, ValueError):
             raise VolumeError("could not be registered to the template") from None
-    image = np.ascontiguousarray(result["warpedmovout"].numpy(), np.float32) * scale
+    image = np.ascontiguousarray(result["warpedmovout"].numpy(), np.float32)
     if not np.isfinite(pull).all() or abs(np.linalg.det(pull)) < 1e-3:
         raise VolumeError("could not be registered to the template")
     return np.linalg.inv(pull), image, moved.numpy() > 0.5
