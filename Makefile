@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HOST ?= 127.0.0.1
 PORT ?= 7860
+# Two processes of one thread each: files of tests are shared out, a file stays in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-quiet test-slow lint setup clean
 
@@ -26,10 +28,10 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-quiet: setup
-	@$(BIN)/python -m pytest -q -p no:cacheprovider
+	@$(PYTEST) -q -p no:cacheprovider
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
