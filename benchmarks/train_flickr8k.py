@@ -167,7 +167,7 @@ def table(tuned: list[dict[str, Any]], done: list[dict[str, Any]]) -> list[dict[
         own = [row for row in done if row["method"] == name]
         row = {"stage": "val", "method": name, "lr": own[0]["lr"], "seeds": len(own)}
         row["epochs"] = own[0]["epochs"]
-        for key in own[0]["val"]:
+        for key in sorted(key for key in own[0]["val"] if "@" in key and key[-1].isdigit()):
             values = 100 * np.array([one["val"][key] for one in own])
             row[f"{key}_mean"] = round(float(values.mean()), 2)
             row[f"{key}_sd"] = round(float(values.std(ddof=1)), 2) if len(own) > 1 else ""
