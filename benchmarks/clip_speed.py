@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     arguments = parser.parse_args()
     quick, batch = arguments.quick, arguments.batch_size
-    rounds, photos, nearby, few = (1, 8, 16, 4) if quick else (4, 48, 200, 48)
+    rounds, photos, nearby, few = (1, 8, 16, 4) if quick else (3, 16, 16, 16)
 
     dataset = open_dataset("flickr8k", data=arguments.data, split="val")
     paths = list(dataset.images)
