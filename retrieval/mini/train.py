@@ -12,7 +12,6 @@ images of its batch. Q and P are retracted onto orthonormal matrices while the o
 from __future__ import annotations
 
 import copy
-import csv
 import math
 import os
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from retrieval.mini.config import TrainConfig, TrainError
 from retrieval.mini.learner import Learner, average_
 from retrieval.mini.refine import refine_head
 from retrieval.minilm_tower import save_tower
+from retrieval.training.curves import plot, write_log
 
 __all__ = ["TrainConfig", "TrainError", "train"]
 
@@ -205,7 +205,7 @@ class _Run:
                 row.update(self.recalls())
             self.log.append(row)
             self._save()
-            self._write_log()
+            write_log(self.log, self.output / "log.csv")
             recall = f" R@1 {row['t2i_R@1']:.1f}" if len(self.held) else ""
             report("training", self.step, self.steps, f"loss {row['loss']:.3f}{recall}")
 
@@ -283,15 +283,6 @@ class _Run:
         )
         self.average.tower = tower
 
-    def _write_log(self) -> None:
-        with (
-            replacing(self.output / "log.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, fieldnames=list(self.log[-1]))
-            writer.writeheader()
-            writer.writerows(self.log)
-
     def finish(self) -> dict[str, Any]:
         """Write the averaged tower as a model directory, and the curves."""
         # The averaged factors are saved multiplied out: any W has exact factors again.
@@ -311,7 +302,7 @@ class _Run:
                 "training": asdict(self.config),
             },
         )
-        self._plot()
+        plot(self.log, self.output / "curves.png")
         result = {
             "model": str(folder),
             "epochs": self.epoch,
@@ -320,21 +311,3 @@ class _Run:
         if len(self.held):
             result["holdout"] = self.recalls()
         return result
-
-    def _plot(self) -> None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        epochs = [row["epoch"] for row in self.log]
-        left.plot(epochs, [row["loss"] for row in self.log])
-        left.set(xlabel="epoch", ylabel="training loss")
-        if "t2i_R@1" in self.log[-1]:
-            for key in ("t2i_R@1", "t2i_R@10", "i2t_R@1", "i2t_R@10"):
-                right.plot(epochs, [row[key] for row in self.log], label=key)
-            right.legend(frameon=False)
-            right.set(xlabel="epoch", ylabel="held-out recall, %")
-        else:
-            right.plot(epochs, [row["orthogonality"] for row in self.log])
-            right.set(xlabel="epoch", ylabel="largest ‖QᵀQ − I‖ / √r")
-        figure.savefig(self.output / "curves.png", dpi=120)

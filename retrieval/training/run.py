@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import csv
 import math
 import os
 import shutil
@@ -32,6 +31,7 @@ from retrieval.atomic import replacing
 from retrieval.datasets import CaptionDataset
 from retrieval.protocols import DATASETS, open_dataset
 from retrieval.training.config import TrainConfig
+from retrieval.training.curves import plot, write_log
 from retrieval.training.loss import contrastive_loss, gather_rows, principal_components
 from retrieval.training.pairs import Augment, Batches, Pairs, captions_of, loader
 from retrieval.training.settings import TrainError
@@ -374,7 +374,8 @@ class _Run:
         self.losses, self.seconds = [], 0.0
         self._save()
         if not self.rank:
-            self._write_log()
+            write_log(self.log, self.output / "log.csv")
+            plot(self.log, self.output / "curves.png")
         self.report("training", self.step, self.steps, note)
 
     @torch.no_grad()
@@ -461,18 +462,6 @@ class _Run:
         }
         with replacing(self._checkpoint) as temporary:
             torch.save(state, temporary)
-
-    def _write_log(self) -> None:
-        with (
-            replacing(self.output / "log.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, fieldnames=list(self.log[-1]))
-            writer.writeheader()
-            writer.writerows(self.log)
-        from retrieval.training.curves import plot
-
-        plot(self.log, self.output / "curves.png")
 
     def finish(self) -> dict[str, Any]:
         """Write the averaged tower as a model directory."""
