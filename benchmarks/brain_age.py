@@ -8,7 +8,7 @@ the bias correction; the outer test part is only predicted, by all five and by e
     python benchmarks/brain_age.py --method local-enn --seeds 0  # a third of it
     python benchmarks/brain_age.py --summary                     # CSV and plots from what is there
 
-A run is continued where it stopped: each network's predictions are a small file in `--runs`.
+A run is continued where it stopped: each network and its predictions are files in `--runs`.
 Methods: local-enn (ENN-l), backprop-enn (exact ENN end to end), backprop-plain (its plain twin),
 and as controls local-plain (the local rule without eigen layers), local-enn-bins (soft age bins)
 and local-enn-absolute (absolute instead of squared error). One thread and about 2 GB each.
@@ -29,7 +29,7 @@ from record import RESULTS, write_rows
 from neuro.calibrate import BiasCorrection, Conformal, coverage
 from neuro.dataset import SEEDS, BrainDataset, Split, find_ixi, inner_folds, outer_splits
 from neuro.metrics import by_decade, evaluate, paired_difference, plot_agreement
-from neuro.model import by_head
+from neuro.model import BrainAgeModel, Member, by_head
 from neuro.train import TrainConfig, make_inputs, refit_heads_, train_network
 
 METHODS: dict[str, TrainConfig] = {
@@ -117,6 +117,7 @@ def run_split(
         np.savez(
             temporary, inner=out, outer=split.test, losses=losses.numpy(), seconds=seconds, **said
         )
+        BrainAgeModel([Member(net, target)]).save(runs / f"{name}.safetensors")
         temporary.rename(path)
         (runs / f"{name}.state").unlink(missing_ok=True)
         errors = " ".join(
