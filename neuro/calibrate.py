@@ -144,6 +144,10 @@ class Conformal:
         predicted, ages = _pair(predicted, ages)
         return cls(tuple(round(float(r), 3) for r in predicted - ages))
 
+    def suffices(self, confidence: float) -> bool:
+        """Whether there are residuals enough for intervals of this confidence (0 to 1)."""
+        return len(self.residuals) >= _needed(confidence)
+
     def interval(
         self, predicted: np.ndarray | Sequence[float], confidence: float = 0.9
     ) -> np.ndarray:
@@ -156,10 +160,9 @@ class Conformal:
 
         if not 0 < confidence < 1:
             raise CalibrationError(f"got confidence {confidence}, valid is between 0 and 1")
-        needed = int(np.ceil(confidence / (1 - confidence)))
-        if len(self.residuals) < needed:
+        if not self.suffices(confidence):
             raise CalibrationError(
-                f"{confidence:.0%} intervals need {needed} residuals or more, got "
+                f"{confidence:.0%} intervals need {_needed(confidence)} residuals or more, got "
                 f"{len(self.residuals)}"
             )
         regressor = ConformalRegressor().fit(residuals=np.array(self.residuals))
@@ -171,6 +174,10 @@ def coverage(intervals: np.ndarray, ages: np.ndarray | Sequence[float]) -> float
     """Share of ages inside of their intervals (n, 2)."""
     ages = np.asarray(ages, np.float64)
     return float(np.mean((intervals[:, 0] <= ages) & (ages <= intervals[:, 1])))
+
+
+def _needed(confidence: float) -> int:
+    return int(np.ceil(confidence / (1 - confidence)))
 
 
 def _pair(

@@ -6,6 +6,7 @@ and as metadata the JSON that says what the networks are and what they were trai
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,19 @@ from enn_core.convert import fuse
 from neuro.calibrate import BiasCorrection, Conformal
 from neuro.dataset import as_input
 from neuro.networks import BrainNet, build
+from neuro.quality import IntensityReference
 from neuro.targets import AgeBins, AgeValue, Target, make_target, target_settings
 
-__all__ = ["BrainAgeModel", "Member", "ModelError", "Prediction", "by_head"]
+__all__ = [
+    "BrainAgeModel",
+    "Member",
+    "ModelError",
+    "Prediction",
+    "answer",
+    "both_sides",
+    "by_head",
+    "weights_sha256",
+]
 
 FORMAT = 1
 _BATCH = 4
@@ -67,6 +78,7 @@ class BrainAgeModel:
         conformal: residuals that intervals come from, if there are any.
         bias: a fitted correction that may be applied on demand, never by `predict`.
         about: JSON of how it was trained: configuration, subjects, ages, scores, licence.
+        reference: of the training scans' intensities, to tell scans that are unlike them.
     """
 
     members: Sequence[Member]
@@ -74,6 +86,7 @@ class BrainAgeModel:
     conformal: Conformal | None = None
     bias: BiasCorrection | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    reference: IntensityReference | None = None
 
     def predict(self, volumes: np.ndarray, mirror: bool = True) -> Prediction:
         """Ages of brains, raw: without bias correction.
@@ -115,13 +128,36 @@ class BrainAgeModel:
             "format": FORMAT,
             "members": members,
             "answer": self.answer,
-            "residuals": list(self.conformal.residuals) if self.conformal else None,
-            "bias": self.bias.to_dict() if self.bias else None,
-            "about": self.about,
+            **self._surroundings(),
         }
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt", "model": json.dumps(content)})
         return path
+
+    def save_beside(self, source: Path | str, path: Path | str) -> Path:
+        """Write the weights of `source`, bit by bit, with this model's intervals and descriptions.
+
+        `save` would round eigen layers anew, and site profiles of `source` would not fit.
+
+        Args:
+            source: file that this model was loaded from.
+            path: to write; may be `source`.
+        """
+        from safetensors.torch import save_file
+
+        content, tensors = _read(Path(source))
+        content.update(self._surroundings())
+        with replacing(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", "model": json.dumps(content)})
+        return Path(path)
+
+    def _surroundings(self) -> dict[str, Any]:
+        return {
+            "residuals": list(self.conformal.residuals) if self.conformal else None,
+            "bias": self.bias.to_dict() if self.bias else None,
+            "about": self.about,
+            "reference": self.reference.as_record() if self.reference else None,
+        }
 
     @classmethod
     def load(cls, path: Path | str) -> BrainAgeModel:
@@ -131,22 +167,7 @@ class BrainAgeModel:
             ModelError: the file is damaged, of another kind or format, or its weights do not fit.
             FileNotFoundError: there is none.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no model at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                content = json.loads((file.metadata() or {}).get("model", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, ValueError) as error:
-            raise ModelError(f"{path}: no intact safetensors file ({error})") from None
-        if content.get("format") != FORMAT:
-            raise ModelError(
-                f"{path}: got format {content.get('format')}, this version reads {FORMAT}; is it a "
-                "model that `enn brain train` wrote?"
-            )
+        content, tensors = _read(Path(path))
         members = []
         for number, stored in enumerate(content["members"]):
             prefix = f"{number}."
@@ -161,13 +182,36 @@ class BrainAgeModel:
                 ) from None
             members.append(Member(net.eval(), make_target(stored["target"])))
         residuals, bias = content["residuals"], content["bias"]
+        # Files of the first version have no reference.
+        reference = content.get("reference")
         return cls(
             members,
             content["answer"],
             Conformal(tuple(residuals)) if residuals else None,
             BiasCorrection(**bias) if bias else None,
             content["about"],
+            IntensityReference.from_record(reference) if reference else None,
         )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors of a model file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no model at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {}).get("model", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise ModelError(f"{path}: no intact safetensors file ({error})") from None
+    if content.get("format") != FORMAT:
+        raise ModelError(
+            f"{path}: got format {content.get('format')}, this version reads {FORMAT}; is it a "
+            "model that `enn brain train` wrote?"
+        )
+    return content, tensors
 
 
 def answer(by_head: np.ndarray, kind: Answer) -> np.ndarray:
@@ -197,6 +241,49 @@ def by_head(net: BrainNet, target: Target, inputs: Tensor, mirror: bool = True) 
             said = [(a + b) / 2 for a, b in zip(said, other, strict=True)]
         rows.append(torch.stack(said, dim=1))
     return torch.cat(rows).double().numpy()
+
+
+@torch.no_grad()
+def both_sides(net: BrainNet, target: Target, inputs: Tensor) -> tuple[np.ndarray, Tensor]:
+    """`by_head` of few scans, with what the last block reads of them (unmirrored).
+
+    Args:
+        net: in evaluation mode.
+        target: reads its heads.
+        inputs: (n, ...) as the first block reads them, `net.stem(volumes)`.
+
+    Returns:
+        (n, heads) years, float64, and (n, channels, i, j, k) float32.
+    """
+    rows = []
+    last = inputs
+    for h in (inputs.flip(2), inputs):
+        ages = []
+        for unit in net.blocks:
+            last = h
+            h = unit.block(h)  # type: ignore[operator]
+            ages.append(target.ages(unit.head(h)))  # type: ignore[operator]
+        rows.append(torch.stack(ages, dim=1))
+    return ((rows[1] + rows[0]) / 2).double().numpy(), last
+
+
+def weights_sha256(path: Path | str) -> str:
+    """Hash of a model file's networks and weights, whatever else its description says.
+
+    Raises:
+        ModelError: no safetensors file.
+    """
+    content = Path(path).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8 : 8 + size])
+        said = json.loads(header.pop("__metadata__")["model"])
+        networks = [header, said["members"], said["answer"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{path}: no intact safetensors file of a brain-age model") from None
+    digest = hashlib.sha256(json.dumps(networks, sort_keys=True).encode())
+    digest.update(content[8 + size :])
+    return digest.hexdigest()
 
 
 @contextmanager

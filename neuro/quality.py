@@ -269,19 +269,42 @@ class IntensityReference:
         gap = row - self.mean
         return math.sqrt(float(gap @ np.linalg.solve(self.covariance, gap)))
 
-    def save(self, path: Path | str) -> None:
-        """Write as JSON."""
-        from enn_core.atomic import replacing
-
-        document = {
+    def as_record(self) -> dict[str, Any]:
+        """JSON."""
+        return {
             "format": 1,
             "mean": self.mean.tolist(),
             "covariance": self.covariance.tolist(),
             "limit": self.limit,
             "count": self.count,
         }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> IntensityReference:
+        """The inverse of `as_record`.
+
+        Raises:
+            ValueError: no such record.
+        """
+        try:
+            mean = np.array(record["mean"], np.float64)
+            covariance = np.array(record["covariance"], np.float64)
+            reference = cls(mean, covariance, float(record["limit"]), int(record["count"]))
+            size = len(_QUANTILES) + 3
+            valid = mean.shape == (size,) and covariance.shape == (size, size)
+            valid = valid and record["format"] == 1 and reference.limit > 0
+        except (KeyError, TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise ValueError("no statistics of intensities; write them by training again")
+        return reference
+
+    def save(self, path: Path | str) -> None:
+        """Write as JSON."""
+        from enn_core.atomic import replacing
+
         with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(document) + "\n", encoding="ascii")
+            temporary.write_text(json.dumps(self.as_record()) + "\n", encoding="ascii")
 
     @classmethod
     def load(cls, path: Path | str) -> IntensityReference:
@@ -291,18 +314,10 @@ class IntensityReference:
             ValueError: no such document.
         """
         try:
-            document = json.loads(Path(path).read_text(encoding="ascii"))
-            mean = np.array(document["mean"], np.float64)
-            covariance = np.array(document["covariance"], np.float64)
-            reference = cls(mean, covariance, float(document["limit"]), int(document["count"]))
-            size = len(_QUANTILES) + 3
-            valid = mean.shape == (size,) and covariance.shape == (size, size)
-            valid = valid and document["format"] == 1 and reference.limit > 0
-        except (KeyError, TypeError, ValueError):
-            valid = False
-        if not valid:
-            raise ValueError(f"{path}: no statistics of intensities; write them by training again")
-        return reference
+            return cls.from_record(json.loads(Path(path).read_text(encoding="ascii")))
+        except ValueError:
+            text = "no statistics of intensities; write them by training again"
+            raise ValueError(f"{path}: {text}") from None
 
 
 # --- picture -----------------------------------------------------------------------------------
