@@ -1,19 +1,20 @@
-"""Profiles: whose teaching it is, and where it lies.
-
-A profile is a name; what it was taught is one journal per model, apart from every index (an index
-may be deleted and built again). A scope keeps the people of one server apart: what is taught on
-this machine is "local".
-
->>> check_name("holidays.2024")
-'holidays.2024'
-"""
+"""Profiles of the search: one journal for each model, see `enn_core.feedback.profiles`."""
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from enn_core.feedback.profiles import (
+    DEFAULT,
+    LOCAL,
+    ProfileError,
+    check_name,
+    journal_name,
+    journal_path,
+    list_journals,
+    profiles_dir,
+)
 
 if TYPE_CHECKING:
     from retrieval.manifest import EmbeddingModel
@@ -28,42 +29,6 @@ __all__ = [
     "profiles_dir",
 ]
 
-DEFAULT = "default"
-"""The profile of who names none."""
-LOCAL = "local"
-"""The scope of the command line, of Python, and of a page that only this machine can reach."""
-
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
-
-
-class ProfileError(ValueError):
-    """A profile's name cannot be used; one line, fit to show."""
-
-
-def profiles_dir() -> Path:
-    """Where profiles lie: the environment variable ENN_PROFILES, or this user's data directory."""
-    given = os.environ.get("ENN_PROFILES")
-    if given:
-        return Path(given).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("eigen-suite", appauthor=False)) / "profiles"
-
-
-def check_name(name: str) -> str:
-    """The name itself, if it can be a profile's (or a scope's) on every file system.
-
-    Raises:
-        ProfileError: if it cannot.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.endswith("."):
-        shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "..."
-        raise ProfileError(
-            f"{shown} cannot be a profile's name; valid: 1 to 64 of A-Z a-z 0-9 . _ -, with no dot "
-            "at either end"
-        )
-    return name
-
 
 def profile_path(name: str, model: EmbeddingModel, scope: str = LOCAL) -> Path:
     """The journal of a profile for a model, which need not exist.
@@ -71,8 +36,7 @@ def profile_path(name: str, model: EmbeddingModel, scope: str = LOCAL) -> Path:
     Raises:
         ProfileError: if the name or the scope cannot be one.
     """
-    folder = profiles_dir() / check_name(scope) / check_name(name)
-    return folder / _file_name(model)
+    return journal_path(name, _file_name(model), scope)
 
 
 def list_profiles(model: EmbeddingModel, scope: str = LOCAL) -> list[str]:
@@ -81,15 +45,8 @@ def list_profiles(model: EmbeddingModel, scope: str = LOCAL) -> list[str]:
     Raises:
         ProfileError: if the scope cannot be one.
     """
-    folder, file_name = profiles_dir() / check_name(scope), _file_name(model)
-    try:
-        found = [entry.name for entry in os.scandir(folder)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(
-        name for name in found if _NAME.fullmatch(name) and (folder / name / file_name).is_file()
-    )
+    return list_journals(_file_name(model), scope)
 
 
 def _file_name(model: EmbeddingModel) -> str:
-    return f"search-{str(model.fingerprint()['weights'])[:16]}.sqlite"
+    return journal_name("search", str(model.fingerprint()["weights"]))
