@@ -1,8 +1,8 @@
 """The `enn` command.
 
 `enn search ...` is in `apps.cli_index`, `cli_search`, `cli_teach`, `cli_lessons`, `cli_transfer`,
-`cli_evaluate` and `cli_train`, `enn brain ...` in `apps.cli_brain`, `enn convert` and `enn fuse` in
-`apps.cli_core`. Here is the demo and what all commands share: errors in one line, exit codes,
+`cli_evaluate` and `cli_train`, `enn brain ...` in `apps.cli_brain_*`, `enn convert` and
+`enn fuse` in `apps.cli_core`. Here is the demo and what all commands share: errors in one line, exit codes,
 Ctrl-C, closed pipes. Nothing heavy is imported before a command runs, so that `enn --help` answers
 at once.
 """
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 # These add their commands.
 from apps import (  # noqa: F401
+    cli_brain_preprocess,
     cli_evaluate,
     cli_export,
     cli_index,

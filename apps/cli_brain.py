@@ -1,4 +1,4 @@
-"""`enn brain preprocess`: from raw heads to brains on the grid that the networks see."""
+"""What the commands of `enn brain` share: the group, its options, running over scans, tables."""
 
 from __future__ import annotations
 
@@ -6,61 +6,79 @@ import contextlib
 import csv
 import io
 import threading
-from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from apps.cli_options import JsonOption
 from apps.cli_terminal import (
-    EXIT_OK,
-    EXIT_SKIPPED,
     CommandError,
     Interrupted,
     ProgressLine,
     absolute,
-    counted,
-    duration,
-    emit,
-    emit_json,
-    note,
     printable,
     quote,
 )
 
 if TYPE_CHECKING:
     from neuro.batch import Outcome
+    from neuro.predict import BrainAge
     from neuro.preprocess import InputKind
     from neuro.quality import Flag
     from neuro.scans import Scan
 
 __all__ = [
+    "QC",
+    "BrainModelOption",
     "CacheOption",
     "InputOption",
     "JobsOption",
     "NoCacheOption",
     "ScansArgument",
     "brain_app",
-    "preprocess",
+    "cache_folder",
+    "flag_text",
+    "load_brain",
+    "output_folder",
+    "prepare",
     "qc_columns",
     "write_table",
 ]
 
+_ORDER = (
+    *("predict", "preprocess", "explain", "teach", "history", "undo", "forget", "profiles"),
+    *("export", "import", "calibrate", "evaluate", "train", "export-bundle"),
+)
+
+
+class _Brain(TyperGroup):
+    """Lists its commands in the order of work, whichever module they come from."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        known = {name: number for number, name in enumerate(_ORDER)}
+        return sorted(super().list_commands(ctx), key=lambda name: known.get(name, len(known)))
+
+
 brain_app = typer.Typer(
+    cls=_Brain,
     name="brain",
     rich_markup_mode=None,
     help="Brain age from T1-weighted MRI: a research tool, not a medical device.",
     epilog="""\b
 Examples:
-  enn brain preprocess scan.nii.gz --out prepared
-  enn brain preprocess ~/study --out ~/study-prepared --jobs 2""",
+  enn brain predict scan.nii.gz
+  enn brain predict ~/study --out ages.csv --pictures qc
+  enn brain preprocess ~/study --out ~/study-prepared --jobs 2
+  enn brain train ~/study --out runs/mine""",
 )
 
 
-@brain_app.callback()
-def _brain() -> None:
-    """Keeps the group's name although it has a single command."""
+@brain_app.callback(invoke_without_command=True)
+def _brain(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 ScansArgument = Annotated[
@@ -98,65 +116,21 @@ NoCacheOption = Annotated[
     bool, typer.Option("--no-cache", help="Prepare anew, and keep nothing but what goes to --out.")
 ]
 
-# What a table says of each scan, in this order.
-_QC = ("dice", "brain_ml", "field_of_view", "stretch_low", "stretch_high", "spacing_mm")
-_COLUMNS = ("file", "participant_id", "age", "name", *(f"qc_{name}" for name in _QC))
-_COLUMNS = (*_COLUMNS, "flags", "notes", "cached", "seconds", "error")
+BrainModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        metavar="FILE",
+        help="Model that `enn brain train` wrote. [default: the shipped one]",
+        show_default=False,
+    ),
+]
 
-
-@brain_app.command(
-    "preprocess",
-    epilog="""\b
-Examples:
-  enn brain preprocess scan.nii.gz --out prepared
-  enn brain preprocess ~/bids --out prepared --jobs 2
-  enn brain preprocess list.csv --out prepared --json
-  enn brain preprocess sub-01/mri/brain.mgz --input brain --out prepared
-
-\b
-Writes to --out, for each scan: NAME_T1w.nii.gz (the brain on the MNI152 2 mm grid),
-NAME_T1w.json (steps, versions, measures) and NAME_T1w.png (look at it!); for all of
-them qc.csv, and participants.tsv if ages are known.
-
-\b
-Exit codes: 0 all scans are prepared, 1 finished, but some failed (qc.csv says why),
-2 user error, 130 stopped by Ctrl-C.""",
+QC = tuple(
+    f"qc_{name}"
+    for name in ("dice", "brain_ml", "field_of_view", "stretch_low", "stretch_high", "spacing_mm")
 )
-def preprocess(
-    scans: ScansArgument,
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="DIR", help="Folder to write to.", show_default=False),
-    ],
-    input: InputOption = "head",
-    jobs: JobsOption = 1,
-    cache: CacheOption = None,
-    no_cache: NoCacheOption = False,
-    json: JsonOption = False,
-) -> int:
-    """Extract brains and bring them to MNI space, on the CPU alone.
-
-    Reorients, extracts the brain (deepbet), registers it to the MNI152 template (ANTs, affine) and
-    scales its intensities. A scan that fails is reported and stops nothing. What was prepared
-    before is taken from the cache, so a run that was stopped goes on where it ended.
-    """
-    from neuro.preprocess import check_kind
-    from neuro.scans import find_scans
-
-    kind = check_kind(input)
-    found = find_scans(scans)
-    folder = _output_folder(out, found)
-    rows = run(
-        found, kind, jobs=jobs, cache=cache_folder(cache, no_cache), out=folder, stage="preparing"
-    )
-    write_table(folder / "qc.csv", _COLUMNS, rows)
-    _write_participants(folder / "participants.tsv", rows)
-    failed = [row for row in rows if row["error"]]
-    if json:
-        emit_json({"out": str(folder), "scans": rows, "failed": len(failed)})
-    else:
-        _say_rows(rows, folder)
-    return EXIT_SKIPPED if failed else EXIT_OK
+"""Columns of `qc_columns`."""
 
 
 def cache_folder(cache: Path | None, no_cache: bool) -> Path | None:
@@ -170,16 +144,23 @@ def cache_folder(cache: Path | None, no_cache: bool) -> Path | None:
     return default_cache_dir() if cache is None else absolute(cache)
 
 
-def run(
-    scans: list[Scan],
+def prepare(
+    scans: Sequence[Scan],
     kind: InputKind,
     *,
     jobs: int,
     cache: Path | None,
-    out: Path | None,
     stage: str,
+    each: Callable[[Outcome], dict[str, Any]],
+    out: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Prepare scans under a progress bar; a row of the table for each, in the order of `scans`."""
+    """Prepare scans under a progress bar; a row of the table for each, in the order of `scans`.
+
+    Args:
+        scans, kind, jobs, cache, out: see `neuro.batch.prepare_all`.
+        stage: what is being done, for the bar.
+        each: makes the row of an outcome, as soon as it is there; with `file`, `flags`, `error`.
+    """
     from neuro.batch import prepare_all
     from neuro.prep_cache import PrepCache
 
@@ -206,7 +187,7 @@ def run(
             )
             with contextlib.closing(outcomes):
                 for outcome in outcomes:
-                    row = rows[outcome.scan.name] = _row(outcome)
+                    row = rows[outcome.scan.name] = each(outcome)
                     if row["error"]:
                         failed += 1
                         line.say(f"failed: {printable(row['file'])}: {printable(row['error'])}")
@@ -224,14 +205,19 @@ def run(
 def qc_columns(outcome: Outcome) -> dict[str, Any]:
     """The measures of a scan, as columns; None where there are none."""
     if outcome.prepared is None:
-        return {f"qc_{name}": None for name in _QC}
+        return dict.fromkeys(QC)
     quality = outcome.prepared.quality
     low, high = quality.stretch
     values = (quality.dice, quality.brain_ml, quality.field_of_view, low, high, quality.spacing_mm)
-    return {f"qc_{name}": value for name, value in zip(_QC, values, strict=True)}
+    return dict(zip(QC, values, strict=True))
 
 
-def write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+def flag_text(flags: Sequence[Flag]) -> str:
+    """Flags as one cell of a table."""
+    return "; ".join(f"{flag.name}: {flag.text}" for flag in flags)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as CSV (tab-separated if the name ends so), complete or not at all."""
     from enn_core.atomic import replacing
 
@@ -246,72 +232,17 @@ def write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]
         temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _output_folder(out: Path, scans: list[Scan]) -> Path:
+def output_folder(out: Path) -> Path:
+    """The folder of an `--out` option, made if it is not there."""
     folder = absolute(out)
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"{quote(out)} is a file; give a folder for --out")
-    written = {str(folder / f"{scan.name}_T1w.nii.gz") for scan in scans}
-    for scan in scans:
-        if str(absolute(scan.path)) in written:
-            raise CommandError(
-                f"{quote(scan.path)} would be overwritten by a result; give another --out"
-            )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
-    from neuro.quality import judge
+def load_brain(model: Path | None) -> BrainAge:
+    """The model of a `--model` option with everything around it."""
+    from neuro.predict import BrainAge
 
-    scan = outcome.scan
-    flags: list[Flag] = []
-    notes = [scan.note]
-    if outcome.prepared is not None:
-        flags = judge(outcome.prepared.quality)
-        notes += outcome.prepared.record["input"]["notes"]
-    fatal = [flag.text for flag in flags if flag.fatal]
-    return {
-        "file": str(scan.path),
-        "participant_id": scan.participant_id,
-        "age": scan.age,
-        "name": scan.name,
-        **qc_columns(outcome),
-        "flags": "; ".join(f"{flag.name}: {flag.text}" for flag in flags),
-        "notes": " ".join(text for text in notes if text),
-        "cached": outcome.cached,
-        "seconds": round(outcome.seconds, 2),
-        "error": outcome.error or (fatal[0] if fatal else ""),
-    }
-
-
-def _write_participants(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The table that training reads; its ids are the names of the volumes."""
-    known = [row for row in rows if row["age"] is not None and not row["error"]]
-    if known:
-        table = [{"participant_id": row["name"], "age": row["age"]} for row in known]
-        write_table(path, ("participant_id", "age"), table)
-
-
-def _say_rows(rows: list[dict[str, Any]], folder: Path) -> None:
-    done = [row for row in rows if not row["error"]]
-    counts = Counter(
-        failed=len(rows) - len(done),
-        odd=sum(bool(row["flags"]) for row in done),
-        cached=sum(row["cached"] for row in done),
-    )
-    emit(f"{counted(len(done), 'brain')} of {counted(len(rows), 'scan')} in {printable(folder)}")
-    parts = [
-        f"{counts['failed']:,} failed" if counts["failed"] else "",
-        f"{counts['odd']:,} odd" if counts["odd"] else "",
-        f"{counts['cached']:,} prepared before" if counts["cached"] else "",
-    ]
-    if any(parts):
-        emit("  " + ", ".join(part for part in parts if part))
-    fresh = [row["seconds"] for row in done if not row["cached"]]
-    if done:
-        overlaps = sorted(row["qc_dice"] for row in done)
-        emit(f"  Dice with the template {overlaps[0]:.3f} to {overlaps[-1]:.3f}")
-    if fresh:
-        emit(f"  {sum(fresh) / len(fresh):.1f} s a scan, {duration(sum(fresh))} in all")
-    if counts["odd"] or counts["failed"]:
-        note("qc.csv says what is odd; look at the pictures (NAME_T1w.png) before you use them")
+    return BrainAge.load(model)

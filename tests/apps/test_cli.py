@@ -63,7 +63,7 @@ def test_reference_page_equals_the_help():
 
 
 def test_a_group_alone_shows_its_help():
-    for args in ((), ("search",), ("demo",)):
+    for args in ((), ("search",), ("brain",), ("demo",)):
         code, out, err = run(*args)
         assert (code, err) == (0, "")
         assert out.startswith("Usage: enn")
