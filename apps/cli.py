@@ -2,9 +2,9 @@
 
 `enn search ...` is in `apps.cli_index`, `cli_search`, `cli_teach`, `cli_lessons`, `cli_transfer`,
 `cli_evaluate` and `cli_train`, `enn brain ...` in `apps.cli_brain_*`, `enn convert` and
-`enn fuse` in `apps.cli_core`. Here is the demo and what all commands share: errors in one line, exit codes,
-Ctrl-C, closed pipes. Nothing heavy is imported before a command runs, so that `enn --help` answers
-at once.
+`enn fuse` in `apps.cli_core`. Here is the demo and what all commands share: errors in one line,
+exit codes, Ctrl-C, closed pipes. Nothing heavy is imported before a command runs, so that
+`enn --help` answers at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 # These add their commands.
 from apps import (  # noqa: F401
+    cli_brain_predict,
     cli_brain_preprocess,
     cli_evaluate,
     cli_export,

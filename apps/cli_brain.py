@@ -7,6 +7,7 @@ import csv
 import io
 import threading
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ from apps.cli_terminal import (
     Interrupted,
     ProgressLine,
     absolute,
+    counted,
+    note,
     printable,
     quote,
 )
@@ -41,6 +44,7 @@ __all__ = [
     "cache_folder",
     "flag_text",
     "load_brain",
+    "open_site",
     "output_folder",
     "prepare",
     "qc_columns",
@@ -243,6 +247,32 @@ def output_folder(out: Path) -> Path:
 
 def load_brain(model: Path | None) -> BrainAge:
     """The model of a `--model` option with everything around it."""
+    import torch
+
     from neuro.predict import BrainAge
 
+    # A brain takes a second; on busy cores, threads that wait for each other take ten.
+    torch.set_num_threads(1)
     return BrainAge.load(model)
+
+
+def open_site(brain: BrainAge, profile: str | None) -> Any:
+    """The profile of a `--profile` option; without one, "default" if something was taught there.
+
+    Raises:
+        SiteError: no such profile.
+    """
+    if profile is None and find_spec("neuro.teaching") is None:
+        return None
+    from neuro.teaching import Site, SiteError
+
+    if profile is not None:
+        return Site.open(brain, profile)
+    try:
+        site = Site.open(brain)
+    except SiteError:
+        return None
+    if not len(site):
+        return None
+    note(f"with what {counted(len(site), 'labelled scan')} taught (profile default)")
+    return site

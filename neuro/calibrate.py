@@ -17,13 +17,15 @@ array([40.])
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-__all__ = ["BiasCorrection", "CalibrationError", "Conformal", "Method", "coverage"]
+__all__ = ["BiasCorrection", "Calibration", "CalibrationError", "Conformal", "Method", "coverage"]
 
 Method = Literal["offset", "cole", "beheshti", "delange"]
 
@@ -121,9 +123,117 @@ class BiasCorrection:
         line = self.slope * ages + self.intercept
         return predicted - line if self.method == "beheshti" else predicted + ages - line
 
+    def as_method(self, method: str) -> BiasCorrection:
+        """The same fitted line, applied by another method.
+
+        Raises:
+            CalibrationError: unknown method, or there is no line in an offset.
+        """
+        if method == self.method:
+            return self
+        if method not in get_args(Method):
+            raise CalibrationError(
+                f"got correction {method!r}, valid are {', '.join(get_args(Method))}"
+            )
+        if "offset" in (method, self.method):
+            raise CalibrationError(
+                f"{method} cannot be made of a fitted {self.method}; fit it with "
+                "`enn brain calibrate --method`"
+            )
+        slope = self.slope + {"beheshti": 1.0}.get(self.method, 0.0)
+        return BiasCorrection(
+            cast(Method, method), slope - {"beheshti": 1.0}.get(method, 0.0), self.intercept, self.n
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON; `BiasCorrection(**...)` reads it."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Corrections of one or several sites for one model.
+
+    Attributes:
+        sites: name of the site -> its correction; "all" for all labelled scans together.
+        weights: `BrainAge.sha256` of the model, "" if it is not known.
+    """
+
+    sites: Mapping[str, BiasCorrection]
+    weights: str = ""
+
+    def of(self, site: str | None, weights: str = "") -> BiasCorrection:
+        """The correction of a site; of the only one, or of all together, if None.
+
+        Args:
+            site: its name.
+            weights: of the model that predicts.
+
+        Raises:
+            CalibrationError: it is for another model, or there is no such site.
+        """
+        if self.weights and weights and self.weights != weights:
+            raise CalibrationError(
+                "the calibration was fitted for another model; fit one for this model with "
+                "`enn brain calibrate`"
+            )
+        if site is None:
+            site = next(iter(self.sites)) if len(self.sites) == 1 else "all"
+        if site not in self.sites:
+            raise CalibrationError(
+                f"the calibration has no site {site!r}, it has {', '.join(self.sites)}; "
+                "name one with --site"
+            )
+        return self.sites[site]
+
+    def save(self, path: Path | str) -> None:
+        """Write as JSON."""
+        from enn_core.atomic import replacing
+
+        document = {
+            "format": 1,
+            "weights": self.weights,
+            "sites": {name: bias.to_dict() for name, bias in self.sites.items()},
+        }
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="ascii")
+
+    @classmethod
+    def load(cls, path: Path | str) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            CalibrationError: no such document.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="ascii"))
+            sites = {str(name): _correction(bias) for name, bias in document["sites"].items()}
+            weights = str(document["weights"])
+            valid = document["format"] == 1 and bool(sites)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            valid = False
+        if not valid:
+            raise CalibrationError(f"{path}: no calibration; make one with `enn brain calibrate`")
+        return cls(sites, weights)
+
+
+def _correction(record: Mapping[str, Any]) -> BiasCorrection:
+    """`BiasCorrection(**record)`, if that is one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    bias = BiasCorrection(
+        record["method"], float(record["slope"]), float(record["intercept"]), int(record["n"])
+    )
+    finite = np.isfinite([bias.slope, bias.intercept]).all()
+    if (
+        bias.method not in get_args(Method)
+        or not finite
+        or (bias.method == "cole" and not bias.slope)
+    ):
+        raise ValueError
+    return bias
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ __all__ = [
     "folds",
     "inner_folds",
     "outer_splits",
+    "uncrop",
 ]
 
 GRID = (80, 96, 80)
@@ -121,6 +122,13 @@ def crop(volume: np.ndarray) -> np.ndarray:
             "run `enn brain preprocess` first"
         )
     return volume[tuple(slice(o, o + g) for o, g in zip(ORIGIN, GRID, strict=True))]
+
+
+def uncrop(volume: np.ndarray) -> np.ndarray:
+    """A volume of `GRID` on the template's grid, 0 where `crop` cut."""
+    whole = np.zeros(MNI_SHAPE, volume.dtype)
+    whole[tuple(slice(o, o + g) for o, g in zip(ORIGIN, GRID, strict=True))] = volume
+    return whole
 
 
 def read_ages(table: Path) -> dict[str, float]:

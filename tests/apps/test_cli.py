@@ -53,7 +53,8 @@ def test_the_commands_of_the_manual_are_there():
     search += ["info", "export", "import", "eval", "eval-build", "train", "export-model"]
     expected = {("enn",), ("enn", "search"), ("enn", "demo"), ("enn", "demo", "search")}
     expected |= {("enn", "search", name) for name in search}
-    expected |= {("enn", "brain"), ("enn", "brain", "preprocess")}
+    brain = ["predict", "preprocess"]
+    expected |= {("enn", "brain")} | {("enn", "brain", name) for name in brain}
     assert {path for path, _ in commands()} == expected | {("enn", "convert"), ("enn", "fuse")}
 
 

@@ -8,29 +8,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_brain_models import tiny_model
 
 from neuro.calibrate import BiasCorrection, CalibrationError, Conformal
-from neuro.dataset import crop
-from neuro.model import BrainAgeModel, Member, ModelError
-from neuro.networks import build
+from neuro.dataset import crop, uncrop
+from neuro.model import ModelError
 from neuro.predict import BrainAge
 from neuro.preprocess import Prepared
 from neuro.quality import IntensityReference, Quality
-from neuro.targets import AgeValue
 from neuro.template import MNI_AFFINE, load_template
 
 FINE = Quality(0.95, 1400.0, 1.0, (0.9, 1.1), 1.0)
-
-
-def model(members: int = 2, **parts) -> BrainAgeModel:
-    nets = []
-    for seed in range(members):
-        torch.manual_seed(seed)
-        net = build("bins4", widths=(8, 8, 8, 8))
-        for unit in net.blocks:
-            torch.nn.init.normal_(unit.head.out.weight, std=0.02)
-        nets.append(Member(net.eval(), AgeValue(50.0, 15.0)))
-    return BrainAgeModel(nets, about={"ages": [20.0, 82.0]}, **parts)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +44,7 @@ def reference(image) -> IntensityReference:
 
 @pytest.fixture(scope="module")
 def brain(tmp_path_factory, reference) -> BrainAge:
-    made = model(
+    made = tiny_model(
         conformal=Conformal(tuple(np.linspace(-8, 8, 40))),
         bias=BiasCorrection("cole", 0.8, 10.0, 40),
         reference=reference,
@@ -74,7 +62,7 @@ def test_looking_is_the_models_own_prediction(brain, prepared, seen, reference):
     assert seen.raw_age == pytest.approx(said.ages[0], abs=1e-4)
     assert np.allclose(seen.by_head, said.by_head[0], atol=1e-4)
     assert (seen.by_head.shape, seen.name, seen.age) == ((2, 4), "me", 63.5)
-    assert seen.distance == pytest.approx(reference.distance(prepared.image))
+    assert seen.distance == pytest.approx(reference.distance(uncrop(crop(prepared.image))))
     assert seen.block_inputs.dtype == np.float16
     for inputs, member in zip(seen.block_inputs, brain.model.members, strict=True):
         x = torch.from_numpy(crop(prepared.image)[None, None].astype(np.float32) / 200)
@@ -97,7 +85,7 @@ def test_an_estimate_has_an_interval_and_a_gap(brain, seen):
 
 def test_too_few_residuals_leave_the_interval_open(brain, seen):
     assert brain.estimate(seen, confidence=0.99).low is None
-    bare = dataclasses.replace(brain, model=model(), reference=None)
+    bare = dataclasses.replace(brain, model=tiny_model(), reference=None)
     estimate = bare.estimate(seen)
     assert (estimate.low, estimate.high) == (None, None)
     assert estimate.age is not None
@@ -159,7 +147,7 @@ def test_the_hash_is_of_the_weights_alone(tmp_path, brain):
     assert math.isnan(
         other.look(Prepared(load_template()[0].astype(np.uint8), MNI_AFFINE, FINE, {})).distance
     )
-    less = BrainAge.load(model(1).save(tmp_path / "less.safetensors"))
+    less = BrainAge.load(tiny_model(1).save(tmp_path / "less.safetensors"))
     assert less.sha256 != brain.sha256
 
 
