@@ -7,7 +7,7 @@ HOST ?= 127.0.0.1
 PORT ?= 7860
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-quiet test-slow lint setup clean
+.PHONY: demo demo-brain test test-quiet test-slow lint setup clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/enn demo search --host $(HOST) --port $(PORT)
+
+demo-brain: setup
+	$(BIN)/enn demo brain --host $(HOST) --port $(PORT)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -199,7 +199,8 @@ demo_app = typer.Typer(
     epilog="""\b
 Examples:
   enn demo search
-  enn demo search ~/Photos --port 8080""",
+  enn demo search ~/Photos --port 8080
+  enn demo brain""",
 )
 app.add_typer(search_app)
 app.add_typer(brain_app)
@@ -299,6 +300,55 @@ def demo_search(
         open_browser=open_browser,
         model=model,
     )
+
+
+@demo_app.command(
+    "brain",
+    epilog="""\b
+Examples:
+  enn demo brain
+  enn demo brain --model runs/mine/model.safetensors
+  ENN_DATA=~/data enn demo brain           offers its sample heads as well
+
+\b
+Exit codes: 0 stopped with Ctrl-C, 2 user error (port taken, no such file, ...).""",
+)
+def demo_brain(
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A model of `enn brain train`; the one that comes along by default.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="0 takes any free port.")
+    ] = 7860,
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Lines of user:password; without it everybody who reaches the address may use it.",
+            show_default=False,
+        ),
+    ] = None,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser.")
+    ] = False,
+) -> None:
+    """Serve the brain-age page until Ctrl-C. Research use, not a medical device.
+
+    Upload a T1-weighted scan, see its predicted age with an interval, and tell true ages to adapt
+    the model to a scanner. It listens on this machine alone unless --host says otherwise. Scans are
+    deleted with the session; what is taught stays in its profile.
+    """
+    from apps.brain_demo import serve
+
+    serve(model, host=host, port=port, auth_file=auth_file, open_browser=open_browser)
 
 
 def main() -> None:

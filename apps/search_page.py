@@ -14,6 +14,7 @@ import gradio as gr
 
 from apps import search_html as html
 from apps.collection import Collection
+from apps.page_style import html_block, script, theme
 from apps.pictures import Pictures, Uploads
 from apps.search_api import add_api
 from apps.search_handlers import CAPTIONS_LIMIT, TEXT_LIMIT, Query, Screen
@@ -97,9 +98,9 @@ def build(
         screen = gr.State(Screen())
         remembered = gr.Textbox(visible=False)  # the profile, from the browser's memory
         subject = gr.State(Query())  # the picture of the captions tab
-        header = _html(
+        header = html_block(
             html.header_html(TITLE, page.subtitle(0)),
-            js_on_load=_script("header.js"),
+            js_on_load=script("header.js"),
             elem_id="enn-header",
         )
         with gr.Tabs(elem_id="enn-tabs") as tabs:
@@ -122,16 +123,16 @@ def build(
                         "Search", variant="primary", scale=0, min_width=110, elem_id="enn-go"
                     )
                 with gr.Row(elem_id="enn-options"):
-                    picker = _html(
+                    picker = html_block(
                         html.picker_html(),
-                        js_on_load=_script("picker.js"),
+                        js_on_load=script("picker.js"),
                         elem_id="enn-picker",
                         scale=0,
                         min_width=270,
                     )
-                    chips = _html(
+                    chips = html_block(
                         html.chips_html(examples),
-                        js_on_load=_script("chips.js"),
+                        js_on_load=script("chips.js"),
                         elem_id="enn-chips",
                         scale=1,
                         min_width=200,
@@ -159,23 +160,23 @@ def build(
                         filterable=False,
                         elem_id="enn-count",
                     )
-                status = _html(
-                    html.status_html(""), js_on_load=_script("status.js"), elem_id="enn-status"
+                status = html_block(
+                    html.status_html(""), js_on_load=script("status.js"), elem_id="enn-status"
                 )
-                lesson = _html("", js_on_load=_script("lesson.js"), elem_id="enn-lesson")
-                results = _html("", js_on_load=_script("results.js"), elem_id="enn-results")
+                lesson = html_block("", js_on_load=script("lesson.js"), elem_id="enn-lesson")
+                results = html_block("", js_on_load=script("results.js"), elem_id="enn-results")
             with gr.Tab("Taught", id="taught") as taught_tab:
-                taught = _html("", js_on_load=_script("taught.js"), elem_id="enn-taught")
+                taught = html_block("", js_on_load=script("taught.js"), elem_id="enn-taught")
             with gr.Tab("Captions", id="captions"):
-                _html(
+                html_block(
                     '<p class="enn-lead">Give a picture and a list of captions: '
                     "the page ranks the captions by how well they fit. Longer bars fit better.</p>"
                 )
                 with gr.Row(elem_id="enn-caption-row"):
                     with gr.Column(scale=2, min_width=280):
-                        subject_picker = _html(
+                        subject_picker = html_block(
                             html.picker_html(label="Choose a picture"),
-                            js_on_load=_script("picker.js"),
+                            js_on_load=script("picker.js"),
                             elem_id="enn-subject",
                         )
                         lines = gr.Textbox(
@@ -188,9 +189,9 @@ def build(
                         )
                         rank = gr.Button("Rank captions", variant="primary", elem_id="enn-rank")
                     with gr.Column(scale=3, min_width=300):
-                        ranking = _html(page.no_subject(), elem_id="enn-ranking")
+                        ranking = html_block(page.no_subject(), elem_id="enn-ranking")
             with gr.Tab("Collection", id="index") as index_tab:
-                tiles = _html("", elem_id="enn-tiles")
+                tiles = html_block("", elem_id="enn-tiles")
                 with gr.Row(elem_id="enn-index-buttons"):
                     update = gr.Button(
                         "Update now",
@@ -202,9 +203,9 @@ def build(
                     stop = gr.Button(
                         "Stop", visible=False, scale=0, min_width=100, elem_id="enn-stop"
                     )
-                job = _html("", elem_id="enn-job")
-                _html('<h2 class="enn-h2">Files left out</h2>')
-                skipped = _html("", elem_id="enn-skipped")
+                job = html_block("", elem_id="enn-job")
+                html_block('<h2 class="enn-h2">Files left out</h2>')
+                skipped = html_block("", elem_id="enn-skipped")
                 timer = gr.Timer(0.7, active=False)
 
         here = [which, count, screen]
@@ -256,47 +257,12 @@ def build(
     return blocks
 
 
-def _html(value: str, **options: Any) -> gr.HTML:
-    """A component that shows our own HTML, without Gradio's styles for running text."""
-    return gr.HTML(value, apply_default_css=False, **options)
-
-
 def head() -> str:
     """Styles and scripts for the document's head; Gradio's own `css` would not reach dialogs."""
     return "".join(
         (
             '<meta name="color-scheme" content="light dark">',
             f"<style>{(ASSETS / 'search.css').read_text('utf-8')}</style>",
-            f"<script>{_script('page.js')}</script>",
+            f"<script>{script('page.js')}</script>",
         )
     )
-
-
-def theme() -> gr.themes.Base:
-    """System fonts and two hues; nothing is loaded from elsewhere."""
-    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
-    mono = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
-    # `Font` names what the system has; a plain string would make Gradio look for a web font.
-    return gr.themes.Base(
-        primary_hue="teal",
-        neutral_hue="slate",
-        radius_size="lg",
-        font=[gr.themes.Font(name) for name in sans],
-        font_mono=[gr.themes.Font(name) for name in mono],
-    ).set(
-        body_background_fill="*neutral_50",
-        body_background_fill_dark="*neutral_950",
-        # Gradio's own grey for secondary text is too pale to read on white.
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_400",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600",
-        button_primary_text_color="white",
-        button_primary_text_color_dark="white",
-    )
-
-
-def _script(name: str) -> str:
-    return (ASSETS / name).read_text("utf-8")

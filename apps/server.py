@@ -45,7 +45,8 @@ __all__ = [
 ]
 
 JSON_LIMIT = 1024 * 1024
-BODY_SECONDS = 30  # for a whole body to arrive
+BODY_SECONDS = 30  # for a whole body to arrive, or the next piece of one that is streamed
+STREAM_SECONDS = 1800  # for a whole body that is streamed
 LARGE_REQUESTS = 8  # bodies above JSON_LIMIT held at once
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -67,6 +68,7 @@ class Route:
         pattern: regular expression for the whole decoded path.
         max_body: bytes; longer requests get 413.
         json_body: parse and re-write the body as JSON before the application sees it.
+        stream: hand the body on piece by piece as it arrives; its length has to be told before.
         forever: what it serves never changes under the same name, so browsers may keep it.
         public: answer without a password, even when the server has an auth file.
         begins_visit: a browser that is not known yet may be given its cookie with the answer.
@@ -76,6 +78,7 @@ class Route:
     pattern: str
     max_body: int = 0
     json_body: bool = False
+    stream: bool = False
     forever: bool = False
     public: bool = False
     begins_visit: bool = False
@@ -237,7 +240,7 @@ class Guard:
             return
         route = refusal
         scope = remember(scope, visitor)
-        if route.max_body > JSON_LIMIT:
+        if route.max_body > JSON_LIMIT and not route.stream:
             async with self.large_requests:  # bounds the memory that uploads can take
                 await self._pass(route, scope, receive, send_safely)
         else:
@@ -245,7 +248,13 @@ class Guard:
 
     async def _pass(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         """Hands a request on, its body read and checked."""
-        if scope["method"] == "POST":
+        if scope["method"] == "POST" and route.stream:
+            refusal = _check_length(scope, route)
+            if refusal is not None:
+                await refusal.answer(scope, receive, send)
+                return
+            receive = _in_time(receive)
+        elif scope["method"] == "POST":
             body = await _read_body(receive, scope, route)
             if isinstance(body, _Refusal):
                 await body.answer(scope, receive, send)
@@ -314,6 +323,7 @@ def run(
     port: int = 7860,
     auth_file: str | Path | None = None,
     title: str = "The page",
+    visitors_can: str = "search, see these pictures and teach",
     open_browser: bool = False,
 ) -> None:
     """Serves `app` until Ctrl+C; returns when the server has stopped.
@@ -325,6 +335,7 @@ def run(
         port: 1 to 65535, or 0 for any free port (the printed URL tells which).
         auth_file: file of `user:password` lines, or None.
         title: how the page is called in the line printed on stdout.
+        visitors_can: what the warning says of a server that is open to others.
         open_browser: open the page in the default browser once it answers.
 
     Raises:
@@ -337,7 +348,7 @@ def run(
     local = _is_loopback(host)
     if not local and users is None:
         _warn(
-            f"anyone who can reach {host}:{port} can search, see these pictures and teach; "
+            f"anyone who can reach {host}:{port} can {visitors_can}; "
             "use --auth-file FILE to ask for a password"
         )
     listener = _listen(host, port)
@@ -399,16 +410,52 @@ class _Refusal:
         )
 
 
+def _too_large(route: Route) -> _Refusal:
+    return _Refusal(413, f"Requests here may have {route.max_body // 1024} KB at most.")
+
+
+def _length(scope: Scope) -> int | None:
+    """The length that a request tells of its body, None if it does not."""
+    for name, value in scope["headers"]:
+        if name.lower() == b"content-length" and value.isdigit():
+            return int(value[:16])  # more digits are too many, whichever
+    return None
+
+
+def _check_length(scope: Scope, route: Route) -> _Refusal | None:
+    """What is wrong with the length of a body that is streamed; the server holds it to that."""
+    length = _length(scope)
+    if length is None or any(name.lower() == b"transfer-encoding" for name, _ in scope["headers"]):
+        return _Refusal(411, "The length of what is sent has to be told before.")
+    return _too_large(route) if length > route.max_body else None
+
+
+def _in_time(receive: Receive) -> Receive:
+    """Ends a body that stalls or takes too long, as if the sender had gone."""
+    end = asyncio.get_running_loop().time() + STREAM_SECONDS
+    whole = False
+
+    async def next_piece() -> Message:
+        nonlocal whole
+        if whole:
+            return await receive()
+        try:
+            left = end - asyncio.get_running_loop().time()
+            async with asyncio.timeout(min(BODY_SECONDS, max(0.0, left))):
+                message = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        whole = message["type"] != "http.request" or not message.get("more_body")
+        return message
+
+    return next_piece
+
+
 async def _read_body(receive: Receive, scope: Scope, route: Route) -> bytes | _Refusal:
     """The whole body, at most `route.max_body` bytes of it and within BODY_SECONDS."""
-    too_large = _Refusal(413, f"Requests here may have {route.max_body // 1024} KB at most.")
-    for name, value in scope["headers"]:
-        if (
-            name.lower() == b"content-length"
-            and value.isdigit()
-            and (len(value) > 15 or int(value) > route.max_body)
-        ):
-            return too_large
+    too_large = _too_large(route)
+    if (_length(scope) or 0) > route.max_body:
+        return too_large
     parts: list[bytes] = []
     size = 0
     try:

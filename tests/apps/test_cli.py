@@ -51,7 +51,8 @@ def test_every_command_has_help_with_examples_and_exit_codes(path):
 def test_the_commands_of_the_manual_are_there():
     search = ["index", "query", "teach", "history", "undo", "forget", "profiles", "caption"]
     search += ["info", "export", "import", "eval", "eval-build", "train", "export-model"]
-    expected = {("enn",), ("enn", "search"), ("enn", "demo"), ("enn", "demo", "search")}
+    expected = {("enn",), ("enn", "search"), ("enn", "demo")}
+    expected |= {("enn", "demo", "brain"), ("enn", "demo", "search")}
     expected |= {("enn", "search", name) for name in search}
     brain = ["predict", "preprocess"]
     expected |= {("enn", "brain")} | {("enn", "brain", name) for name in brain}
@@ -145,6 +146,18 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path):
         "open_browser": True,
         "model": "m",
     }
+
+
+def test_the_brain_demo_passes_its_options_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr("apps.brain_demo.serve", lambda *args, **kw: calls.append((args, kw)))
+    assert run("demo", "brain")[0] == 0
+    options = ["--model", "m", "--host", "::1", "--port", "0", "--auth-file", "a", "--open"]
+    assert run("demo", "brain", *options)[0] == 0
+    common = {"host": "127.0.0.1", "port": 7860, "auth_file": None, "open_browser": False}
+    assert calls[0] == ((None,), common)
+    common = {"host": "::1", "port": 0, "auth_file": Path("a"), "open_browser": True}
+    assert calls[1] == ((Path("m"),), common)
 
 
 def test_ctrl_c_anywhere_ends_with_130(monkeypatch):
