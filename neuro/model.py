@@ -23,6 +23,7 @@ from enn_core.convert import fuse
 from neuro.calibrate import BiasCorrection, Conformal
 from neuro.dataset import as_input
 from neuro.networks import BrainNet, build
+from neuro.population import Population
 from neuro.quality import IntensityReference
 from neuro.targets import AgeBins, AgeValue, Target, make_target, target_settings
 
@@ -39,6 +40,7 @@ __all__ = [
 
 FORMAT = 1
 _BATCH = 4
+_POPULATION = "population."
 
 Answer = Literal["mean", "last"]
 
@@ -79,6 +81,7 @@ class BrainAgeModel:
         bias: a fitted correction that may be applied on demand, never by `predict`.
         about: JSON of how it was trained: configuration, subjects, ages, scores, licence.
         reference: of the training scans' intensities, to tell scans that are unlike them.
+        population: what the last blocks make of the training scans, which teaching protects.
     """
 
     members: Sequence[Member]
@@ -87,6 +90,7 @@ class BrainAgeModel:
     bias: BiasCorrection | None = None
     about: dict[str, Any] = field(default_factory=dict)
     reference: IntensityReference | None = None
+    population: Population | None = None
 
     def predict(self, volumes: np.ndarray, mirror: bool = True) -> Prediction:
         """Ages of brains, raw: without bias correction.
@@ -130,6 +134,7 @@ class BrainAgeModel:
             "answer": self.answer,
             **self._surroundings(),
         }
+        tensors |= self._population_tensors()
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt", "model": json.dumps(content)})
         return path
@@ -147,9 +152,15 @@ class BrainAgeModel:
 
         content, tensors = _read(Path(source))
         content.update(self._surroundings())
+        tensors = {k: value for k, value in tensors.items() if not k.startswith(_POPULATION)}
+        tensors |= self._population_tensors()
         with replacing(Path(path)) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt", "model": json.dumps(content)})
         return Path(path)
+
+    def _population_tensors(self) -> dict[str, Tensor]:
+        own = {} if self.population is None else self.population.to_tensors()
+        return {f"{_POPULATION}{name}": value for name, value in own.items()}
 
     def _surroundings(self) -> dict[str, Any]:
         return {
@@ -191,6 +202,7 @@ class BrainAgeModel:
             BiasCorrection(**bias) if bias else None,
             content["about"],
             IntensityReference.from_record(reference) if reference else None,
+            _population(tensors, path),
         )
 
 
@@ -212,6 +224,19 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "model that `enn brain train` wrote?"
         )
     return content, tensors
+
+
+def _population(tensors: dict[str, Tensor], path: Path | str) -> Population | None:
+    """The statistics in a file; None in files without them, which are older."""
+    own = {
+        name.removeprefix(_POPULATION): value
+        for name, value in tensors.items()
+        if name.startswith(_POPULATION)
+    }
+    try:
+        return Population.from_tensors(own) if own else None
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from None
 
 
 def answer(by_head: np.ndarray, kind: Answer) -> np.ndarray:
@@ -278,11 +303,16 @@ def weights_sha256(path: Path | str) -> str:
     try:
         header = json.loads(content[8 : 8 + size])
         said = json.loads(header.pop("__metadata__")["model"])
-        networks = [header, said["members"], said["answer"]]
+        digest = hashlib.sha256(json.dumps([said["members"], said["answer"]]).encode())
+        for name in sorted(header):
+            if name.startswith(_POPULATION):
+                continue
+            tensor = header[name]
+            start, end = (8 + size + offset for offset in tensor["data_offsets"])
+            digest.update(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
+            digest.update(content[start:end])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{path}: no intact safetensors file of a brain-age model") from None
-    digest = hashlib.sha256(json.dumps(networks, sort_keys=True).encode())
-    digest.update(content[8 + size :])
     return digest.hexdigest()
 
 

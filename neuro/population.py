@@ -1,0 +1,116 @@
+"""What the training scans looked like to the last block: kept so that teaching leaves it alone.
+
+Features are the last block's output of every member, averaged over a coarse grid of places. Of
+them a model file holds summary statistics alone: the mean and a covariance of low rank. No scan can
+be had back from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from neuro.model import BrainAgeModel
+
+__all__ = ["GRID", "RANK", "Population", "features_of", "summarise"]
+
+GRID = (5, 6, 5)
+"""Places along i, j, k over which the last block's output is averaged."""
+
+RANK = 32
+"""Directions of the population's covariance that are kept."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """Summary statistics of the training scans' features.
+
+    Attributes:
+        mean: (d,) of the features.
+        basis: (k, d) orthonormal directions in which the population varies most.
+        variances: (k,) along them.
+        rest: sum of the variances in all other directions.
+        count: scans.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    variances: np.ndarray
+    rest: float
+    count: int
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """For a weights file; half precision where millions of numbers are."""
+        numbers = torch.tensor([self.rest, self.count], dtype=torch.float64)
+        return {
+            "mean": torch.from_numpy(self.mean).float(),
+            "basis": torch.from_numpy(self.basis).half().contiguous(),
+            "variances": torch.from_numpy(self.variances).double(),
+            "numbers": numbers,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Population:
+        """The inverse of `to_tensors`.
+
+        Raises:
+            ValueError: a tensor is missing, or of a shape that does not fit.
+        """
+        try:
+            mean, basis, variances, numbers = (
+                tensors[name].float().numpy() if name == "basis" else tensors[name].double().numpy()
+                for name in ("mean", "basis", "variances", "numbers")
+            )
+        except KeyError as error:
+            raise ValueError(f"statistics of the training scans lack {error}") from None
+        fits = mean.ndim == 1 and basis.shape == (*variances.shape, *mean.shape)
+        if not (fits and numbers.shape == (2,) and (variances >= 0).all()):
+            raise ValueError("statistics of the training scans do not fit each other")
+        return cls(mean.astype(np.float32), basis, variances, float(numbers[0]), int(numbers[1]))
+
+
+@torch.no_grad()
+def features_of(model: BrainAgeModel, block_inputs: np.ndarray) -> np.ndarray:
+    """What the last block of every member makes of one scan.
+
+    Args:
+        model: the networks.
+        block_inputs: (members, channels, i, j, k), `Seen.block_inputs`.
+
+    Returns:
+        (d,) float32.
+    """
+    parts = []
+    for member, inputs in zip(model.members, block_inputs, strict=True):
+        # One scan at a time: other sizes of a batch give other bits.
+        h = torch.from_numpy(np.asarray(inputs, np.float32))[None]
+        last = member.net.blocks[-1].block(h)  # type: ignore[operator]
+        parts.append(F.adaptive_avg_pool3d(last.float(), GRID).flatten())
+    return torch.cat(parts).numpy()
+
+
+def summarise(features: np.ndarray | Sequence[np.ndarray], rank: int = RANK) -> Population:
+    """Statistics of the features (n, d) of n training scans.
+
+    Raises:
+        ValueError: fewer than 3 scans.
+    """
+    rows = np.asarray(features, np.float64)
+    if rows.ndim != 2 or len(rows) < 3:
+        raise ValueError(f"got features of shape {rows.shape}; give 3 scans or more")
+    mean = rows.mean(0)
+    rows = rows - mean
+    # By the Gram matrix: there are far more features than scans.
+    values, vectors = np.linalg.eigh(rows @ rows.T / len(rows))
+    order = np.argsort(values)[::-1][: min(rank, len(rows) - 1)]
+    kept = values[order]
+    basis = (vectors[:, order] / np.sqrt(np.maximum(kept, 1e-30) * len(rows))).T @ rows
+    rest = max(0.0, float(values.sum() - kept.sum()))
+    return Population(mean.astype(np.float32), basis.astype(np.float32), kept, rest, len(rows))
