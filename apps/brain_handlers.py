@@ -124,12 +124,13 @@ class BrainHandlers:
             session = self.sessions.get(screen.session, scope)
         except EXPECTED as error:
             return self._nothing(screen, notice_html(_line(error), bad=True))
+        problem = ""  # predictions are there even if nothing can be taught
         try:
             site = self.sites.get(scope, screen.profile)
+            site.refresh()  # what another process has taught
             lessons = len(site)
         except EXPECTED as error:
-            site, lessons = None, 0
-            notice = notice or notice_html(_line(error), bad=True)
+            site, lessons, problem = None, 0, _line(error)
         state = _state(session)
         scans = list(session.scans.values())
         estimates = {s.number: self._estimate(s.looked, site) for s in scans if s.looked}
@@ -137,7 +138,7 @@ class BrainHandlers:
         if chosen is None and scans:
             chosen = scans[-1]
         screen = replace(screen, state=state, chosen=None if chosen is None else chosen.number)
-        stage, quality, form = self._chosen(session, chosen, estimates, screen, lessons)
+        stage, quality, form = self._chosen(session, chosen, estimates, screen, lessons, problem)
         return (
             html.scans_html([(s, self._said(s, estimates)) for s in scans], screen.chosen),
             stage,
@@ -347,6 +348,7 @@ class BrainHandlers:
         estimates: Mapping[int, Estimate],
         screen: Screen,
         lessons: int,
+        problem: str,
     ) -> tuple[str, str, str]:
         """(stage, quality, form) of the scan that is shown."""
         if scan is None:
@@ -374,7 +376,7 @@ class BrainHandlers:
             profile=screen.profile,
             confidence=CONFIDENCE,
         )
-        form = taught_html.form_html(scan, screen.profile, lessons)
+        form = taught_html.form_html(scan, screen.profile, lessons, problem=problem)
         return self._view(session, scan) + result, quality, form
 
     def _progress(self, session: Session, scan: Scan) -> str:

@@ -5,7 +5,6 @@ Pure functions from values to escaped strings, like `apps.brain_html`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -33,16 +32,25 @@ __all__ = [
 SHOWN = 500  # entries of the history
 
 
-def form_html(scan: Scan, profile: str, lessons: int) -> str:
+def form_html(scan: Scan, profile: str, lessons: int, *, problem: str = "") -> str:
     """ "I know the true age" of one scan.
 
     Args:
         scan: ready, with an age predicted.
         profile: that would learn.
         lessons: labelled scans that it knows.
+        problem: why it cannot learn; empty if it can.
     """
     known = "" if scan.age is None else f"{scan.age:g}"
     count = "1 scan" if lessons == 1 else f"{lessons:,} scans"
+    disabled = " disabled" if problem else ""
+    note = (
+        escape(_sentence(problem))
+        if problem
+        else (
+            f"Profile <b>{escape(profile)}</b> has learned from {count}. A preview changes nothing."
+        )
+    )
     return (
         f'<form class="enn-teach" data-scan="{scan.number}" novalidate>'
         "<h2>I know the true age</h2>"
@@ -52,9 +60,8 @@ def form_html(scan: Scan, profile: str, lessons: int) -> str:
         '<label>Name in the profile <input type="text" data-part="name" maxlength="60" '
         f'autocomplete="off" spellcheck="false" value="{escape(scan.label)}"></label></div>'
         '<div class="enn-buttons"><button type="button" class="enn-button" data-do="gap">Show the '
-        'gap</button><button type="submit" class="enn-button enn-main">Preview teaching</button>'
-        f'</div><p class="enn-note">Profile <b>{escape(profile)}</b> has learned from {count}. '
-        "A preview changes nothing.</p>"
+        f'gap</button><button type="submit" class="enn-button enn-main"{disabled}>Preview teaching'
+        f'</button></div><p class="enn-note">{note}</p>'
         '<p class="enn-problem" role="alert"></p></form>'
     )
 
@@ -129,13 +136,9 @@ def _together(lesson: Lesson, others: Sequence[Scan]) -> str:
 
 def protected_text(protected: float) -> str:
     """What it does to the people that the model was trained on."""
-    if math.isnan(protected):
-        return (
-            "This model keeps no statistics of its training scans: its effect there is not known."
-        )
     return (
-        "The people that the model was trained on are protected: their predicted ages would change "
-        f"by <b>{protected:.2f} years</b> (root mean square)."
+        "With all that this profile would know, the ages predicted for the people that the model "
+        f"was trained on change by <b>{protected:.2f} years</b> (root mean square)."
     )
 
 

@@ -57,7 +57,7 @@ class Sites:
                     f"there are {len(names)} profiles already, the most that one visitor may "
                     "have; choose one of them, or forget one"
                 )
-            site = Site.open(self._brain, profile, scope=scope, create=True)
+            site = Site.open(self._brain, profile, scope=scope)
             self._open[key] = site
             while len(self._open) > OPEN:
                 self._open.popitem(last=False)
