@@ -20,8 +20,11 @@ from typer.core import TyperGroup
 
 # These add their commands.
 from apps import (  # noqa: F401
+    cli_brain_calibrate,
+    cli_brain_evaluate,
     cli_brain_predict,
     cli_brain_preprocess,
+    cli_brain_train,
     cli_evaluate,
     cli_export,
     cli_index,

@@ -7,7 +7,6 @@ import csv
 import io
 import threading
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from neuro.preprocess import InputKind
     from neuro.quality import Flag
     from neuro.scans import Scan
+    from neuro.teaching import Site
 
 __all__ = [
     "QC",
@@ -256,23 +256,25 @@ def load_brain(model: Path | None) -> BrainAge:
     return BrainAge.load(model)
 
 
-def open_site(brain: BrainAge, profile: str | None) -> Any:
+def open_site(brain: BrainAge, profile: str | None) -> Site | None:
     """The profile of a `--profile` option; without one, "default" if something was taught there.
 
     Raises:
-        SiteError: no such profile.
+        CommandError: there is no such profile.
     """
-    if profile is None and find_spec("neuro.teaching") is None:
-        return None
-    from neuro.teaching import Site, SiteError
+    from neuro.teaching import Site, list_sites
 
-    if profile is not None:
-        return Site.open(brain, profile)
-    try:
-        site = Site.open(brain)
-    except SiteError:
-        return None
-    if not len(site):
-        return None
-    note(f"with what {counted(len(site), 'labelled scan')} taught (profile default)")
+    names = list_sites(brain)
+    name = "default" if profile is None else profile
+    if name not in names:
+        if profile is None:
+            return None
+        there = ", ".join(names[:10]) if names else "none yet"
+        raise CommandError(
+            f"there is no profile {name!r}; there are, for this model: {there}; the first "
+            "`enn brain teach` makes one"
+        )
+    site = Site.open(brain, name)
+    if profile is None:
+        note(f"with what {counted(len(site), 'labelled scan')} taught (profile default)")
     return site

@@ -92,10 +92,10 @@ Examples:
 
 \b
 The table has, for each scan: the predicted age with its interval; age and gap
-(predicted minus known age) where the age is known; measures of quality; its distance to
-the training scans' intensities (1 is the farthest of these); and why a scan was refused.
-corrected_age never replaces predicted_age; untaught_age is what the model says without
-what was taught under the profile.
+(predicted minus known age) where the age is known; measures of quality; the distance
+to the training scans' intensities (1 is the farthest of these); why it was refused.
+corrected_age never replaces predicted_age; untaught_age is what the model says
+without what was taught under the profile.
 Scans that were prepared before come from the cache: a run that was stopped goes on.
 Research use only, not a medical device.
 

@@ -35,6 +35,7 @@ __all__ = [
     "answer",
     "both_sides",
     "by_head",
+    "last_inputs",
     "weights_sha256",
 ]
 
@@ -290,6 +291,25 @@ def both_sides(net: BrainNet, target: Target, inputs: Tensor) -> tuple[np.ndarra
             ages.append(target.ages(unit.head(h)))  # type: ignore[operator]
         rows.append(torch.stack(ages, dim=1))
     return ((rows[1] + rows[0]) / 2).double().numpy(), last
+
+
+@torch.no_grad()
+def last_inputs(model: BrainAgeModel, volume: np.ndarray) -> np.ndarray:
+    """What the last block of each member reads of one brain (not of its mirror image).
+
+    Args:
+        model: networks of one architecture.
+        volume: (i, j, k) uint8 as `BrainDataset` holds it.
+
+    Returns:
+        (members, channels, i, j, k) float16.
+    """
+    x = torch.from_numpy(as_input(volume[None]))
+    parts = []
+    for member in model.members:
+        with evaluating(member.net):
+            parts.append(member.net.block_input(x, -1)[0].half().numpy())
+    return np.stack(parts)
 
 
 def weights_sha256(path: Path | str) -> str:

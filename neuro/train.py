@@ -33,15 +33,18 @@ from enn_core.local import LocalTrainer, plot_losses, write_state
 from enn_core.orthogonality import param_groups
 from neuro.augment import views
 from neuro.calibrate import BiasCorrection, Conformal
-from neuro.dataset import BrainDataset, as_input, folds
+from neuro.dataset import GRID, BrainDataset, as_input, folds, uncrop
 from neuro.metrics import evaluate
-from neuro.model import Answer, BrainAgeModel, Member, answer, by_head
+from neuro.model import Answer, BrainAgeModel, Member, answer, by_head, last_inputs
 from neuro.networks import BrainNet, Layers, build
+from neuro.population import features_of, summarise
+from neuro.quality import IntensityReference
 from neuro.targets import AgeBins, AgeValue, Target
 
 __all__ = [
     "TrainConfig",
     "TrainError",
+    "describe_scans_",
     "fit",
     "make_inputs",
     "refit_heads_",
@@ -290,6 +293,7 @@ def fit(
         BiasCorrection.fit(predicted, data.ages, "cole"),
         about,
     )
+    describe_scans_(model, data, report)
     model.save(folder / "model.safetensors")
     with replacing(folder / "report.json") as temporary:
         temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -297,6 +301,27 @@ def fit(
     for number in range(members):
         (folder / f"network-{number + 1}.pt").unlink(missing_ok=True)
     return model, about
+
+
+@torch.no_grad()
+def describe_scans_(
+    model: BrainAgeModel, data: BrainDataset, report: Report | None = None
+) -> BrainAgeModel:
+    """Give a model the summary statistics of its training scans, where there are enough of them.
+
+    Of their intensities, by which scans that are unlike them are told (20 scans), and of their
+    features, which teaching a site leaves alone (3 scans).
+    """
+    if len(data) >= 20 and data.volumes.shape[1:] == GRID:
+        model.reference = IntensityReference.fit(uncrop(volume) for volume in data.volumes)
+    if len(data) >= 3:
+        rows = []
+        for number, volume in enumerate(data.volumes, start=1):
+            if report is not None and (number % 25 == 0 or number == len(data)):
+                report(f"statistics of scan {number} of {len(data)}")
+            rows.append(features_of(model, last_inputs(model, volume)))
+        model.population = summarise(rows)
+    return model
 
 
 def _say_of(say: Report, who: str, line: str) -> None:

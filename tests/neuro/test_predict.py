@@ -11,12 +11,13 @@ import torch
 from tiny_brain_models import tiny_model
 
 from neuro.calibrate import BiasCorrection, CalibrationError, Conformal
-from neuro.dataset import crop, uncrop
+from neuro.dataset import BrainDataset, crop, uncrop
 from neuro.model import ModelError
 from neuro.predict import BrainAge
 from neuro.preprocess import Prepared
 from neuro.quality import IntensityReference, Quality
 from neuro.template import MNI_AFFINE, load_template
+from neuro.train import describe_scans_
 
 FINE = Quality(0.95, 1400.0, 1.0, (0.9, 1.1), 1.0)
 
@@ -157,3 +158,20 @@ def test_files_that_are_no_model(tmp_path):
         BrainAge.load(tmp_path / "a.safetensors")
     with pytest.raises(FileNotFoundError, match="no model at"):
         BrainAge.load(tmp_path / "b.safetensors")
+
+
+def test_a_model_describes_its_training_scans(image):
+    rng = np.random.default_rng(1)
+    volumes = np.stack(
+        [
+            np.clip(crop(image) * rng.uniform(0.9, 1.1) + rng.integers(0, 5), 0, 255)
+            for _ in range(20)
+        ]
+    ).astype(np.uint8)
+    data = BrainDataset(tuple(map(str, range(20))), np.linspace(20, 80, 20), volumes)
+    described = describe_scans_(tiny_model(1), data)
+    assert described.reference is not None
+    assert max(described.reference.distance(uncrop(volume)) for volume in volumes) == 1
+    assert described.population is not None
+    assert described.population.count == 20
+    assert describe_scans_(tiny_model(1), data.take(range(2))).reference is None
