@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from apps import (  # noqa: F401
     cli_brain_calibrate,
     cli_brain_evaluate,
+    cli_brain_explain,
     cli_brain_predict,
     cli_brain_preprocess,
     cli_brain_train,

@@ -1,4 +1,4 @@
-"""`enn brain predict`: tables, refusals, what is printed."""
+"""`enn brain predict` and `explain`: tables, refusals, maps, what is printed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ from neuro.template import MNI_AFFINE, load_template  # noqa: E402
 COMMAND = typer.main.get_command(app)
 
 
-def run(*args: str | Path) -> SimpleNamespace:
+def run_command(*args: str | Path) -> SimpleNamespace:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = COMMAND.main(
-            ["brain", "predict", *(os.fspath(arg) for arg in args)], standalone_mode=False
-        )
+        code = COMMAND.main(["brain", *(os.fspath(arg) for arg in args)], standalone_mode=False)
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def run(*args: str | Path) -> SimpleNamespace:
+    return run_command("predict", *args)
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +155,30 @@ def test_users_errors(table, study, common, tmp_path):
         (("--calibration", study / "a.json", "--bias", "cole"), "cannot be made of"),
     ):
         assert expected in refused(scans, *common, *extra)
+
+
+def test_explaining_writes_a_map_on_the_scans_own_grid(table, study, common, tmp_path):
+    scans = study / "scans"
+    source = nib.load(scans / "sub-01_T1w.nii.gz")
+    turned = source.as_reoriented(nib.orientations.axcodes2ornt(("P", "S", "R")))
+    turned.to_filename(tmp_path / "turned.nii.gz")
+    done = run_command(
+        *("explain", tmp_path / "turned.nii.gz", scans / "sub-03_T1w.nii.gz"),
+        *("--out", tmp_path / "why", "--method", "gradient", "--json", *common),
+    )
+    assert done.code == 1
+    first, refused_one = json.loads(done.out)["scans"]
+    assert first["predicted_age"] == float(table.rows["sub-01"]["predicted_age"])
+    assert refused_one["map"] is None
+    assert "overlaps the template's" in refused_one["error"]
+    written = nib.load(tmp_path / "why" / first["map"])
+    assert written.shape == turned.shape
+    assert np.allclose(written.affine, turned.affine)
+    values = written.get_fdata()
+    assert np.abs(values).max() > 0
+    assert np.abs(values[turned.get_fdata() == 0]).mean() < 0.1 * np.abs(values).mean()
+    assert {path.name for path in (tmp_path / "why").iterdir()} == {
+        *("explain.csv", "turned_gradient.nii.gz", "turned_gradient.png"),
+    }
+    bad = run_command("explain", scans, "--out", tmp_path / "o", "--method", "lime", *common)
+    assert (bad.code, bad.err.count("\n")) == (2, 1)
