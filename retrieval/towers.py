@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retrieval.eigen import EigenBasis
 from retrieval.preprocess import Preprocess
 
-__all__ = ["CausalText", "PixelTower", "linear_basis", "split_final_map"]
+__all__ = ["CausalText", "OneToken", "PixelTower", "linear_basis", "split_final_map"]
 
 
 class PixelTower(nn.Module):
@@ -58,12 +58,15 @@ class CausalText(nn.Module):
 
     It is causal and reads its answer at the end-of-text token, so what follows that token changes
     nothing: rows may be cut behind it, exactly. A ten-word query costs an eighth of 77 tokens.
+    The last block is computed for that token alone (`OneToken`).
     """
 
     def __init__(self, model: nn.Module) -> None:
         """model is open_clip's whole model; see `fits`."""
         super().__init__()
         self.tower: Any = _text_part(model)
+        transformer = self.tower.transformer
+        self._one = OneToken(transformer) if OneToken.fits(transformer) else None
         self.eval().requires_grad_(False)
 
     @staticmethod
@@ -78,14 +81,74 @@ class CausalText(nn.Module):
         """(N, L) token ids -> (N, d) unit vectors, float32; the largest id ends the text."""
         tower, length = self.tower, tokens.shape[1]
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        ends = tokens.argmax(dim=-1)
-        # shape[0], not len: tracers keep it as the variable that it is.
-        x = tower.ln_final(x)[torch.arange(tokens.shape[0], device=x.device), ends]
+        mask, ends = tower.attn_mask[:length, :length], tokens.argmax(dim=-1)
+        if self._one is not None:
+            x = self._one(x, mask, ends)
+        else:
+            x = tower.transformer(x, attn_mask=mask)
+            # shape[0], not len: tracers keep it as the variable that it is.
+            x = x[torch.arange(tokens.shape[0], device=x.device), ends]
+        x = tower.ln_final(x)
         projection = tower.text_projection
         if projection is not None:
             x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
         return nn.functional.normalize(x.float(), dim=-1)
+
+
+class OneToken(nn.Module):
+    """A transformer of which one token of each row is read.
+
+    In the last block all tokens need keys and values, but only that one a query, the output map
+    and the MLP: five sixths of the block's products are left out, with the same answer.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        """transformer is open_clip's `Transformer`; see `fits`. Shares its blocks."""
+        super().__init__()
+        self.resblocks: Any = transformer.resblocks
+
+    @staticmethod
+    def fits(transformer: Any) -> bool:
+        """Whether a transformer is of the plain kind: one sort of block, rows first."""
+        from open_clip.transformer import ResidualAttentionBlock, Transformer
+
+        return (
+            type(transformer) is Transformer
+            and transformer.batch_first
+            and len(transformer.resblocks) > 0
+            and type(transformer.resblocks[-1]) is ResidualAttentionBlock
+            and not hasattr(transformer.resblocks[-1], "ln_1_kv")
+        )
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            x: (N, L, width).
+            attn_mask: (L, L), added to the products of queries and keys; causal if `at` is given.
+            at: (N,) which token of each row is read; later ones are hidden from it. None: the
+                first, which sees all.
+
+        Returns:
+            (N, width) what `at` asks for; without it (N, 1, width), as `VisionTransformer` pools.
+        """
+        for block in self.resblocks[:-1]:
+            x = block(x, attn_mask=attn_mask)
+        last = self.resblocks[-1]
+        keys, later = last.ln_1(x), None
+        if at is None:
+            own, query = x[:, :1], keys[:, :1]
+        else:
+            # shape[0], not len: tracers keep it as the variable that it is.
+            rows = torch.arange(x.shape[0], device=x.device)
+            own, query = x[rows, at][:, None], keys[rows, at][:, None]
+            later = torch.arange(x.shape[1], device=x.device)[None, :] > at[:, None]
+        seen = last.attn(query, keys, keys, key_padding_mask=later, need_weights=False)[0]
+        own = own + last.ls_1(seen)
+        own = own + last.ls_2(last.mlp(last.ln_2(own)))
+        return own if at is None else own[:, 0]
 
 
 def _text_part(model: Any) -> Any:
@@ -112,6 +175,8 @@ def split_final_map(visual: Any) -> tuple[nn.Module, EigenBasis | None]:
     proj = getattr(visual, "proj", None)
     if isinstance(proj, nn.Parameter):
         headless._parameters["proj"] = None
+        if _reads_class_token(headless):
+            headless.transformer = OneToken(headless.transformer)
         return headless, EigenBasis.from_weight(proj.detach().T)
     pool: Any = getattr(visual, "attnpool", None)
     if isinstance(getattr(pool, "c_proj", None), nn.Linear):
@@ -136,6 +201,16 @@ def split_final_map(visual: Any) -> tuple[nn.Module, EigenBasis | None]:
             headless.head._modules[last].fc2 = nn.Identity()
             return headless, linear_basis(layer.fc2)
     return visual, None
+
+
+def _reads_class_token(visual: Any) -> bool:
+    """Whether an open_clip `VisionTransformer` answers by its first token alone."""
+    return (
+        getattr(visual, "pool_type", None) == "tok"
+        and visual.attn_pool is None
+        and not visual.output_tokens
+        and OneToken.fits(visual.transformer)
+    )
 
 
 def _twin(module: Any) -> Any:

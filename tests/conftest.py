@@ -14,3 +14,14 @@ def _no_profiles_of_the_developer(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENN_PROFILES", str(folder))
         yield folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order: what is compared bit by bit with another process needs that."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

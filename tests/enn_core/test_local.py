@@ -270,7 +270,7 @@ def test_state_goes_on_bit_for_bit(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills the POSIX way")
-def test_killed_run_goes_on_bit_for_bit(tmp_path):
+def test_killed_run_goes_on_bit_for_bit(tmp_path, one_thread):
     path = tmp_path / "state.pt"
     process = subprocess.Popen(
         [sys.executable, "-m", "local_toys", str(path)],

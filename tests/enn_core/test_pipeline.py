@@ -17,13 +17,7 @@ from torch.nn import functional as F
 
 from enn_core import LocalBlock, LocalTrainer, Pipeline, PipelineError
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def straight(steps: int) -> LocalTrainer:

@@ -21,7 +21,7 @@ from retrieval import checkpoints
 from retrieval.checkpoints import ModelError, read_tensors, weights_hash
 from retrieval.eigen import scores
 from retrieval.models import list_models, load
-from retrieval.towers import split_final_map
+from retrieval.towers import OneToken, split_final_map
 
 TEXTS = ["a dog in the snow", "two red cars", "a", "eine Straße bei Nacht"]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -176,6 +176,20 @@ def test_splitting_leaves_the_tower_as_it_was(name):
         x = np.concatenate([x, np.ones((2, 1))], axis=1)
     rebuilt = x @ basis.P @ np.diag(basis.Lambda) @ basis.Q.T
     np.testing.assert_allclose(rebuilt, expected.numpy(), atol=1e-5)
+
+
+def test_the_last_block_is_computed_for_the_token_that_is_read():
+    visual = reference("enn-vit").visual
+    headless, _ = split_final_map(visual)
+    widths = []
+    block = headless.transformer.resblocks[-1]
+    hook = block.mlp.register_forward_hook(lambda _m, _i, out: widths.append(tuple(out.shape[:2])))
+    size = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
+    with torch.no_grad():
+        headless(torch.randn(2, 3, size, size))
+    hook.remove()
+    assert widths == [(2, 1)]
+    assert not isinstance(visual.transformer, OneToken)  # what is exported or trained is whole
 
 
 def test_one_file_many_formats_one_hash(tmp_path):

@@ -82,7 +82,7 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("changes", [{"rule": "backprop"}, {"rule": "local", "blocks": 2}])
 def test_a_killed_run_goes_on_bit_for_bit(
-    photos: Path, tmp_path: Path, changes: dict[str, Any]
+    photos: Path, tmp_path: Path, changes: dict[str, Any], one_thread: None
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     start(photos, whole, **changes)
