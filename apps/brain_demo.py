@@ -127,6 +127,7 @@ def serve(
     brain = BrainAge.load(model)
     sessions = Sessions()
     desk = Desk(brain)
+    desk.warm_up()
     try:
         offered = {scan.sample.key: scan for scan in offered_scans(sessions.root)}
         server.run(

@@ -16,18 +16,17 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from apps.brain_session import Desk, Scan, Session, SessionError, Sessions, clean_label
-from apps.brain_worker import BRAIN, HEAD, PLANES
+from apps.brain_worker import BRAIN, EXPLANATION, HEAD, PLANES
 from apps.server import Route
 from apps.visitors import visitor_of
 
 if TYPE_CHECKING:
     from neuro.preprocess import InputKind
 
-__all__ = ["BRAIN_ROUTES", "EXPLANATION", "NIIVUE", "UPLOAD_LIMIT", "add_brain_routes"]
+__all__ = ["BRAIN_ROUTES", "NIIVUE", "UPLOAD_LIMIT", "add_brain_routes"]
 
 UPLOAD_LIMIT = 256 * 2**20
 NIIVUE = "niivue-0.69.0.umd.js"
-EXPLANATION = "explanation.nii.gz"
 
 _SESSION = r"[\w-]{32}"
 BRAIN_ROUTES: tuple[Route, ...] = (

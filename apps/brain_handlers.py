@@ -19,10 +19,10 @@ import gradio as gr
 
 from apps import brain_html as html
 from apps import brain_taught_html as taught_html
-from apps.brain_files import EXPLANATION, UPLOAD_LIMIT
+from apps.brain_files import UPLOAD_LIMIT
 from apps.brain_html import Sample
 from apps.brain_session import Desk, Looked, Scan, Session, SessionError, Sessions, clean_label
-from apps.brain_worker import BRAIN, HEAD, PLANES
+from apps.brain_worker import BRAIN, EXPLANATION, HEAD, PLANES
 from apps.search_html import note_html, notice_html
 from apps.sites import Sites
 from apps.visitors import visitor_of
@@ -90,7 +90,6 @@ class BrainHandlers:
         self.desk = desk
         self.sites = sites
         self.offered = offered
-        self.explains = False
 
     # -- the page ----------------------------------------------------------------------------
 
@@ -210,16 +209,13 @@ class BrainHandlers:
         try:
             session = self.sessions.get(screen.session, visitor_of(request).known())
             scan = session.get(_number(_data(event).get("scan")))
-            if scan.looked is None or not self.explains:
-                raise SessionError("this scan cannot be explained")
+            if scan.looked is None:
+                raise SessionError("this scan is not ready yet")
             self.desk.check_room()
-            self.desk.explain(scan, self._explain)
+            self.desk.explain(scan)
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         return self.show(screen, request)
-
-    def _explain(self, scan: Scan) -> None:
-        raise NotImplementedError
 
     # -- teaching ----------------------------------------------------------------------------
 
@@ -335,7 +331,7 @@ class BrainHandlers:
         if scan.state == "waiting":
             return "waiting"
         if scan.state == "working":
-            return "in work"
+            return "working…"
         if scan.state == "failed":
             return "failed"
         age = estimates[scan.number].age
@@ -381,7 +377,7 @@ class BrainHandlers:
 
     def _progress(self, session: Session, scan: Scan) -> str:
         steps = html.progress_html(scan, self.desk.ahead(scan), time.monotonic())
-        title = f'<h2 class="enn-h2">{html.escape(scan.label)}</h2>'
+        title = f"<h2>{html.escape(scan.label)}</h2>"
         return f'{self._view(session, scan)}<section class="enn-result">{title}{steps}</section>'
 
     def _address(self, session: Session, scan: Scan) -> str:
@@ -396,9 +392,10 @@ class BrainHandlers:
             "head": f"{address}/{HEAD}" if scan.shown else "",
             "brain": f"{address}/{BRAIN}" if ready else "",
             "planes": f"{address}/{PLANES}" if ready else "",
-            "map": f"{address}/{EXPLANATION}" if scan.explained else "",
-            "explain": "working" if scan.explaining else "offer" if ready and self.explains else "",
+            "explain": "working" if scan.explaining else "offer" if ready else "",
         }
+        if scan.explained is not None:
+            facts |= {"map": f"{address}/{EXPLANATION}", "top": f"{scan.explained:.6g}"}
         data = " ".join(f'data-{key}="{html.escape(value)}"' for key, value in facts.items())
         return f'<div class="enn-view" hidden {data}></div>'
 
@@ -471,7 +468,7 @@ def _known(seen: Seen) -> float:
 def _row(scan: Scan, estimate: Estimate | None) -> tuple[str, ...]:
     known = "–" if scan.age is None else f"{scan.age:.1f}"
     if estimate is None:
-        said = {"waiting": "waiting", "working": "in work"}.get(scan.state, scan.error)
+        said = {"waiting": "waiting", "working": "working…"}.get(scan.state, scan.error)
         return scan.label, "–", "–", known, "–", said
     if estimate.age is None:
         return scan.label, "–", "–", known, "–", f"refused: {estimate.error}"

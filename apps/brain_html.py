@@ -359,7 +359,9 @@ def quality_html(
         steps: of the work.
         planes: address of the picture.
     """
-    flags = "".join(notice_html(flag.text, bad=True) for flag in estimate.flags)
+    flags = "".join(
+        notice_html(flag.text[:1].upper() + flag.text[1:], bad=True) for flag in estimate.flags
+    )
     if not flags:
         flags = notice_html("Nothing is odd about this scan.")
     distance = estimate.out_of_distribution

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from apps.brain_worker import HEAD, Worker, WorkerError
+from apps.brain_worker import EXPLANATION, HEAD, Worker, WorkerError, write_volume
 
 if TYPE_CHECKING:
     from neuro.predict import BrainAge, Seen
@@ -86,7 +86,8 @@ class Scan:
         error: why it failed.
         shown: whether the picture of the scan as it came is there.
         looked: what the work gave; there when it is ready.
-        explaining: whether the explanation is being computed; `explained` when it is there.
+        explaining: whether its explanation is being computed.
+        explained: when that is there: the years that its full colour stands for.
     """
 
     number: int
@@ -102,7 +103,7 @@ class Scan:
     shown: bool = False
     looked: Looked | None = None
     explaining: bool = False
-    explained: bool = False
+    explained: float | None = None
     cancelled: bool = False
 
     def begin(self, name: str) -> None:
@@ -185,7 +186,7 @@ class Sessions:
         self._tabs: dict[str, str] = {}  # what a tab calls itself -> its session
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._sweeper = threading.Thread(target=self._sweep, name="sessions", daemon=True)
+        self._sweeper = threading.Thread(target=self._sweeps, name="sessions", daemon=True)
         self._sweeper.start()
 
     def open(self, token: object, owner: str) -> Session:
@@ -254,14 +255,18 @@ class Sessions:
             scan.cancelled = True
         shutil.rmtree(session.folder, ignore_errors=True)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Ends the sessions that are over."""
+        now = time.monotonic()
+        with self._lock:
+            for session in list(self._sessions.values()):
+                left = session.closed is not None and now - session.closed > CLOSED_SECONDS
+                if left or now - session.used > IDLE_SECONDS:
+                    self._drop(session)
+
+    def _sweeps(self) -> None:
         while not self._ended.wait(10):
-            now = time.monotonic()
-            with self._lock:
-                for session in list(self._sessions.values()):
-                    left = session.closed is not None and now - session.closed > CLOSED_SECONDS
-                    if left or now - session.used > IDLE_SECONDS:
-                        self._drop(session)
+            self.sweep()
 
 
 class Desk:
@@ -269,7 +274,7 @@ class Desk:
 
     Args:
         brain: looks at what was prepared.
-        worker: prepares; its process starts at once.
+        worker: prepares.
     """
 
     def __init__(self, brain: BrainAge, worker: Worker | None = None) -> None:
@@ -280,7 +285,10 @@ class Desk:
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="brain-desk", daemon=True)
         self._thread.start()
-        threading.Thread(target=self._worker.start, daemon=True).start()
+
+    def warm_up(self) -> None:
+        """Does before the first visitor what they would wait for."""
+        threading.Thread(target=self._worker.warm_up, daemon=True).start()
 
     def check_room(self) -> None:
         """Raises SessionError if too many scans are waiting."""
@@ -294,11 +302,11 @@ class Desk:
         """Prepares and looks at a scan in its turn."""
         self._add(scan, self._prepare)
 
-    def explain(self, scan: Scan, explain: Callable[[Scan], None]) -> None:
+    def explain(self, scan: Scan) -> None:
         """Computes a scan's explanation in its turn."""
-        if not (scan.explaining or scan.explained):
+        if not scan.explaining and scan.explained is None:
             scan.explaining = True
-            self._add(scan, explain)
+            self._add(scan, self._explain)
 
     def ahead(self, scan: Scan) -> int:
         """How many scans come before one that waits."""
@@ -359,6 +367,20 @@ class Desk:
         scan.end()
         scan.looked = Looked(prepared, seen)
         scan.state = "ready"
+
+    def _explain(self, scan: Scan) -> None:
+        import numpy as np
+
+        from neuro.explain import gradient
+        from neuro.template import MNI_AFFINE
+
+        if scan.looked is None:
+            return
+        image = scan.looked.prepared.image
+        values = gradient(self.brain.model, image)
+        write_volume(values, MNI_AFFINE, scan.folder / EXPLANATION)
+        top = float(np.percentile(np.abs(values[image > 0]), 99.5))
+        scan.explained, scan.explaining = top, False
 
 
 def clean_label(name: str) -> str:

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuro.preprocess import InputKind, Prepared
 
-__all__ = ["BRAIN", "HEAD", "PLANES", "Worker", "WorkerError"]
+__all__ = ["BRAIN", "EXPLANATION", "HEAD", "PLANES", "Worker", "WorkerError", "write_volume"]
 
 HEAD, BRAIN, PLANES = "head.nii.gz", "brain.nii.gz", "planes.png"
 """What is written beside a scan: it as it came, its brain in MNI space, and a picture of that."""
+EXPLANATION = "explanation.nii.gz"
+"""What is written when it is asked for: what the answer depends on, in MNI space."""
 
 LIMIT_SECONDS = 600.0
 # A head as it came is shown with its own voxels up to this many, coarser above.
@@ -45,7 +47,7 @@ class Worker:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Starts the process if there is none; its libraries load while others go on."""
+        """Starts the process if there is none."""
         with self._lock:
             if self._process is not None and self._process.is_alive():
                 return
@@ -54,6 +56,12 @@ class Worker:
             self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
             self._process.start()
             theirs.close()
+
+    def warm_up(self) -> None:
+        """Starts the process and has it load what the first head would wait for."""
+        self.start()
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
 
     def prepare(
         self, path: Path, kind: InputKind, folder: Path, on_step: Callable[[str], None]
@@ -111,16 +119,20 @@ def _serve(pipe: Any) -> None:
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     warnings.simplefilter("ignore")
-    preprocessor = _load()
+    from neuro.preprocess import Preprocessor
+
+    preprocessor = Preprocessor()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            path, kind, folder = pipe.recv()
-            pipe.send(_answer(preprocessor, Path(path), kind, Path(folder), pipe))
+            job = pipe.recv()
+            if job is None:
+                _load()
+            else:
+                path, kind, folder = job
+                pipe.send(_answer(preprocessor, Path(path), kind, Path(folder), pipe))
 
 
-def _load() -> Any:
-    """The preprocessor, with everything imported that the first scan would wait for."""
-    from neuro.preprocess import Preprocessor
+def _load() -> None:
     from neuro.template import load_template
 
     with contextlib.suppress(Exception):  # it fails again, and is told, with the first scan
@@ -128,7 +140,6 @@ def _load() -> Any:
         import deepbet  # noqa: F401
 
         load_template()
-    return Preprocessor()
 
 
 def _answer(
@@ -148,7 +159,7 @@ def _answer(
         step(HEAD)
         prepared = preprocessor(volume, kind, progress=step)
         step("pictures")
-        _write(prepared.image, MNI_AFFINE, folder / BRAIN)
+        write_volume(prepared.image, MNI_AFFINE, folder / BRAIN)
         save_picture(prepared.image, folder / PLANES)
     except VolumeError as error:
         return "failed", str(error)
@@ -171,10 +182,11 @@ def _write_head(volume: Any, path: Path) -> None:
         voxels, affine = at_2_mm(voxels, affine)
     low, high = np.percentile(voxels, (0.5, 99.7))
     values = np.clip((voxels - low) * (255 / max(high - low, 1e-6)), 0, 255)
-    _write(values.astype(np.uint8), affine, path)
+    write_volume(values.astype(np.uint8), affine, path)
 
 
-def _write(values: Any, affine: Any, path: Path) -> None:
+def write_volume(values: Any, affine: Any, path: Path) -> None:
+    """Writes values on a grid as NIfTI for the viewer."""
     import gzip
 
     import nibabel

@@ -2,7 +2,7 @@
 const find = (what) => element.querySelector(what);
 const canvas = find("canvas"), still = find(".enn-planes");
 const sliders = [...element.querySelectorAll("[data-axis]")];
-let facts = {}, mode = null, nv = null, loading = null, loaded = "", overlay = false;
+let facts = {}, mode = null, wish = "brain", nv = null, loading = null, loaded = "", overlay = false;
 
 const script = () => new Promise((resolve, reject) => {
   const tag = document.createElement("script");
@@ -31,6 +31,10 @@ const start = async () => {
     isRadiologicalConvention: false,
   });
   await nv.attachToCanvas(canvas);
+  const drawScene = nv.drawScene.bind(nv);
+  nv.drawScene = (...args) => { // not while it is hidden, or not yet of its size
+    if (Math.min(canvas.offsetWidth, canvas.width, canvas.height) > 40) drawScene(...args);
+  };
   nv.onLocationChange = (where) => {
     const frac = where.frac ?? [];
     sliders.forEach((slider, axis) => {
@@ -59,7 +63,8 @@ const draw = async () => {
   if (map) {
     volumes.push({
       url: url(map), name: "map.nii.gz", colormap: "warm", colormapNegative: "winter",
-      opacity: 0.75,
+      cal_min: 0.15 * facts.top, cal_max: Number(facts.top),
+      cal_minNeg: -facts.top, cal_maxNeg: -0.15 * facts.top, opacity: 0.7,
     });
   }
   canvas.dataset.ready = "";
@@ -75,7 +80,7 @@ const update = async () => {
   const box = find(".enn-viewer");
   box.hidden = !(facts.head || facts.brain);
   if (box.hidden) return;
-  if (!facts[mode]) mode = facts.head ? "head" : "brain";
+  mode = facts[wish] ? wish : facts.head ? "head" : "brain";
   for (const button of element.querySelectorAll("[data-view]")) {
     button.disabled = !facts[button.dataset.view];
     button.setAttribute("aria-pressed", String(button.dataset.view === mode));
@@ -88,7 +93,9 @@ const update = async () => {
     ? "Computing what the answer depends on…" : "Show what the answer depends on";
   const legend = find(".enn-legend");
   legend.hidden = !(overlay && facts.map && mode === "brain");
-  legend.textContent = facts.legend ?? "";
+  legend.textContent = "Orange: the brighter, the older the prediction; blue: the younger. Full colour "
+    + `is ${Number(facts.top).toPrecision(2)} years for 10 % more brightness in 1 cm³. This is what `
+    + "the model reacts to, which need not be what ages.";
   loading ??= start();
   try {
     await loading;
@@ -104,11 +111,11 @@ const update = async () => {
 
 element.addEventListener("click", (event) => {
   const view = event.target.closest("[data-view]");
-  if (view) { mode = view.dataset.view; update(); }
+  if (view) { wish = view.dataset.view; update(); }
   if (event.target.closest("[data-do='explain']")) {
     if (!facts.map) { overlay = true; trigger("explain", { scan: Number(facts.scan) }); }
     else overlay = mode === "brain" ? !overlay : true;
-    mode = "brain";
+    wish = "brain";
     update();
   }
 });
@@ -120,9 +127,7 @@ element.addEventListener("input", (event) => {
 });
 
 window.ennBrain.viewer((next) => {
-  if (next.scan !== facts.scan) { mode = null; overlay = false; }
-  // The brain replaces the head when it is there, unless the visitor chose.
-  if (next.brain && !facts.brain && next.scan === facts.scan) mode = "brain";
+  if (next.scan !== facts.scan) overlay = false;
   facts = next;
   update();
 });

@@ -1,0 +1,382 @@
+"""The brain page without a browser: sessions, uploads, files, refusals, and what is escaped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("monai")
+
+import gradio as gr
+import nibabel
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live_brain_server import LiveBrainServer, tiny_brain
+from starlette.requests import Request
+
+from apps import brain_html, brain_taught_html
+from apps.brain_demo import session_csv
+from apps.brain_files import BRAIN_ROUTES, NIIVUE, UPLOAD_LIMIT
+from apps.brain_handlers import BrainHandlers, Screen
+from apps.brain_session import Desk, Scan, SessionError, Sessions, clean_label
+from apps.brain_worker import WorkerError
+from apps.sites import Sites
+from apps.visitors import Visitor, remember
+from neuro.predict import Estimate
+from neuro.teaching import Lesson
+from neuro.template import MNI_AFFINE, MNI_SHAPE
+
+EVIL = "<img src=x onerror=alert(1)> \"quoted\" 'too' ${1}"
+SCANS, STAGE, QUALITY, FORM, LESSON, TABLE, TAUGHT, TIMER, SCREEN = range(9)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveBrainServer]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ENN_PROFILES", str(tmp_path_factory.mktemp("profiles")))
+        patch.delenv("ENN_DATA", raising=False)
+        running = LiveBrainServer(tmp_path_factory.mktemp("sessions"))
+        yield running
+        running.stop()
+
+
+@pytest.fixture
+def page(live: LiveBrainServer) -> BrainHandlers:
+    sites = Sites(live.brain)
+    return BrainHandlers(live.brain, live.sessions, live.desk, sites, live.offered)
+
+
+def _request(scope: str | None = "local") -> gr.Request:
+    inner = Request(remember({"type": "http", "headers": [], "query_string": b""}, Visitor(scope)))
+    return gr.Request(request=inner, session_hash="tab")
+
+
+def _event(data: object) -> gr.EventData:
+    event = gr.EventData(None, data)
+    event._data = data
+    return event
+
+
+def _open(page: BrainHandlers, scope: str = "local") -> Screen:
+    return page.open("", Screen(), _request(scope))[1 + SCREEN]
+
+
+def _ready(live: LiveBrainServer, screen: Screen, number: int) -> Scan:
+    """A scan when the work on it is over."""
+    scan = live.sessions.get(screen.session, "local").get(number)
+    end = time.monotonic() + 120
+    while scan.busy:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return scan
+
+
+def _send(url: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes, Any]:
+    request = urllib.request.Request(url, data=data, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, reply.read(), reply.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), error.headers
+
+
+def _upload(live: LiveBrainServer, screen: Screen, data: bytes, query: str = "") -> tuple[int, Any]:
+    status, body, _ = _send(f"{live.url}brain/uploads/{screen.session}?{query}", data)
+    return status, json.loads(body)
+
+
+def _volume(values: np.ndarray) -> bytes:
+    return nibabel.Nifti1Image(values, MNI_AFFINE).to_bytes()
+
+
+# --- uploads and files -------------------------------------------------------------------------
+
+
+def test_an_upload_becomes_a_predicted_age_and_leaves_no_file_of_its_own(live, page):
+    screen = _open(page)
+    template = next(iter(live.offered.values())).path.read_bytes()
+    status, answer = _upload(live, screen, template, "name=a/b/Ann%20M.nii.gz&kind=mni")
+    assert (status, answer) == (200, {"scan": 1})
+    scan = _ready(live, screen, 1)
+    assert (scan.state, scan.error, scan.label) == ("ready", "", "Ann M")
+    assert sorted(path.name for path in scan.folder.iterdir()) == [
+        "brain.nii.gz",
+        "head.nii.gz",
+        "planes.png",
+    ]
+    files = f"{live.url}brain/files/{screen.session}/1/"
+    for name in ("brain.nii.gz", "head.nii.gz", "planes.png"):
+        status, body, headers = _send(files + name)
+        assert status == 200
+        assert len(body) > 1000
+    status, body, headers = _send(f"{live.url}brain/tables/{screen.session}?profile=default")
+    assert headers["Content-Disposition"] == 'attachment; filename="brain-ages.csv"'
+    (row,) = csv.DictReader(io.StringIO(body.decode()))
+    assert row["scan"] == "Ann M"
+    assert 0 <= float(row["interval_low"]) < float(row["predicted_age"])
+    shown = page.show(screen, _request())
+    assert f">{scan.looked.seen.raw_age:.1f}<" in shown[STAGE]
+    assert "Ann M" in shown[SCANS]
+    folder = live.sessions.get(screen.session, "local").folder
+    live.sessions.end(screen.session, "local")
+    assert not folder.exists()
+    assert _send(files + "planes.png")[0] == 404
+    assert "session has ended" in page.show(screen, _request())[LESSON]
+
+
+@pytest.mark.parametrize("name", ["scan", "..%2fscan", "explanation.nii.gz", "..", "head.nii", ""])
+def test_only_files_of_the_list_are_served(live, page, name):
+    screen = _open(page)
+    session = live.sessions.get(screen.session, "local")
+    scan = session.add("x", "mni")
+    scan.source.write_bytes(b"secret")
+    assert _send(f"{live.url}brain/files/{screen.session}/{scan.number}/{name}")[0] == 404
+
+
+def test_niivue_is_served_and_kept(live):
+    status, body, headers = _send(f"{live.url}brain/{NIIVUE}")
+    assert status == 200
+    assert len(body) > 2_000_000
+    assert "immutable" in headers["Cache-Control"]
+    assert _send(f"{live.url}brain/LICENSES.txt")[0] == 404
+
+
+def test_uploads_have_a_length_and_a_limit(live, page):
+    screen = _open(page)
+    place = urlsplit(live.url)
+    head = f"POST /brain/uploads/{screen.session} HTTP/1.1\r\nHost: {place.netloc}\r\n"
+    for length, status in (
+        (f"Content-Length: {UPLOAD_LIMIT + 1}", b" 413 "),
+        ("Transfer-Encoding: chunked", b" 411 "),
+    ):
+        with socket.create_connection((place.hostname, place.port), timeout=20) as line:
+            line.sendall(f"{head}{length}\r\n\r\n".encode())
+            assert status in line.recv(100)
+    # An upload that ends early leaves nothing behind.
+    with socket.create_connection((place.hostname, place.port), timeout=20) as line:
+        line.sendall(f"{head}Content-Length: 1000\r\n\r\nbeginning".encode())
+        time.sleep(0.3)
+    session = live.sessions.get(screen.session, "local")
+    end = time.monotonic() + 20
+    while session.scans or any(session.folder.iterdir()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert _upload(live, Screen(session="x" * 32), b"data")[0] == 422
+    status, answer = _upload(live, screen, b"data", "kind=foot")
+    assert status == 422
+    assert "'foot'" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is empty"),
+        (b"nothing of use" * 100, "a NIfTI"),
+        (b"\x1f\x8b" + bytes(500), ""),
+        (_volume(np.zeros((4, 4), np.uint8)), ""),
+        (_volume(np.full(MNI_SHAPE, np.nan, np.float32)), ""),
+    ],
+)
+def test_hostile_files_end_in_one_line(live, page, data, said):
+    screen = _open(page)
+    status, answer = _upload(live, screen, data, "kind=mni&name=x")
+    assert status == 200
+    scan = _ready(live, screen, answer["scan"])
+    assert scan.state == "failed"
+    assert said in scan.error
+    assert "\n" not in scan.error
+    assert str(scan.folder) not in scan.error
+    assert not scan.source.exists()
+    shown = page.show(screen, _request())
+    assert "No age is given" in shown[STAGE]
+    assert (shown[QUALITY], shown[FORM]) == ("", "")
+
+
+def test_what_overlaps_no_brain_gets_a_reason_and_never_an_age(live, page):
+    screen = _open(page)
+    values = np.zeros(MNI_SHAPE, np.uint8)
+    values[2:50, 2:60, 2:30] = np.random.default_rng(0).integers(100, 200, (48, 58, 28))
+    _, answer = _upload(live, screen, _volume(values), "kind=mni")
+    scan = _ready(live, screen, answer["scan"])
+    assert scan.state == "ready"
+    shown = page.show(screen, _request())
+    assert "No age is given" in shown[STAGE]
+    assert "overlaps the template" in shown[STAGE]
+    assert 'data-part="age"' not in shown[STAGE]
+    assert "years" not in shown[STAGE] + shown[SCANS]
+    assert shown[FORM] == ""
+    session = live.sessions.get(screen.session, "local")
+    (row,) = csv.DictReader(io.StringIO(session_csv(live.brain, session, None)))
+    assert row["predicted_age"] == row["before_teaching"] == row["bias_corrected"] == ""
+    assert "overlaps" in row["error"]
+    # Nor can it be taught by a request that the page would not send.
+    data = {"scan": scan.number, "age": "50", "name": "x", "profile": "default", "force": True}
+    told = page.accept(screen, _request(), _event(data))[LESSON]
+    assert "Learned" not in told
+
+
+def test_a_worker_that_dies_costs_one_scan(live, tmp_path):
+    worker = live.desk._worker
+    template = next(iter(live.offered.values())).path
+    with pytest.raises(WorkerError, match="ended the process"):
+        worker.prepare(
+            template, "mni", tmp_path, lambda _: os.kill(worker._process.pid, signal.SIGKILL)
+        )
+    steps: list[str] = []
+    prepared = worker.prepare(template, "mni", tmp_path, steps.append)
+    assert prepared.image.shape == MNI_SHAPE
+    assert steps[:2] == ["reading", "head.nii.gz"]
+
+
+# --- sessions ----------------------------------------------------------------------------------
+
+
+def test_sessions_are_their_owners_and_end_with_the_tab(tmp_path, monkeypatch):
+    monkeypatch.setattr("apps.brain_session.CLOSED_SECONDS", 0.0)
+    sessions = Sessions(tmp_path / "root")
+    (tmp_path / "root").mkdir()
+    try:
+        session = sessions.open(None, "ann")
+        assert sessions.open(session.token, "ann") is session
+        assert sessions.open(session.token, "bob") is not session
+        with pytest.raises(SessionError, match="ended"):
+            sessions.get(session.token, "bob")
+        # Loaded again: the new tab comes before the old one is known to be gone.
+        sessions.enter("old", session)
+        sessions.enter("new", session)
+        sessions.leave("old")
+        sessions.sweep()
+        assert sessions.get(session.token, "ann") is session
+        sessions.leave("new")
+        sessions.leave("new")
+        sessions.sweep()
+        assert not session.folder.exists()
+        with pytest.raises(SessionError):
+            sessions.get(session.token, "ann")
+    finally:
+        sessions.close()
+    assert not (tmp_path / "root").exists()
+
+
+@given(st.text(max_size=200))
+def test_labels_are_one_short_line_without_folders(name):
+    label = clean_label(name)
+    assert 0 < len(label) <= 60
+    assert label.isprintable()
+    assert "/" not in label
+    assert "\\" not in label
+
+
+# --- handlers ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    data=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["scan", "age", "name", "profile", "entry", "force", "key"]),
+                inner,
+                max_size=6,
+            )
+        ),
+    ),
+    what=st.sampled_from(
+        ["added", "sample", "choose", "remove", "gap", "preview", "accept", "undo", "profile"]
+    ),
+)
+def test_whatever_a_browser_sends_is_answered(live, data, what):
+    page = BrainHandlers(live.brain, live.sessions, live.desk, Sites(live.brain), live.offered)
+    screen = Screen(session=live.sessions.open(None, "local").token)
+    assert len(getattr(page, what)(screen, _request(), _event(data))) == 9
+    live.sessions.end(screen.session, "local")
+
+
+def test_others_profiles_and_sessions_are_out_of_reach(live, page):
+    screen = _open(page)
+    assert "session has ended" in page.show(screen, _request("user-0123"))[LESSON]
+    assert "cookie" in page.show(screen, _request(None))[LESSON]
+
+
+def test_a_model_that_cannot_be_taught_predicts(live, tmp_path):
+    brain = tiny_brain()
+    brain.model.population = None
+    desk = Desk(brain, live.desk._worker)
+    page = BrainHandlers(brain, live.sessions, desk, Sites(brain), live.offered)
+    screen = _open(page)
+    screen = page.sample(screen, _request(), _event({"key": "mni152"}))[SCREEN]
+    _ready(live, screen, 1)
+    shown = page.show(screen, _request())
+    assert 'data-part="age"' in shown[STAGE]
+    assert "no statistics of its training scans" in shown[FORM]
+
+
+# --- HTML --------------------------------------------------------------------------------------
+
+
+def test_names_are_escaped_everywhere(tmp_path):
+    scan = Scan(1, EVIL, "head", tmp_path, tmp_path / "scan", note=EVIL)
+    estimate = Estimate(60.0, 50.0, 70.0, 55.0, 58.0, 2.0, [], 0.5)
+    lesson = Lesson(
+        None, EVIL, 60.0, 50.0, 55.0, np.array([40.0]), np.array([41.0]), 0.2, EVIL, 1000, 0.1
+    )
+    pages = (
+        brain_html.scans_html([(scan, EVIL)], 1),
+        brain_html.result_html(scan, estimate, trained=(20.0, 82.0), profile=EVIL, confidence=0.9),
+        brain_html.failed_html(EVIL, EVIL),
+        brain_html.table_html([[EVIL, EVIL]], [EVIL], EVIL),
+        brain_html.add_html("t", [brain_html.Sample(EVIL, EVIL, EVIL)] * 2, 1),
+        brain_taught_html.form_html(scan, EVIL, 1, problem=EVIL),
+        brain_taught_html.preview_html(lesson, scan, [scan], EVIL),
+        brain_taught_html.profiles_html([EVIL], EVIL),
+        brain_taught_html.lesson_html(EVIL, undo=1, profile=EVIL),
+    )
+    for page in pages:
+        assert "<img src=x" not in page
+        assert "&lt;img" in page
+
+
+def test_the_axis_holds_every_age():
+    estimate = Estimate(118.0, 95.0, 131.0, 118.0, None, None, [], 0.5)
+    svg = brain_html.axis_svg(estimate, 4.0, (20.0, 82.0))
+    assert ">140<" in svg
+    assert "predicted 118.0, interval 95 to 131, true age 4.0" in svg
+
+
+def test_gaps_in_words():
+    assert brain_html.gap_text(3.14, 60.3) == "Gap <b>+3.1 years</b>: looks older than 60.3"
+    assert "younger" in brain_html.gap_text(-2, 60)
+    assert "+" not in brain_html.gap_text(0.01, 60)
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula(tmp_path):
+    sessions = Sessions(tmp_path)
+    session = sessions.open(None, "local")
+    session.add("=1+1", "head").error = "failed"
+    text = session_csv(tiny_brain(), session, None)
+    assert "'=1+1" in text
+    sessions.close()
+
+
+def test_uploads_are_streamed_and_nothing_else_is_open():
+    (upload,) = [route for route in BRAIN_ROUTES if route.method == "POST"]
+    assert upload.stream
+    assert not any(route.public for route in BRAIN_ROUTES)
+    assert Path(NIIVUE).name == NIIVUE
