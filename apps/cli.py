@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 # These add their commands.
 from apps import (  # noqa: F401
+    cli_brain_bundle,
     cli_brain_calibrate,
     cli_brain_evaluate,
     cli_brain_explain,

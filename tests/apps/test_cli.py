@@ -55,6 +55,7 @@ def test_the_commands_of_the_manual_are_there():
     expected |= {("enn", "demo", "brain"), ("enn", "demo", "search")}
     expected |= {("enn", "search", name) for name in search}
     brain = ["predict", "preprocess", "explain", "calibrate", "evaluate", "train"]
+    brain += ["export-bundle"]
     expected |= {("enn", "brain")} | {("enn", "brain", name) for name in brain}
     assert {path for path, _ in commands()} == expected | {("enn", "convert"), ("enn", "fuse")}
 

@@ -238,3 +238,12 @@ def test_tables_that_cannot_be_scored(tmp_path):
     assert "give it alone" in refused(
         *("evaluate", tmp_path / "a.csv", tmp_path / "b.csv", "--out", tmp_path / "o")
     )
+
+
+def test_a_bundle_for_monai(study, tmp_path):
+    model = ("--model", study / "tiny.safetensors")
+    done = run("export-bundle", tmp_path / "bundle", *model)
+    assert (done.code, done.out) == (0, f"MONAI bundle in {tmp_path / 'bundle'}\n")
+    assert (tmp_path / "bundle" / "configs" / "inference.json").is_file()
+    assert "is not empty" in refused("export-bundle", tmp_path / "bundle", *model)
+    assert "is a file" in refused("export-bundle", study / "tiny.safetensors", *model)
