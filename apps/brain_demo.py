@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from apps.brain_handlers import OfferedScan
     from apps.brain_session import Desk, Session, Sessions
     from neuro.predict import BrainAge
+    from neuro.teaching import Site
 
 __all__ = ["create_app", "offered_scans", "routes", "serve", "session_csv"]
 
@@ -69,10 +70,10 @@ def create_app(
     def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    def table(session: Session, scope: str, profile: str) -> str:
-        return session_csv(brain, session, sites.get(scope, profile))
+    def table(session: Session, site: Site) -> str:
+        return session_csv(brain, session, site)
 
-    add_brain_routes(app, sessions, desk, table)
+    add_brain_routes(app, sessions, desk, sites, table)
     return gr.mount_gradio_app(
         app,
         build(BrainHandlers(brain, sessions, desk, sites, offered)),
@@ -176,7 +177,7 @@ def offered_scans(folder: Path) -> Iterator[OfferedScan]:
             yield OfferedScan(sample, scan.path, "head", scan.age)
 
 
-def session_csv(brain: BrainAge, session: Session, site: object) -> str:
+def session_csv(brain: BrainAge, session: Session, site: Site | None) -> str:
     """The session's scans as CSV, in the columns of `COLUMNS`."""
     from apps.brain_handlers import CONFIDENCE
 
@@ -188,7 +189,7 @@ def session_csv(brain: BrainAge, session: Session, site: object) -> str:
         if scan.looked is not None:
             estimate = brain.estimate(
                 scan.looked.seen,
-                site=site,  # type: ignore[arg-type]
+                site=site,
                 bias=brain.model.bias,
                 confidence=CONFIDENCE,
             )

@@ -1,4 +1,4 @@
-"""Files of the brain page: uploads, what its viewer reads, the table of a session, NiiVue.
+"""Files of the brain page: uploads, what its viewer reads, tables, profiles to take along, NiiVue.
 
 Routes name sessions by their secret, scans by number and files by a word of a fixed list; nothing
 that a client sends becomes a path, and nothing that a client sent is sent back.
@@ -7,48 +7,63 @@ that a client sends becomes a path, and nothing that a client sent is sent back.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
-from apps.brain_session import Desk, Scan, Session, SessionError, Sessions, clean_label
+from apps.brain_session import Desk, Session, SessionError, Sessions, clean_label
 from apps.brain_worker import BRAIN, EXPLANATION, HEAD, PLANES
 from apps.server import Route
+from apps.sites import Sites
 from apps.visitors import visitor_of
 
 if TYPE_CHECKING:
     from neuro.preprocess import InputKind
+    from neuro.teaching import Site
 
 __all__ = ["BRAIN_ROUTES", "NIIVUE", "UPLOAD_LIMIT", "add_brain_routes"]
 
 UPLOAD_LIMIT = 256 * 2**20
+IMPORT_LIMIT = 256 * 2**20  # some 300 lessons; larger files go through the command line
 NIIVUE = "niivue-0.69.0.umd.js"
 
 _SESSION = r"[\w-]{32}"
+_PROFILE = r"/brain/profiles/[A-Za-z0-9._-]{1,64}"
 BRAIN_ROUTES: tuple[Route, ...] = (
     Route("GET", rf"/brain/{NIIVUE}".replace(".", r"\."), forever=True),
     Route("POST", rf"/brain/uploads/{_SESSION}", max_body=UPLOAD_LIMIT, stream=True),
     Route("GET", rf"/brain/files/{_SESSION}/\d{{1,6}}/(?:{HEAD}|{BRAIN}|{EXPLANATION}|{PLANES})"),
     Route("GET", rf"/brain/tables/{_SESSION}"),
+    Route("GET", _PROFILE),
+    Route("POST", _PROFILE, max_body=IMPORT_LIMIT, stream=True),
 )
 
+# What cannot be done is told in a line fit to show.
+_EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
 _KEEP = {"Cache-Control": "private, max-age=3600"}
 _FORGET = {"Cache-Control": "no-store"}
 
 
 def add_brain_routes(
-    app: FastAPI, sessions: Sessions, desk: Desk, table: Callable[[Session, str, str], str]
+    app: FastAPI,
+    sessions: Sessions,
+    desk: Desk,
+    sites: Sites,
+    table: Callable[[Session, Site], str],
 ) -> None:
     """Adds `/brain/...` to an app.
 
     Args:
         app: the application.
         sessions, desk: where scans are kept and worked on.
-        table: CSV of a session, for the visitor of a scope under a profile.
+        sites: opens site profiles.
+        table: CSV of a session under a profile.
     """
     niivue = Path(__file__).parent / "assets" / "niivue" / NIIVUE
 
@@ -68,7 +83,7 @@ def add_brain_routes(
         except ValueError as error:
             return _problem(error)
         try:
-            await _store(request, scan)
+            await _store(request, scan.source)
         except (OSError, ClientDisconnect) as error:
             with contextlib.suppress(SessionError):
                 session.remove(scan.number)
@@ -93,18 +108,47 @@ def add_brain_routes(
     def csv(token: str, request: Request, profile: str = "default") -> Response:
         try:
             scope = visitor_of(request).known()
-            text = table(sessions.get(token, scope), scope, profile)
-        except (ValueError, LookupError, OSError) as error:
+            text = table(sessions.get(token, scope), sites.get(scope, profile))
+        except _EXPECTED as error:
             return _problem(error)
-        headers = {"Content-Disposition": 'attachment; filename="brain-ages.csv"', **_FORGET}
-        return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
+        return _attached(text, "text/csv; charset=utf-8", "brain-ages.csv")
+
+    @app.get("/brain/profiles/{profile}")
+    def export(profile: str, request: Request) -> Response:
+        try:
+            site = sites.get(visitor_of(request).known(), profile)
+            with tempfile.TemporaryDirectory(dir=sessions.root) as folder:
+                path = Path(folder) / "profile"
+                site.export(path)
+                data = path.read_bytes()
+        except _EXPECTED as error:
+            return _problem(error)
+        return _attached(data, "application/octet-stream", f"brain-{profile}.json")
+
+    @app.post("/brain/profiles/{profile}")
+    async def import_(profile: str, request: Request) -> Response:
+        with tempfile.TemporaryDirectory(dir=sessions.root) as folder:
+            path = Path(folder) / "profile"
+            try:
+                site = sites.get(visitor_of(request).known(), profile)
+                await _store(request, path)
+                return JSONResponse({"imported": await run_in_threadpool(site.import_, path)})
+            except ClientDisconnect:
+                return _problem("the upload ended early")
+            except _EXPECTED as error:
+                return _problem(str(error).replace(str(path), "the file"))
 
 
-async def _store(request: Request, scan: Scan) -> None:
+async def _store(request: Request, path: Path) -> None:
     """Writes the body as it arrives. Pieces are small, so the loop hardly waits for the disk."""
-    with open(scan.source, "xb") as target:
+    with open(path, "xb") as target:
         async for piece in request.stream():
             target.write(piece)
+
+
+def _attached(data: str | bytes, kind: str, name: str) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', **_FORGET}
+    return Response(data, media_type=kind, headers=headers)
 
 
 def _kind(given: str) -> InputKind:

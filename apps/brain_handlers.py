@@ -204,6 +204,16 @@ class BrainHandlers:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         return self.show(screen, request)
 
+    def clear(self, screen: Screen, request: gr.Request) -> tuple:
+        """Deletes all scans of the session."""
+        try:
+            session = self.sessions.get(screen.session, visitor_of(request).known())
+            for number in list(session.scans):
+                session.remove(number)
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        return self.show(screen, request)
+
     def explain(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
         """Computes what the answer for a scan depends on, for the viewer."""
         try:
@@ -281,6 +291,12 @@ class BrainHandlers:
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         text = f"Forgotten: {'1 lesson' if count == 1 else f'{count:,} lessons'}."
+        return self.show(screen, request, taught_html.lesson_html(text))
+
+    def imported(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """After lessons came from a file."""
+        count = _number(_data(event).get("count"))
+        text = "Imported." if count is None else f"Imported: {count:,} new."
         return self.show(screen, request, taught_html.lesson_html(text))
 
     def profile(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
@@ -414,7 +430,8 @@ class BrainHandlers:
         return (
             html.table_html(rows, heads, "All scans of this session")
             + f'<div class="enn-files"><a class="enn-button" href="{address}" download '
-            'data-do="csv">Download as CSV</a></div>'
+            'data-do="csv">Download as CSV</a><button type="button" class="enn-button enn-danger" '
+            'data-do="clear">Delete all scans</button></div>'
         )
 
     def _taught(self, scope: str, site: Site | None, screen: Screen) -> str:

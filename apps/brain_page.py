@@ -63,7 +63,7 @@ def build(page: BrainHandlers) -> gr.Blocks:
                         )
                 quality = html_block("", elem_id="enn-quality")
             with gr.Tab("All scans", id="all"):
-                table = html_block("", elem_id="enn-all")
+                table = html_block("", js_on_load=script("brain_table.js"), elem_id="enn-all")
             with gr.Tab("Site profiles", id="taught"):
                 taught = html_block("", js_on_load=script("brain_taught.js"), elem_id="enn-site")
         timer = gr.Timer(0.6, active=False)
@@ -80,6 +80,8 @@ def build(page: BrainHandlers) -> gr.Blocks:
         lesson.dismiss(page.show, screen, shown, **every)
         taught.undo(page.undo, screen, shown, **every)
         taught.forget(page.forget, screen, shown, **every)
+        taught.imported(page.imported, screen, shown, **every)
+        table.clear(page.clear, screen, shown, **every)
         taught.choose(page.profile, screen, shown, **latest)
         viewer.explain(page.explain, screen, shown, **latest)
         timer.tick(page.tick, screen, shown, **hidden)

@@ -10,7 +10,6 @@ import contextlib
 import re
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from apps.brain_worker import EXPLANATION, HEAD, Worker, WorkerError, write_volume
+from apps.private_folder import make_private_folder
 
 if TYPE_CHECKING:
     from neuro.predict import BrainAge, Seen
@@ -181,7 +181,10 @@ class Sessions:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or Path(tempfile.mkdtemp(prefix="enn-brain-"))
+        self._kept = None
+        if root is None:
+            root, self._kept = make_private_folder("enn-brain-")
+        self.root = root
         self._sessions: dict[str, Session] = {}
         self._tabs: dict[str, str] = {}  # what a tab calls itself -> its session
         self._lock = threading.Lock()
@@ -248,6 +251,8 @@ class Sessions:
             for session in list(self._sessions.values()):
                 self._drop(session)
         shutil.rmtree(self.root, ignore_errors=True)
+        if self._kept is not None:
+            self._kept.close()
 
     def _drop(self, session: Session) -> None:
         self._sessions.pop(session.token, None)

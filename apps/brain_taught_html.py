@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import numpy as np
 
@@ -217,12 +218,20 @@ def _entry(entry: SiteEntry, profile: str) -> str:
 
 
 def taught_files_html(profile: str, *, any_taught: bool) -> str:
-    """Forgetting what was taught."""
-    if not any_taught:
-        return ""
+    """Taking what was taught along, and forgetting it."""
+    address = f"brain/profiles/{quote(profile)}"
+    export = forget = ""
+    if any_taught:
+        export = (
+            f'<a class="enn-button" href="{address}" download data-do="export">Export as a file</a>'
+        )
+        forget = (
+            '<button type="button" class="enn-button enn-danger" data-do="forget">'
+            "Forget everything</button>"
+        )
     return (
-        f'<div class="enn-files" data-profile="{escape(profile)}"><button type="button" '
-        'class="enn-button enn-danger" data-do="forget">Forget everything</button></div>'
+        f'<div class="enn-files">{export}<label class="enn-button enn-import">Import a file'
+        f'<input type="file" data-address="{address}"></label>{forget}</div>'
     )
 
 

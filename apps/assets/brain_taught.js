@@ -1,7 +1,26 @@
 // The tab of site profiles: choosing, history, forgetting.
 const choose = (name) => { if (name) trigger("choose", { profile: name }); };
-element.addEventListener("change", (event) => {
-  if (event.target.matches("select[data-do='choose']")) choose(event.target.value);
+const problem = (text) => { element.querySelector(".enn-problem").textContent = text; };
+element.addEventListener("change", async (event) => {
+  const field = event.target;
+  if (field.matches("select[data-do='choose']")) choose(field.value);
+  if (field.type !== "file" || !field.files.length) return;
+  const file = field.files[0], address = field.dataset.address;
+  field.value = "";
+  problem("");
+  try {
+    const reply = await fetch(new URL(address, document.baseURI), {
+      method: "POST",
+      body: file,
+      headers: { "Content-Type": "application/octet-stream", Accept: "application/json" },
+    });
+    const json = reply.headers.get("Content-Type")?.includes("json");
+    const answer = json ? await reply.json() : { error: (await reply.text()).trim() };
+    if (answer.error) problem(answer.error);
+    else trigger("imported", { count: answer.imported });
+  } catch {
+    problem("The server cannot be reached. Is it still running?");
+  }
 });
 element.addEventListener("submit", (event) => {
   event.preventDefault();

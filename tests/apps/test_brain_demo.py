@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -35,6 +36,7 @@ from apps.brain_files import BRAIN_ROUTES, NIIVUE, UPLOAD_LIMIT
 from apps.brain_handlers import BrainHandlers, Screen
 from apps.brain_session import Desk, Scan, SessionError, Sessions, clean_label
 from apps.brain_worker import WorkerError
+from apps.private_folder import make_private_folder
 from apps.sites import Sites
 from apps.visitors import Visitor, remember
 from neuro.predict import Estimate
@@ -230,6 +232,7 @@ def test_what_overlaps_no_brain_gets_a_reason_and_never_an_age(live, page):
     assert "Learned" not in told
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_one_scan(live, tmp_path):
     worker = live.desk._worker
     template = next(iter(live.offered.values())).path
@@ -271,6 +274,20 @@ def test_sessions_are_their_owners_and_end_with_the_tab(tmp_path, monkeypatch):
     finally:
         sessions.close()
     assert not (tmp_path / "root").exists()
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first, lock = make_private_folder("enn-test-")
+    second, other = make_private_folder("enn-test-")
+    assert first.is_dir()  # the first one lives
+    lock.close()  # as when its process is killed
+    third, last = make_private_folder("enn-test-")
+    assert not first.exists()
+    assert second.is_dir()
+    assert third.stat().st_mode & 0o077 == 0
+    other.close()
+    last.close()
 
 
 @given(st.text(max_size=200))
@@ -326,6 +343,34 @@ def test_a_model_that_cannot_be_taught_predicts(live, tmp_path):
     shown = page.show(screen, _request())
     assert 'data-part="age"' in shown[STAGE]
     assert "no statistics of its training scans" in shown[FORM]
+
+
+def test_a_profile_is_taught_exported_forgotten_and_imported(live, page):
+    screen = _open(page)
+    screen = page.sample(screen, _request(), _event({"key": "mni152"}))[SCREEN]
+    scan = _ready(live, screen, 1)
+    assert scan.looked is not None
+    age = f"{scan.looked.seen.raw_age + 5:.1f}"
+    told = {"scan": 1, "age": age, "name": "Ann", "profile": "default", "force": False}
+    preview = page.preview(screen, _request(), _event(told))
+    assert "What it would change" in preview[LESSON]
+    assert not page.sites.names("local")
+    learned = page.accept(screen, _request(), _event(told))
+    assert "Learned: Ann is" in learned[LESSON]
+    assert "Ann" in learned[TAUGHT]
+    status, data, headers = _send(f"{live.url}brain/profiles/default")
+    assert status == 200
+    assert "brain-default.json" in headers["Content-Disposition"]
+    forgotten = page.forget(screen, _request(), _event({"profile": "default"}))
+    assert "Forgotten: 1 lesson." in forgotten[LESSON]
+    assert "Ann" not in forgotten[TAUGHT]
+    status, answer, _ = _send(f"{live.url}brain/profiles/default", data)
+    assert (status, json.loads(answer)) == (200, {"imported": 1})
+    assert "Ann" in page.show(screen, _request())[TAUGHT]
+    status, answer, _ = _send(f"{live.url}brain/profiles/default", b"nothing of use")
+    assert status == 422
+    assert str(live.sessions.root) not in json.loads(answer)["error"]
+    page.forget(screen, _request(), _event({"profile": "default"}))
 
 
 # --- HTML --------------------------------------------------------------------------------------
