@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GRID", "RANK", "Population", "features_of", "summarise"]
 
-GRID = (5, 6, 5)
-"""Places along i, j, k over which the last block's output is averaged."""
+GRID = (2, 2, 2)
+"""Places along i, j, k over which the last block's output is averaged. The finer grid of the heads
+teaches no better, and the mean alone holds the training scans less well: docs/decisions.md."""
 
 RANK = 32
 """Directions of the population's covariance that are kept."""
@@ -37,6 +38,8 @@ class Population:
         basis: (k, d) orthonormal directions in which the population varies most.
         variances: (k,) along them.
         rest: sum of the variances in all other directions.
+        beside: variance along one such direction, as scans lie; years that move beside the basis
+            are measured with it.
         count: scans.
     """
 
@@ -44,11 +47,12 @@ class Population:
     basis: np.ndarray
     variances: np.ndarray
     rest: float
+    beside: float
     count: int
 
     def to_tensors(self) -> dict[str, Tensor]:
         """For a weights file; half precision where millions of numbers are."""
-        numbers = torch.tensor([self.rest, self.count], dtype=torch.float64)
+        numbers = torch.tensor([self.rest, self.beside, self.count], dtype=torch.float64)
         return {
             "mean": torch.from_numpy(self.mean).float(),
             "basis": torch.from_numpy(self.basis).half().contiguous(),
@@ -71,9 +75,10 @@ class Population:
         except KeyError as error:
             raise ValueError(f"statistics of the training scans lack {error}") from None
         fits = mean.ndim == 1 and basis.shape == (*variances.shape, *mean.shape)
-        if not (fits and numbers.shape == (2,) and (variances >= 0).all()):
+        if not (fits and numbers.shape == (3,) and (variances >= 0).all()):
             raise ValueError("statistics of the training scans do not fit each other")
-        return cls(mean.astype(np.float32), basis, variances, float(numbers[0]), int(numbers[1]))
+        rest, beside, count = (float(number) for number in numbers)
+        return cls(mean.astype(np.float32), basis, variances, rest, beside, int(count))
 
 
 @torch.no_grad()
@@ -112,5 +117,9 @@ def summarise(features: np.ndarray | Sequence[np.ndarray], rank: int = RANK) -> 
     order = np.argsort(values)[::-1][: min(rank, len(rows) - 1)]
     kept = values[order]
     basis = (vectors[:, order] / np.sqrt(np.maximum(kept, 1e-30) * len(rows))).T @ rows
-    rest = max(0.0, float(values.sum() - kept.sum()))
-    return Population(mean.astype(np.float32), basis.astype(np.float32), kept, rest, len(rows))
+    others = np.maximum(np.delete(values, order), 0)
+    rest = float(others.sum())
+    beside = float((others**2).sum()) / rest if rest > 0 else 0.0
+    return Population(
+        mean.astype(np.float32), basis.astype(np.float32), kept, rest, beside, len(rows)
+    )

@@ -317,6 +317,11 @@ class Site:
             self.refresh()
             return count
 
+    def taught(self) -> list[Seen]:
+        """The labelled scans in force, as the journal keeps them, with the ages told."""
+        self.refresh()
+        return [_seen_again(event, len(self._brain.model.members)) for event in self._state.events]
+
     # --- looking, files ------------------------------------------------------------------------
 
     def history(self) -> list[SiteEntry]:
@@ -443,16 +448,14 @@ class Site:
     def _corrections(self, correction: Correction | None, seen: Sequence[Seen]) -> np.ndarray:
         if correction is None or not len(seen):
             return np.zeros(len(seen))
-        raw = np.array([each.raw_age for each in seen], np.float64)
-        return correction([self._features(each) for each in seen], raw)
+        return correction([self._features(each) for each in seen])
 
     def _features(self, seen: Seen) -> np.ndarray:
         return _remembered(self._brain, seen)
 
     def _features_stored(self, event: Event) -> np.ndarray:
         if event.uid not in self._taught:
-            stored, members = event.arrays[_INPUTS], len(self._brain.model.members)
-            inputs = np.stack(np.array_split(stored, members))
+            inputs = _inputs(event, len(self._brain.model.members))
             self._taught[event.uid] = _checked_features(self._brain, self._population, inputs)
         return self._taught[event.uid]
 
@@ -607,6 +610,31 @@ def _same_scan(events: Sequence[Event], stored: np.ndarray) -> Event | None:
             if gap <= _SAME * np.linalg.norm(row):
                 return event
     return None
+
+
+def _seen_again(event: Event, members: int) -> Seen:
+    details = event.details
+    return Seen(
+        details["name"],
+        details["raw_age"],
+        np.full((members, 1), details["raw_age"]),
+        _inputs(event, members),
+        [],
+        math.nan,
+        details["age"],
+    )
+
+
+def _inputs(event: Event, members: int) -> np.ndarray:
+    """(members, channels, i, j, k) of a lesson.
+
+    Raises:
+        SiteError: it is of another model.
+    """
+    stored = event.arrays[_INPUTS]
+    if stored.ndim != 4 or len(stored) % members:
+        raise SiteError(f"entry {event.seq} was taught to another model; erase it to go on")
+    return stored.reshape(members, -1, *stored.shape[1:])
 
 
 def _to_undo(lessons: Sequence[Event], entry: int | None) -> Event:
