@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from apps.cli_brain import (
@@ -33,6 +32,9 @@ from apps.cli_terminal import (
     printable,
     refuse_overwrite,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["calibrate"]
 
@@ -135,6 +137,8 @@ def calibrate(
 
 def _groups(labelled: Labelled, site: str) -> dict[str, np.ndarray]:
     """Positions of the scans of each site, and of all of them."""
+    import numpy as np
+
     sites = np.array(labelled.sites)
     named = sorted(set(labelled.sites) - {""})
     everything = np.arange(len(sites))
@@ -145,6 +149,8 @@ def _groups(labelled: Labelled, site: str) -> dict[str, np.ndarray]:
 
 def _errors(labelled: Labelled, chosen: np.ndarray, bias: Any) -> dict[str, float | None]:
     """Mean absolute errors before, and after a correction that left the scan out of its fit."""
+    import numpy as np
+
     from neuro.calibrate import BiasCorrection, CalibrationError
 
     predicted, ages = labelled.predicted[chosen], labelled.ages[chosen]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from apps.cli_brain import (
@@ -90,6 +89,8 @@ def evaluate(
     json: JsonOption = False,
 ) -> int:
     """Score predicted against known ages, over all and by decade, with plots."""
+    import numpy as np
+
     from neuro.metrics import by_decade, plot_agreement
     from neuro.metrics import evaluate as scores_of
     from neuro.preprocess import check_kind
@@ -157,6 +158,8 @@ def look_at(
     confidence: float = 0.9,
 ) -> tuple[Labelled, list[dict[str, Any]]]:
     """Predict the ages of scans of known age; and those that were left out, with the reason."""
+    import numpy as np
+
     from neuro.dataset import crop
 
     site = None if profile is None else open_site(brain, profile)
@@ -188,6 +191,8 @@ def look_at(
 
 def _variants(brain: BrainAge, labelled: Labelled) -> list[dict[str, Any]]:
     """Scores of all networks together and of one alone, with and without the mirror image."""
+    import numpy as np
+
     from neuro.metrics import evaluate as scores_of
     from neuro.model import answer
 
@@ -214,6 +219,8 @@ def _rows(labelled: Labelled) -> list[dict[str, Any]]:
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """NaN is no JSON."""
+    import numpy as np
+
     return {
         name: None if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in row.items()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from apps.cli_brain import prepare
 from apps.cli_terminal import CommandError, counted, note, printable, quote
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from neuro.batch import Outcome
     from neuro.preprocess import InputKind, Prepared
     from neuro.scans import Scan
@@ -35,12 +35,12 @@ class Labelled:
         unmirrored: the same without the mirror image, if that was asked for.
     """
 
-    names: list[str] = field(default_factory=list)
-    predicted: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    ages: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    sites: list[str] = field(default_factory=list)
-    lows: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    highs: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    names: list[str]
+    predicted: np.ndarray
+    ages: np.ndarray
+    sites: list[str]
+    lows: np.ndarray
+    highs: np.ndarray
     by_head: np.ndarray | None = None
     unmirrored: np.ndarray | None = None
 
@@ -65,6 +65,8 @@ def read_table(path: Path, column: str) -> Labelled:
     Raises:
         CommandError: it has no column age, or no such row.
     """
+    import numpy as np
+
     header = _header(path) or []
     if "age" not in header:
         raise CommandError(f"{quote(path)} has no column age; known ages are needed")
