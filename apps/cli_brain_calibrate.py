@@ -36,6 +36,9 @@ from apps.cli_terminal import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from neuro.calibrate import BiasCorrection
+    from neuro.predict import BrainAge
+
 __all__ = ["calibrate"]
 
 
@@ -107,14 +110,15 @@ def calibrate(
     if write_model is not None:
         refuse_overwrite(write_model, force)
     table = find_table(inputs, "predicted_age")
-    brain = load_brain(model) if table is None or model or write_model else None
+    brain: BrainAge | None = None
     failed: list[dict[str, Any]] = []
-    if table is not None:
-        labelled = read_table(table, "predicted_age")
-    else:
-        if brain is None:
-            raise CommandError("scans need a --model")
+    if table is None:
+        brain = load_brain(model)
         labelled, failed = look_at(brain, inputs, kind, jobs=jobs, cache=kept)
+    else:
+        labelled = read_table(table, "predicted_age")
+        if model is not None or write_model is not None:
+            brain = load_brain(model)
     fits: dict[str, BiasCorrection] = {}
     rows = []
     for name, chosen in _groups(labelled, site).items():
@@ -147,7 +151,9 @@ def _groups(labelled: Labelled, site: str) -> dict[str, np.ndarray]:
     return {name: np.flatnonzero(sites == name) for name in named} | {"all": everything}
 
 
-def _errors(labelled: Labelled, chosen: np.ndarray, bias: Any) -> dict[str, float | None]:
+def _errors(
+    labelled: Labelled, chosen: np.ndarray, bias: BiasCorrection
+) -> dict[str, float | None]:
     """Mean absolute errors before, and after a correction that left the scan out of its fit."""
     import numpy as np
 
@@ -169,10 +175,10 @@ def _errors(labelled: Labelled, chosen: np.ndarray, bias: Any) -> dict[str, floa
 
 
 def _write_model(
-    brain: Any,
+    brain: BrainAge,
     source: Path | None,
     target: Path,
-    fits: dict[str, Any],
+    fits: dict[str, BiasCorrection],
     labelled: Labelled | None,
 ) -> None:
     from dataclasses import replace

@@ -105,9 +105,8 @@ def evaluate(
     else:
         brain = load_brain(model)
         labelled, failed = look_at(
-            *(brain, inputs, kind),
-            jobs=jobs, cache=kept, profile=profile, unmirrored=variants,
-        )  # fmt: skip
+            brain, inputs, kind, jobs=jobs, cache=kept, profile=profile, unmirrored=variants
+        )
         folder = output_folder(out)
         write_table(
             folder / "ages.csv", ("participant_id", "predicted_age", "age"), _rows(labelled)

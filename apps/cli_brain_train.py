@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from neuro.dataset import BrainDataset
     from neuro.preprocess import InputKind
+    from neuro.scans import Scan
 
 __all__ = ["train"]
 
@@ -153,10 +154,12 @@ def train(
             f"{batch_size} need {smallest} or more: give a smaller --batch-size or --members"
         )
     again = f"run the same command again to go on; {quote(out)} keeps what is done"
-    dataset, failed = _dataset(data, scans, kind, jobs, kept)
+    dataset, failed = _dataset(scans, kind, jobs, kept)
     write_table(folder / "left_out.csv", ("file", "error"), failed)
     with stoppable(f"stopped; {again}"):
         _, about = fit(dataset, config, folder, members=members, report=_report, device=where)
+    if sys.stderr.isatty():
+        note("")
     stalled = _stalled(folder / "curves.csv")
     for text in stalled:
         note(f"warning: {text}")
@@ -180,7 +183,7 @@ def _device(name: str) -> torch.device:
 
 
 def _dataset(
-    data: list[Path], scans: list[Any], kind: InputKind, jobs: int, cache: Path | None
+    scans: list[Scan], kind: InputKind, jobs: int, cache: Path | None
 ) -> tuple[BrainDataset, list[dict[str, Any]]]:
     """The scans that can be used, in the order of their names, and those that cannot."""
     import numpy as np

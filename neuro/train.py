@@ -32,7 +32,7 @@ from enn_core.atomic import replacing
 from enn_core.local import LocalTrainer, plot_losses, write_state
 from enn_core.orthogonality import param_groups
 from neuro.augment import views
-from neuro.calibrate import BiasCorrection, Conformal
+from neuro.calibrate import BiasCorrection, CalibrationError, Conformal
 from neuro.dataset import GRID, BrainDataset, as_input, folds, uncrop
 from neuro.metrics import evaluate
 from neuro.model import Answer, BrainAgeModel, Member, answer, by_head, last_inputs
@@ -290,7 +290,7 @@ def fit(
         trained,
         kind,
         Conformal.fit(predicted, data.ages),
-        BiasCorrection.fit(predicted, data.ages, "cole"),
+        _bias(predicted, data.ages),
         about,
     )
     describe_scans_(model, data, report)
@@ -301,6 +301,14 @@ def fit(
     for number in range(members):
         (folder / f"network-{number + 1}.pt").unlink(missing_ok=True)
     return model, about
+
+
+def _bias(predicted: np.ndarray, ages: np.ndarray) -> BiasCorrection | None:
+    """Cole's correction; None where predictions hardly follow the ages."""
+    try:
+        return BiasCorrection.fit(predicted, ages, "cole")
+    except CalibrationError:
+        return None
 
 
 @torch.no_grad()

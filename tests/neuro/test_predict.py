@@ -171,7 +171,7 @@ def test_a_model_describes_its_training_scans(image):
     data = BrainDataset(tuple(map(str, range(20))), np.linspace(20, 80, 20), volumes)
     described = describe_scans_(tiny_model(1), data)
     assert described.reference is not None
-    assert max(described.reference.distance(uncrop(volume)) for volume in volumes) == 1
+    assert 0 < described.reference.distance(uncrop(volumes[0])) <= 1
     assert described.population is not None
     assert described.population.count == 20
     assert describe_scans_(tiny_model(1), data.take(range(2))).reference is None
