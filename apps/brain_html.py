@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from apps.search_html import notice_html
+from apps.search_html import icon, notice_html
 
 if TYPE_CHECKING:
     from apps.brain_session import Scan, Step
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from neuro.quality import Quality
 
 __all__ = [
+    "LOGO",
     "Sample",
     "add_html",
     "axis_svg",
     "empty_html",
     "failed_html",
     "gap_text",
-    "header_html",
     "progress_html",
     "quality_html",
     "result_html",
@@ -78,17 +78,6 @@ def warning_html() -> str:
     return (
         '<p class="enn-warning" role="note"><b>Research use, not a medical device.</b> '
         "<span>Nothing shown here may guide diagnosis or treatment.</span></p>"
-    )
-
-
-def header_html(title: str, subtitle: str) -> str:
-    """The top of the page with its light/dark switch."""
-    return (
-        f'<header class="enn-header"><div class="enn-brand">{_LOGO}<div><h1>{escape(title)}</h1>'
-        f"<p>{escape(subtitle)}</p></div></div>"
-        '<button type="button" class="enn-theme" data-do="theme" '
-        'aria-label="Switch between light and dark" title="Light or dark">'
-        f"{_MOON}{_SUN}</button></header>"
     )
 
 
@@ -419,30 +408,15 @@ def _truth(value: bool) -> str:
     return "true" if value else "false"
 
 
-def _icon(body: str, *, cls: str, width: float = 1.8) -> str:
-    return (
-        f'<svg class="{cls}" viewBox="0 0 24 24" fill="none" stroke="currentColor" '
-        f'stroke-width="{width}" stroke-linecap="round" stroke-linejoin="round" '
-        f'aria-hidden="true">{body}</svg>'
-    )
-
-
 _SHAPE = (
     '<path d="M12 5.2C10.6 3 7 3.2 6.3 5.8 3.9 6.2 3 9 4.2 10.7 2.6 12.4 3 15.4 5 16.4c.2 2.6 3 4 '
     '5 2.8.8-.5 2-1.4 2-3z"/><path d="M12 5.2c1.4-2.2 5-2 5.7.6 2.4.4 3.3 3.2 2.1 4.9 1.6 1.7 1.2 '
     '4.7-.8 5.7-.2 2.6-3 4-5 2.8-.8-.5-2-1.4-2-3z"/><path d="M12 5.2v11.6M8.4 9.2c1 .2 1.8 1 1.8 '
     '2M15.6 9.2c-1 .2-1.8 1-1.8 2M7.2 14c.9-.6 2-.5 2.7.2M16.8 14c-.9-.6-2-.5-2.7.2"/>'
 )
-_LOGO = _icon(_SHAPE, cls="enn-logo", width=1.7)
-_BRAIN = _icon(_SHAPE, cls="enn-icon", width=1.4)
-_UPLOAD = _icon(
+LOGO = icon(_SHAPE, cls="enn-logo", width=1.7)
+_BRAIN = icon(_SHAPE, cls="enn-icon", width=1.4)
+_UPLOAD = icon(
     '<path d="M12 16V5m0 0L7.5 9.5M12 5l4.5 4.5M4.5 15.5V18a2 2 0 0 0 2 2h11a2 2 0 0 0 2-2v-2.5"/>',
     cls="enn-icon",
-)
-_MOON = _icon('<path d="M20 14.5A8 8 0 0 1 9.5 4a8 8 0 1 0 10.5 10.5z"/>', cls="enn-moon")
-_SUN = _icon(
-    '<circle cx="12" cy="12" r="4"/><path d="M12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2'
-    "M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4"
-    'M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4"/>',
-    cls="enn-sun",
 )

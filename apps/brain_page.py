@@ -13,6 +13,7 @@ import gradio as gr
 from apps import brain_html as html
 from apps.brain_handlers import BrainHandlers, Screen
 from apps.page_style import html_block, script, theme
+from apps.search_html import header_html
 
 __all__ = ["TITLE", "build", "head", "theme"]
 
@@ -35,7 +36,9 @@ def build(page: BrainHandlers) -> gr.Blocks:
         screen = gr.State(Screen())
         remembered = gr.Textbox(visible=False)  # session and profile, from the browser's memory
         html_block(
-            html.header_html(TITLE, subtitle), js_on_load=script("header.js"), elem_id="enn-header"
+            header_html(TITLE, subtitle, html.LOGO),
+            js_on_load=script("header.js"),
+            elem_id="enn-header",
         )
         html_block(html.warning_html(), elem_id="enn-warning")
         add = html_block("", js_on_load=script("brain_add.js"), elem_id="enn-add")

@@ -22,6 +22,7 @@ __all__ = [
     "chips_html",
     "file_size",
     "header_html",
+    "icon",
     "message_html",
     "note_html",
     "notice_html",
@@ -76,11 +77,11 @@ def file_size(count: int) -> str:
     return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
 
 
-def header_html(title: str, subtitle: str) -> str:
-    """The top of the page with its light/dark switch."""
+def header_html(title: str, subtitle: str, logo: str | None = None) -> str:
+    """The top of a page with its light/dark switch; `logo` is an `icon`, a lens by default."""
     return (
-        f'<header class="enn-header"><div class="enn-brand">{_LOGO}<div><h1>{escape(title)}</h1>'
-        f"<p>{escape(subtitle)}</p></div></div>"
+        f'<header class="enn-header"><div class="enn-brand">{logo or _LOGO}<div>'
+        f"<h1>{escape(title)}</h1><p>{escape(subtitle)}</p></div></div>"
         '<button type="button" class="enn-theme" data-do="theme" '
         'aria-label="Switch between light and dark" title="Light or dark">'
         f"{_MOON}{_SUN}</button></header>"
@@ -328,7 +329,8 @@ def skipped_html(skipped: Sequence[tuple[str, str]], total: int) -> str:
     )
 
 
-def _icon(body: str, *, cls: str, width: float = 1.8) -> str:
+def icon(body: str, *, cls: str, width: float = 1.8) -> str:
+    """A drawing of lines in the colour of the text, 24 units wide and high."""
     return (
         f'<svg class="{cls}" viewBox="0 0 24 24" fill="none" stroke="currentColor" '
         f'stroke-width="{width}" stroke-linecap="round" stroke-linejoin="round" '
@@ -337,25 +339,25 @@ def _icon(body: str, *, cls: str, width: float = 1.8) -> str:
 
 
 # A lens with two axes at right angles: the eigenbasis one looks through.
-_LOGO = _icon(
+_LOGO = icon(
     '<circle cx="10.5" cy="10.5" r="7.5"/><path d="m16 16 5 5"/>'
     '<path d="M7 13.2 14 7.8M8.7 8.2l3.6 4.6"/>',
     cls="enn-logo",
     width=2,
 )
-THUMB_UP = _icon(
+THUMB_UP = icon(
     '<path d="M3.5 11h3v9h-3zM6.5 11l4-7.5c1.7 0 2.7 1.3 2.3 3L12 9.5h6a2 2 0 0 1 2 '
     '2.4l-1.3 6.5a2 2 0 0 1-2 1.6H6.5"/>',
     cls="enn-thumb-icon",
 )
 THUMB_DOWN = THUMB_UP.replace("<path", '<path transform="rotate(180 12 12)"')
-_PICTURE = _icon(
+_PICTURE = icon(
     '<rect x="3" y="4.5" width="18" height="15" rx="2.5"/><circle cx="8.5" cy="9.5" r="1.6"/>'
     '<path d="m4 17 5-4.5 3.5 3 3.5-4L20.5 16"/>',
     cls="enn-icon",
 )
-_MOON = _icon('<path d="M20 14.5A8 8 0 0 1 9.5 4a8 8 0 1 0 10.5 10.5z"/>', cls="enn-moon")
-_SUN = _icon(
+_MOON = icon('<path d="M20 14.5A8 8 0 0 1 9.5 4a8 8 0 1 0 10.5 10.5z"/>', cls="enn-moon")
+_SUN = icon(
     '<circle cx="12" cy="12" r="4"/><path d="M12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2'
     "M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4"
     'M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4"/>',

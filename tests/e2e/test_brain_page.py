@@ -137,14 +137,6 @@ def test_from_a_scan_to_a_taught_age_and_back(visit, live, tmp_path):
     page.tab("Scan")
     assert page.age == first
 
-    # Loading the page again keeps the session; deleting a scan deletes its files.
-    page.page.reload()
-    page.page.wait_for_selector(".enn-scan >> text=Ann Müller")
-    (session,) = live.sessions._sessions.values()
-    assert len(list(session.folder.iterdir())) == 2
-    assert not list(session.folder.rglob("scan"))
-    page.wait_viewer()
-
     # As narrow as a phone, and in the dark.
     page.page.set_viewport_size({"width": 390, "height": 800})
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -152,14 +144,20 @@ def test_from_a_scan_to_a_taught_age_and_back(visit, live, tmp_path):
     assert page.page.evaluate("document.body.classList.contains('dark')")
     assert page.page.is_visible("text=Research use, not a medical device")
 
+    # Deleting a scan deletes its files.
+    (session,) = live.sessions._sessions.values()
+    assert len(list(session.folder.iterdir())) == 2
+    assert not list(session.folder.rglob("scan"))
     page.page.click("[aria-label='Delete Ann Müller']")
     page.page.wait_for_selector(".enn-scan >> text=Ann Müller", state="detached")
     assert len(list(session.folder.iterdir())) == 1
 
 
-def test_what_is_no_scan_is_refused_in_one_line(visit):
+def test_what_is_no_scan_is_refused_in_one_line_also_after_a_reload(visit):
     page = visit()
     page.upload({"name": "<img src=x>.nii", "mimeType": "", "buffer": b"no scan at all" * 100})
+    page.page.wait_for_selector("#enn-stage .enn-refused")
+    page.page.reload()
     page.page.wait_for_selector("#enn-stage .enn-refused")
     told = page.page.inner_text("#enn-stage")
     assert "No age is given" in told
