@@ -26,6 +26,7 @@ from apps import (  # noqa: F401
     cli_brain_explain,
     cli_brain_predict,
     cli_brain_preprocess,
+    cli_brain_teach,
     cli_brain_train,
     cli_evaluate,
     cli_export,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +21,7 @@ from apps.cli_terminal import (
     EXIT_OK,
     EXIT_SKIPPED,
     CommandError,
+    confirm_erasing,
     counted,
     emit,
     emit_json,
@@ -160,7 +160,7 @@ def forget(
                 f"profile {teacher.name} has no lesson {what}; `enn search history` lists them"
             )
         if lessons and not yes:
-            _confirm(f"{counted(len(lessons), 'lesson')} {what}")
+            confirm_erasing(f"{counted(len(lessons), 'lesson')} {what}")
         count = searcher.forget(query)
         name = teacher.name
     if json:
@@ -168,16 +168,6 @@ def forget(
     else:
         emit(f"{counted(count, 'lesson')} {what} erased")
     return EXIT_OK
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty()
-
-
-def _confirm(what: str) -> None:
-    if not _is_terminal():
-        raise CommandError(f"{what} would be erased for good; add --yes to do it")
-    typer.confirm(f"Erase {what} for good?", abort=True, err=True)
 
 
 @search_app.command(

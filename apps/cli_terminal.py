@@ -27,6 +27,8 @@ __all__ = [
     "Interrupted",
     "ProgressLine",
     "absolute",
+    "confirm",
+    "confirm_erasing",
     "counted",
     "duration",
     "emit",
@@ -122,6 +124,29 @@ def write_paths(paths: Iterable[str | os.PathLike[str]], *, nul: bool = False) -
 def note(text: str) -> None:
     """A line for people, on stderr, whatever happens to stdout."""
     print(text, file=sys.stderr, flush=True)
+
+
+def confirm(question: str, refusal: str) -> None:
+    """Ask on a terminal; elsewhere nobody can answer, so `refusal` is raised.
+
+    Raises:
+        CommandError: there is no terminal.
+        typer.Abort: the answer is no.
+    """
+    import typer
+
+    if not _is_terminal():
+        raise CommandError(refusal)
+    typer.confirm(question, abort=True, err=True)
+
+
+def confirm_erasing(what: str) -> None:
+    """`confirm` that something is erased for good."""
+    confirm(f"Erase {what} for good?", f"{what} would be erased for good; add --yes to do it")
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 # --- text --------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from neuro.population import Population, features_of
 from neuro.predict import BrainAge, Seen
 from neuro.site_rule import MOST_MOVED, Correction, Taught
 
-__all__ = ["Lesson", "Site", "SiteEntry", "SiteError", "list_sites"]
+__all__ = ["Lesson", "Site", "SiteEntry", "SiteError", "check_age", "list_sites"]
 
 AGES = (0.0, 120.0)
 """Ages that a person can have."""
@@ -559,19 +559,29 @@ def _checked_features(brain: BrainAge, population: Population, inputs: np.ndarra
 # --- what can be taught --------------------------------------------------------------------------
 
 
-def _checked(seen: Seen, age: float) -> float:
-    """The age; SiteError if this cannot be taught, forced or not."""
+def check_age(age: float) -> float:
+    """An age that somebody can have, as a float.
+
+    Raises:
+        SiteError: nobody can have it.
+    """
     low, high = AGES
     if isinstance(age, bool) or not isinstance(age, int | float | np.floating | np.integer):
         raise SiteError(f"got age {age!r:.40}, give years as a number, such as 63.4")
     if not low <= age <= high:  # NaN, too
         raise SiteError(f"got age {age:g}, valid is {low:.0f} to {high:.0f} years")
+    return float(age)
+
+
+def _checked(seen: Seen, age: float) -> float:
+    """The age; SiteError if this cannot be taught, forced or not."""
+    age = check_age(age)
     fatal = next((flag for flag in seen.flags if flag.fatal), None)
     if fatal is not None:
         raise SiteError(f"this scan is refused ({fatal.text}), so nothing can be learnt from it")
     if not math.isfinite(seen.raw_age):
         raise SiteError("the model gives this scan no age, so nothing can be learnt from it")
-    return float(age)
+    return age
 
 
 def _verdict(seen: Seen, age: float, protected: float) -> str | None:

@@ -56,6 +56,7 @@ def test_the_commands_of_the_manual_are_there():
     expected |= {("enn", "search", name) for name in search}
     brain = ["predict", "preprocess", "explain", "calibrate", "evaluate", "train"]
     brain += ["export-bundle"]
+    brain += ["teach", "history", "undo", "forget", "profiles", "export", "import"]
     expected |= {("enn", "brain")} | {("enn", "brain", name) for name in brain}
     assert {path for path, _ in commands()} == expected | {("enn", "convert"), ("enn", "fuse")}
 

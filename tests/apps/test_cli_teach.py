@@ -408,7 +408,7 @@ def test_forget_leaves_nothing_readable(good, ids, profiles, no_guard):
 
 def test_forget_asks_at_a_terminal(good, monkeypatch):
     asked = []
-    monkeypatch.setattr("apps.cli_lessons._is_terminal", lambda: True)
+    monkeypatch.setattr("apps.cli_terminal._is_terminal", lambda: True)
     monkeypatch.setattr("typer.confirm", lambda text, **_: asked.append(text))
     assert run("teach", QUERY, "--good", good).code == 0
     assert run("forget").code == 0

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import doctest
+import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from enn_core.feedback import JournalCorrupt, JournalError, JournalMismatch
+from neuro import site_rule
 from neuro.model import BrainAgeModel, Member
 from neuro.networks import build
 from neuro.population import Population, features_of, summarise
 from neuro.predict import BrainAge, Seen
+from neuro.quality import Flag
+from neuro.site_rule import Correction, Taught
 from neuro.targets import AgeValue
 from neuro.teaching import Site, SiteError, list_sites
 
@@ -143,3 +152,163 @@ def test_statistics_survive_the_file(brain, tmp_path):
     assert (loaded.count, loaded.rest) == (mine.count, mine.rest)
     assert np.abs(loaded.basis - mine.basis).max() < 1e-3
     assert isinstance(loaded, Population)
+
+
+# --- the rule ------------------------------------------------------------------------------------
+
+
+def people(count: int, seed: int = 0, site: float = 0.0) -> np.ndarray:
+    """Features that vary much in four of forty directions; a site shifts another one."""
+    rows = np.random.default_rng(seed).normal(size=(count, 40)) * np.repeat([4.0, 0.3], [4, 36])
+    rows[:, -1] += site
+    return rows
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=12, unique=True), st.randoms())
+def test_in_any_order_the_rule_is_the_same(chosen, random):
+    population = summarise(people(60), rank=4)
+    rows, ages = people(100, 1, site=2.0), np.linspace(20, 80, 100)
+    mixed = list(chosen)
+    random.shuffle(mixed)
+    said = [
+        Correction.fit(population, Taught(rows[order], np.full(len(order), 50.0), ages[order]))
+        for order in (chosen, mixed)
+    ]
+    others = people(20, 2, site=2.0)
+    assert np.abs(said[0](others) - said[1](others)).max() < 1e-9
+    assert abs(said[0].protected() - said[1].protected()) < 1e-9
+
+
+def test_an_offset_is_learnt_for_the_site_alone():
+    population = summarise(people(60), rank=4)
+    rows = people(10, 1, site=5.0)
+    correction = Correction.fit(population, Taught(rows, np.full(10, 50.0), np.full(10, 60.0)))
+    assert correction(people(50, 2, site=5.0)).mean() == pytest.approx(10, abs=1)
+    elsewhere = correction(people(500, 3))
+    assert np.abs(elsewhere).mean() < 1
+    assert correction.protected() == pytest.approx(np.sqrt((elsewhere**2).mean()), rel=0.3)
+
+
+def test_the_dual_form_equals_the_primal_one():
+    population = summarise(people(60), rank=4)
+    rows, ages = people(6, 1, site=2.0), np.linspace(40, 70, 6)
+    mine = Correction.fit(population, Taught(rows, np.full(6, 50.0), ages)).weights
+    total = population.variances.sum() + population.rest
+    seen = population.count * population.variances / (site_rule._ALPHA * total)
+    basis = population.basis.astype(np.float64)
+    projector = np.eye(40) - (basis.T * (seen / (1 + seen))) @ basis
+    unit = (population.variances / (1 + seen)).sum() + population.rest
+    x = rows - population.mean
+    prior = np.linalg.inv(projector / unit)
+    wanted = np.linalg.solve(
+        x.T @ x / site_rule._RIDGE + prior, x.T @ (ages - 50) / site_rule._RIDGE
+    )
+    assert np.abs(mine - wanted).max() < 1e-8
+
+
+def test_examples_in_the_docstring():
+    assert doctest.testmod(site_rule).failed == 0
+
+
+# --- guards and files ----------------------------------------------------------------------------
+
+
+def test_a_far_age_is_refused_unless_forced(site):
+    lesson = site.teach(seen(100, 50.0), 95.0)
+    assert (lesson.entry, len(site)) == (None, 0)
+    assert "years apart" in lesson.refused
+    assert not site.path.exists()
+    assert site.teach(seen(100, 50.0), 95.0, force=True).entry == 1
+
+
+def test_what_moves_the_training_population_is_refused(site, monkeypatch):
+    monkeypatch.setattr("neuro.teaching.MOST_MOVED", 1e-3)
+    lesson = site.teach(seen(100, 50.0), 60.0)
+    assert lesson.refused is not None
+    assert "root mean square" in lesson.refused
+    assert len(site) == 0
+
+
+def test_a_refused_scan_teaches_nothing(site):
+    flagged = dataclasses.replace(seen(1), flags=[Flag("registration", "it overlaps badly", True)])
+    with pytest.raises(SiteError, match="overlaps badly"):
+        site.teach(flagged, 60.0)
+
+
+def test_what_is_kept_is_never_the_scan(site):
+    lesson = site.teach(seen(100, 50.0), 60.0, force=True)
+    (kept,) = site.taught()
+    assert lesson.stored_bytes == kept.block_inputs.nbytes == 2 * np.prod(SHAPE)
+    assert (kept.block_inputs == seen(100).block_inputs).all()
+    assert (kept.name, kept.age, kept.raw_age) == ("scan-100", 60.0, 50.0)
+
+
+def test_two_open_sites_see_each_other(brain, tmp_path):
+    with Site.open(brain, path=tmp_path / "s") as one, Site.open(brain, path=tmp_path / "s") as two:
+        one.teach(seen(100), 60.0, force=True)
+        two.teach(seen(101), 61.0, force=True)
+        scans = [seen(1), seen(2)]
+        assert (one.corrections(scans) == two.corrections(scans)).all()
+        one.forget()
+        assert two.corrections(scans).tolist() == [0, 0]
+
+
+def edited(lessons: dict, change) -> dict:
+    lessons = json.loads(json.dumps(lessons))
+    change(lessons["events"][0])
+    return lessons
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e: e["details"].update(age=1e9),
+        lambda e: e["details"].update(age="60"),
+        lambda e: e["details"].update(raw_age=None),
+        lambda e: e["details"].update(name=["x"]),
+        lambda e: e["details"].update(name="x" * 201),
+        lambda e: e["details"].update(replaces=5),
+        lambda e: e.update(kind="other"),
+        lambda e: e.update(arrays={}),
+        lambda e: e["arrays"]["block_inputs"].update(shape=[1, 1, 1, 1]),
+        lambda e: e["arrays"]["block_inputs"].update(
+            shape=[3, 1, 1, 1], data=base64.b64encode(bytes(6)).decode()
+        ),
+        lambda e: e["arrays"]["block_inputs"].update(
+            shape=[2, 1, 1, 1], data=base64.b64encode(bytes(4)).decode()
+        ),
+    ],
+)
+def test_a_hostile_file_is_refused_whole(site, brain, tmp_path, change):
+    site.teach(seen(100), 60.0, force=True)
+    site.export(tmp_path / "good.json")
+    lessons = json.loads((tmp_path / "good.json").read_text())
+    (tmp_path / "bad.json").write_text(json.dumps(edited(lessons, change)))
+    with Site.open(brain, path=tmp_path / "other.sqlite") as other:
+        with pytest.raises(JournalCorrupt) as caught:
+            other.import_(tmp_path / "bad.json")
+        assert "\n" not in str(caught.value)
+        assert not other.path.exists()
+
+
+def test_lessons_of_another_model_are_refused(site, brain, tmp_path):
+    site.teach(seen(100), 60.0, force=True)
+    site.export(tmp_path / "lessons.json")
+    strange = dataclasses.replace(brain, sha256="cd" * 32)
+    other = Site.open(strange, path=tmp_path / "other.sqlite")
+    with pytest.raises(JournalMismatch):
+        other.import_(tmp_path / "lessons.json")
+    with pytest.raises(JournalError):
+        Site.open(strange, path=site.path)
+
+
+def test_a_file_without_sound_statistics_is_no_model():
+    tensors = summarise(people(10), rank=3).to_tensors()
+    for name in tensors:
+        with pytest.raises(ValueError, match="statistics"):
+            Population.from_tensors({k: v for k, v in tensors.items() if k != name})
+    with pytest.raises(ValueError, match="fit"):
+        Population.from_tensors({**tensors, "mean": tensors["mean"][1:]})
+    with pytest.raises(ValueError, match="3 scans"):
+        summarise(people(2))

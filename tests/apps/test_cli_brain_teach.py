@@ -1,0 +1,157 @@
+"""`enn brain teach`, `history`, `undo`, `forget`, `profiles`, `export` and `import`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import typer
+
+nib = pytest.importorskip("nibabel")
+
+from tiny_brain_models import tiny_model  # noqa: E402
+
+from apps.cli import app  # noqa: E402
+from neuro.dataset import as_input, crop  # noqa: E402
+from neuro.model import both_sides  # noqa: E402
+from neuro.population import features_of, summarise  # noqa: E402
+from neuro.template import MNI_AFFINE, load_template  # noqa: E402
+
+COMMAND = typer.main.get_command(app)
+
+
+def run(*args: str | Path) -> SimpleNamespace:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = COMMAND.main(["brain", *map(os.fspath, args)], standalone_mode=False)
+        except Exception as error:
+            code, _ = 2, err.write(str(error))
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def document(*args: str | Path):
+    done = run(*args, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> SimpleNamespace:
+    """Two brains and a model with statistics of others."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("taught")
+    template = load_template()[0]
+    for name, scale in (("sub-01", 200), ("sub-02", 150)):
+        values = (template * scale).astype(np.uint8)
+        nib.Nifti1Image(values, MNI_AFFINE).to_filename(folder / f"{name}_T1w.nii.gz")
+    (folder / "participants.tsv").write_text("participant_id\tage\nsub-02\t58\n")
+    model = tiny_model()
+    rng = np.random.default_rng(0)
+    brain = crop((template * 180).astype(np.uint8)).astype(np.float32)
+    rows = []
+    for _ in range(5):
+        noisy = np.clip(brain + (brain > 0) * rng.normal(0, 20, brain.shape), 0, 255)
+        x = torch.from_numpy(as_input(noisy.astype(np.uint8)[None]))
+        read = [both_sides(m.net, m.target, m.net.stem(x))[1][0].numpy() for m in model.members]
+        rows.append(features_of(model, np.stack(read)))
+    model.population = summarise(rows)
+    model.save(folder / "model.safetensors")
+    tiny_model().save(folder / "bare.safetensors")
+    return SimpleNamespace(
+        folder=folder, one=folder / "sub-01_T1w.nii.gz", two=folder / "sub-02_T1w.nii.gz"
+    )
+
+
+@pytest.fixture
+def model(study, tmp_path, monkeypatch) -> tuple[str | Path, ...]:
+    monkeypatch.setenv("ENN_PROFILES", str(tmp_path / "profiles"))
+    return ("--model", study.folder / "model.safetensors")
+
+
+@pytest.fixture
+def scan(study, model) -> tuple[str | Path, ...]:
+    return (*model, "--input", "mni", "--cache", study.folder / "cache")
+
+
+def test_teach_undo_forget(study, model, scan, tmp_path):
+    preview = document("teach", study.one, "--age", "60", "--preview", *scan)
+    assert (preview["lesson"], preview["preview"], preview["profile"]) == (None, True, "default")
+    assert not (tmp_path / "profiles").exists()
+
+    done = run("teach", study.one, "--age", "60", "--force", *scan)
+    assert done.code == 0
+    assert "told 60.0 years" in done.out
+    assert "never the scan" in done.out
+    assert "learnt: lesson 1 of profile default" in done.out
+    assert str(study.folder) not in done.out
+
+    second = document("teach", study.two, "--force", *scan)
+    assert (second["lesson"], second["age"]) == (2, 58)
+    assert [each["name"] for each in second["earlier"]] == ["sub-01"]
+    lessons = document("history", *model)
+    assert [(each["lesson"], each["active"]) for each in lessons] == [(1, True), (2, True)]
+    assert document("undo", *model)["lesson"] == 2
+    assert document("undo", "1", *model)["active"] is False
+    assert "nothing left to undo" in run("undo", *model).err
+    assert "--yes" in run("forget", *model).err
+    assert document("forget", "2", "--yes", *model)["forgotten"] == 1
+    assert document("forget", "--yes", *model)["forgotten"] == 1
+    assert document("history", *model) == []
+
+
+def test_export_import_and_profiles(study, model, scan, tmp_path):
+    document("teach", study.one, "--age", "60", "--profile", "site-a", "--force", *scan)
+    file = tmp_path / "a.json"
+    assert document("export", file, "--profile", "site-a", *model)["lessons"] == 1
+    assert "--force" in run("export", file, "--profile", "site-a", *model).err
+    made = document("import", file, "--profile", "site-b", *model)
+    assert (made["lessons"], made["total"]) == (1, 1)
+    assert document("import", file, "--profile", "site-b", *model)["lessons"] == 0
+    found = document("profiles", *model)
+    assert [(each["profile"], each["scans"]) for each in found] == [("site-a", 1), ("site-b", 1)]
+
+
+def test_refusals_are_one_line(study, model, scan, tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"format": "enn-feedback"}')
+    bare = ("--model", study.folder / "bare.safetensors", *scan[2:])
+    for args, why in (
+        (("teach", study.one, *scan), "--age"),
+        (("teach", study.one, "--age", "634", *scan), "valid is 0 to 120"),
+        (("teach", study.folder, "--age", "60", *scan), "2 scans"),
+        (("teach", study.one, "--age", "60", *bare), "no statistics"),
+        (("teach", study.one, "--age", "60", "--profile", "a/b", *scan), "profile's name"),
+        (("teach", study.one, "--age", "60", "--preview", "--force", *scan), "exclude"),
+        (("undo", *model), "there is no profile"),
+        (("export", tmp_path / "x.json", "--profile", "no", *model), "there is no profile"),
+        (("import", bad, *model), "cannot import"),
+    ):
+        done = run(*args)
+        assert done.code == 2
+        assert why in done.err
+        assert "\n" not in done.err.strip()
+    assert not (tmp_path / "profiles").exists()
+
+
+def test_a_far_age_is_refused_unless_forced(study, model, scan):
+    done = run("teach", study.one, "--age", "5", *scan)
+    assert done.code == 1
+    assert "years apart" in done.err
+    assert document("history", *model) == []
+
+
+def test_at_a_terminal_the_user_is_asked(study, model, scan, monkeypatch):
+    asked = []
+    monkeypatch.setattr("apps.cli_terminal._is_terminal", lambda: True)
+    monkeypatch.setattr("apps.cli_brain_teach.asks", lambda: True)
+    monkeypatch.setattr("typer.confirm", lambda text, **_: asked.append(text))
+    assert run("teach", study.one, "--age", "60", "--force", *scan).code == 0
+    assert asked == ["Learn this under profile default?"]
