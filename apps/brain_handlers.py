@@ -379,7 +379,7 @@ class BrainHandlers:
             planes=f"{address}/{PLANES}",
         )
         if estimate.age is None:
-            refused = html.failed_html(scan.label, estimate.error)
+            refused = html.refused_html(scan.label, estimate.error)
             return self._view(session, scan) + refused, quality, ""
         result = html.result_html(
             scan,
@@ -485,7 +485,8 @@ def _known(seen: Seen) -> float:
 def _row(scan: Scan, estimate: Estimate | None) -> tuple[str, ...]:
     known = "–" if scan.age is None else f"{scan.age:.1f}"
     if estimate is None:
-        said = {"waiting": "waiting", "working": "working…"}.get(scan.state, scan.error)
+        failed = f"failed: {scan.error}"
+        said = {"waiting": "waiting", "working": "working…"}.get(scan.state, failed)
         return scan.label, "–", "–", known, "–", said
     if estimate.age is None:
         return scan.label, "–", "–", known, "–", f"refused: {estimate.error}"

@@ -28,6 +28,7 @@ __all__ = [
     "gap_text",
     "progress_html",
     "quality_html",
+    "refused_html",
     "result_html",
     "scans_html",
     "table_html",
@@ -204,10 +205,19 @@ def _step(name: str, step: Step | None, now: float) -> str:
 
 
 def failed_html(label: str, reason: str) -> str:
-    """A scan that could not be prepared, or of which nothing may be predicted."""
+    """A scan that could not be prepared; the reason goes on from its name."""
+    return _refused(f"<b>{escape(label)}</b> {escape(reason)}")
+
+
+def refused_html(label: str, reason: str) -> str:
+    """A scan of which nothing may be predicted; the reason is a sentence of its own."""
+    return _refused(f"<b>{escape(label)}</b>: {escape(reason)}")
+
+
+def _refused(text: str) -> str:
     return (
         '<section class="enn-result enn-refused" role="alert"><h2>No age is given</h2>'
-        f"<p><b>{escape(label)}</b>: {escape(reason)}</p></section>"
+        f"<p>{text}</p></section>"
     )
 
 

@@ -386,6 +386,7 @@ def test_names_are_escaped_everywhere(tmp_path):
         brain_html.scans_html([(scan, EVIL)], 1),
         brain_html.result_html(scan, estimate, trained=(20.0, 82.0), profile=EVIL, confidence=0.9),
         brain_html.failed_html(EVIL, EVIL),
+        brain_html.refused_html(EVIL, EVIL),
         brain_html.table_html([[EVIL, EVIL]], [EVIL], EVIL),
         brain_html.add_html("t", [brain_html.Sample(EVIL, EVIL, EVIL)] * 2, 1),
         brain_taught_html.form_html(scan, EVIL, 1, problem=EVIL),
