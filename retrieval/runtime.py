@@ -51,6 +51,9 @@ _TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
 # torch eager is fastest on small batches: large ones spend their time on fresh memory.
 _TORCH_BATCH = 8
 
+_the_core: Any = None
+_core_lock = threading.Lock()
+
 # Images per inference request; a batch is spread over as many requests as run at once.
 _OPENVINO_BATCH = 8
 
@@ -167,7 +170,7 @@ class ImageRuntime:
         openvino = _import_openvino()
         key = f"{self._key}|{self._size}|{openvino.__version__}|{_GRAPH_VERSION}"
         folder = cache_dir() / hashlib.sha256(key.encode()).hexdigest()[:32]
-        core = openvino.Core()
+        core = _core(openvino)
         probe = _probe(self._size)
         if folder.is_dir():
             try:
@@ -204,6 +207,20 @@ def _import_openvino() -> Any:
         return importlib.import_module("openvino")
     finally:
         del sys.modules["openvino_telemetry"]
+
+
+def _core(openvino: Any) -> Any:
+    """The process's own `Core`, which is never given up.
+
+    The CPU plugin of OpenVINO 2026.4 gives the thread that makes it another stack for signals, and
+    unmaps that when the last reference goes, in whichever thread: the next signal with a handler,
+    such as Ctrl-C, then ends the process with a segmentation fault.
+    """
+    global _the_core
+    with _core_lock:
+        if _the_core is None:
+            _the_core = openvino.Core()
+        return _the_core
 
 
 def _to_openvino(openvino: Any, tower: nn.Module, size: tuple[int, int]) -> Any:

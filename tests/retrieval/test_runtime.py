@@ -207,6 +207,29 @@ def test_other_pixels_and_names_are_refused():
 
 
 @needs_openvino
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_signals_work_after_a_runtime_is_given_up_in_another_thread(tmp_path):
+    """OpenVINO's plugin would unmap the stack that the main thread handles signals on."""
+    script = (
+        "import gc, os, signal, threading\n"
+        "from pathlib import Path\n"
+        "from test_runtime import make, pixels, runtime\n"
+        f"runtime.cache_dir = lambda: Path({str(tmp_path)!r})\n"
+        "box = [make('openvino')]\n"
+        "box[0](pixels(1))\n"
+        "def give_up(): box.clear(); gc.collect()\n"
+        "thread = threading.Thread(target=give_up); thread.start(); thread.join()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled', flush=True))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", script],
+        cwd=os.path.dirname(__file__), capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr[-2000:]
+
+
+@needs_openvino
 def test_openvino_is_imported_without_its_telemetry(tmp_path):
     """It would report every import to its maker, and leave an id in the user's home."""
     code = (
