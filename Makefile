@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HOST ?= 127.0.0.1
 PORT ?= 7860
-PYTEST := $(BIN)/python -m pytest
+# Two processes of one thread each: files of tests are shared out, a file stays in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo demo-brain test test-quiet test-slow lint setup clean
 
