@@ -448,7 +448,8 @@ class Site:
     def _corrections(self, correction: Correction | None, seen: Sequence[Seen]) -> np.ndarray:
         if correction is None or not len(seen):
             return np.zeros(len(seen))
-        return correction([self._features(each) for each in seen])
+        raw = np.array([each.raw_age for each in seen], np.float64)
+        return correction([self._features(each) for each in seen], raw)
 
     def _features(self, seen: Seen) -> np.ndarray:
         return _remembered(self._brain, seen)

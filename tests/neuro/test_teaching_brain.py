@@ -169,14 +169,15 @@ def people(count: int, seed: int = 0, site: float = 0.0) -> np.ndarray:
 def test_in_any_order_the_rule_is_the_same(chosen, random):
     population = summarise(people(60), rank=4)
     rows, ages = people(100, 1, site=2.0), np.linspace(20, 80, 100)
+    raw = ages[::-1] / 2 + 25
     mixed = list(chosen)
     random.shuffle(mixed)
     said = [
-        Correction.fit(population, Taught(rows[order], np.full(len(order), 50.0), ages[order]))
+        Correction.fit(population, Taught(rows[order], raw[order], ages[order]))
         for order in (chosen, mixed)
     ]
     others = people(20, 2, site=2.0)
-    assert np.abs(said[0](others) - said[1](others)).max() < 1e-9
+    assert np.abs(said[0](others, raw[:20]) - said[1](others, raw[:20])).max() < 1e-9
     assert abs(said[0].protected() - said[1].protected()) < 1e-9
 
 
@@ -184,27 +185,28 @@ def test_an_offset_is_learnt_for_the_site_alone():
     population = summarise(people(60), rank=4)
     rows = people(10, 1, site=5.0)
     correction = Correction.fit(population, Taught(rows, np.full(10, 50.0), np.full(10, 60.0)))
-    assert correction(people(50, 2, site=5.0)).mean() == pytest.approx(10, abs=1)
-    elsewhere = correction(people(500, 3))
+    there = correction(people(50, 2, site=5.0), np.full(50, 50.0))
+    assert there.mean() == pytest.approx(10, abs=1)
+    elsewhere = correction(people(500, 3), np.full(500, 50.0))
     assert np.abs(elsewhere).mean() < 1
     assert correction.protected() == pytest.approx(np.sqrt((elsewhere**2).mean()), rel=0.3)
 
 
 def test_the_dual_form_equals_the_primal_one():
     population = summarise(people(60), rank=4)
-    rows, ages = people(6, 1, site=2.0), np.linspace(40, 70, 6)
-    mine = Correction.fit(population, Taught(rows, np.full(6, 50.0), ages)).weights
+    rows, ages, raw = people(6, 1, site=2.0), np.linspace(40, 70, 6), np.linspace(30, 80, 6)
+    mine = Correction.fit(population, Taught(rows, raw, ages)).weights
     total = population.variances.sum() + population.rest
     seen = population.count * population.variances / (site_rule._ALPHA * total)
     basis = population.basis.astype(np.float64)
     projector = np.eye(40) - (basis.T * (seen / (1 + seen))) @ basis
     unit = (population.variances / (1 + seen)).sum() + population.rest
     x = rows - population.mean
-    prior = np.linalg.inv(projector / unit)
-    wanted = np.linalg.solve(
-        x.T @ x / site_rule._RIDGE + prior, x.T @ (ages - 50) / site_rule._RIDGE
-    )
-    assert np.abs(mine - wanted).max() < 1e-8
+    x = np.concatenate([x, x * ((raw - 50) / 15)[:, None]], axis=1)
+    prior = np.kron(np.diag([1, 1 / site_rule._WITH_AGE]), np.linalg.inv(projector / unit))
+    ridge = site_rule._RIDGE
+    wanted = np.linalg.solve(x.T @ x / ridge + prior, x.T @ (ages - raw) / ridge)
+    assert np.abs(mine.ravel() - wanted).max() < 1e-8
 
 
 def test_examples_in_the_docstring():
