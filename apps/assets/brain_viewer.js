@@ -3,6 +3,7 @@ const find = (what) => element.querySelector(what);
 const canvas = find("canvas"), still = find(".enn-planes");
 const sliders = [...element.querySelectorAll("[data-axis]")];
 let facts = {}, mode = null, wish = "brain", nv = null, loading = null, loaded = "", overlay = false;
+let drawing = Promise.resolve();
 
 const script = () => new Promise((resolve, reject) => {
   const tag = document.createElement("script");
@@ -99,14 +100,16 @@ const update = async () => {
   loading ??= start();
   try {
     await loading;
-    await draw();
   } catch {
-    // No WebGL, or the scan is gone: the picture tells as much as can be told.
+    // No WebGL 2: the picture tells as much as can be told.
     canvas.hidden = true;
     find(".enn-sliders").hidden = true;
     still.hidden = !facts.planes;
     if (facts.planes) still.src = facts.planes;
+    return;
   }
+  // One after the other: of two loads at once, the one that ends last would be shown.
+  drawing = drawing.then(draw).catch(() => { loaded = ""; }); // the scan was deleted meanwhile
 };
 
 element.addEventListener("click", (event) => {

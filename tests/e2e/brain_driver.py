@@ -22,17 +22,16 @@ from search_driver import START_SECONDS, _free_port, chromium
 
 __all__ = ["BrainPage", "BrainServer", "webgl_browser"]
 
-WAIT_MS = 60_000  # a head takes many seconds when the machine is busy
+WAIT_MS = 120_000  # a head takes many seconds when the machine is busy
 
 
 @contextlib.contextmanager
 def webgl_browser() -> Iterator[Browser]:
-    """A headless Chromium that computes WebGL without a graphics card."""
+    """A headless Chromium that computes WebGL, and nothing else of the page, by software GL."""
     flags = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"]
+    flags += ["--enable-unsafe-swiftshader", "--disable-gpu-compositing"]
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=chromium(), args=[*flags, "--enable-unsafe-swiftshader"]
-        )
+        started = playwright.chromium.launch(executable_path=chromium(), args=flags)
         try:
             yield started
         finally:

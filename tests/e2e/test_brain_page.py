@@ -50,7 +50,9 @@ def visit(webgl: Browser, live: LiveBrainServer) -> Iterator[Callable[..., Brain
     pages: list[BrainPage] = []
 
     def open_page(**options: Any) -> BrainPage:
-        pages.append(BrainPage(webgl.new_context(**options), live.url))
+        # Every frame of a smooth scroll costs without a graphics card.
+        context = webgl.new_context(reduced_motion="reduce", **options)
+        pages.append(BrainPage(context, live.url))
         return pages[-1]
 
     yield open_page
