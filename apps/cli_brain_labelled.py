@@ -151,7 +151,8 @@ def prepare_labelled(
     def each(outcome: Outcome) -> dict[str, Any]:
         error = outcome.error
         if outcome.prepared is not None:
-            error = next((f.text for f in judge(outcome.prepared.quality) if f.fatal), "")
+            flags = judge(outcome.prepared.quality, image=outcome.prepared.image)
+            error = next((flag.text for flag in flags if flag.fatal), "")
             if not error:
                 use(outcome.scan, outcome.prepared)
         return {"file": str(outcome.scan.path), "flags": "", "error": error}

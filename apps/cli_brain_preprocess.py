@@ -123,7 +123,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     flags: list[Flag] = []
     notes = [scan.note]
     if outcome.prepared is not None:
-        flags = judge(outcome.prepared.quality)
+        flags = judge(outcome.prepared.quality, image=outcome.prepared.image)
         notes += outcome.prepared.record["input"]["notes"]
     fatal = [flag.text for flag in flags if flag.fatal]
     return {

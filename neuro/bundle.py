@@ -94,7 +94,8 @@ class PrepareBrain:
         try:
             prepared, _ = prepare_scan(item["image"], self.kind, preprocessor=self.prepare)
             image = as_input(crop(prepared.image)[None])[0]
-            error = next((flag.text for flag in judge(prepared.quality) if flag.fatal), "")
+            flags = judge(prepared.quality, image=prepared.image)
+            error = next((flag.text for flag in flags if flag.fatal), "")
         except VolumeError as failure:
             error = str(failure)
         return {

@@ -136,6 +136,7 @@ class BrainAge:
             distance = self.reference.distance(uncrop(volume))
         flags = judge(
             prepared.quality,
+            image=prepared.image,
             distance=None if math.isnan(distance) else distance,
             age=age,
             trained_ages=self.trained_ages,

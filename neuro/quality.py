@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "IntensityReference",
     "Quality",
     "dice",
+    "empty_share",
     "field_of_view",
     "intensity_features",
     "judge",
@@ -41,6 +42,8 @@ _FIELD = (0.80, 0.96)
 _VOLUME_ML = (900.0, 2300.0)
 _SPACING_MM = 3.5
 _STRETCH = (0.7, 1.45)
+# Share of the template's brain that is empty: (odd, fatal) above these; usual: 0.001 to 0.006.
+_EMPTY = (0.03, 0.10)
 
 # Below this a voxel is dark fluid or what interpolation leaves around the brain.
 _DARK = FULL_SCALE // 10
@@ -112,9 +115,19 @@ def field_of_view(to_mni: np.ndarray, shape: tuple[int, int, int]) -> float:
     return float(held.all(axis=1).mean())
 
 
+def empty_share(image: np.ndarray) -> float:
+    """Share of the template's brain where an image is 0, from 0 to 1.
+
+    Args:
+        image: (99, 117, 95) uint8, as `Prepared.image`.
+    """
+    return float(np.mean(image[load_template()[1]] == 0))
+
+
 def judge(
     quality: Quality,
     *,
+    image: np.ndarray | None = None,
     distance: float | None = None,
     age: float | None = None,
     trained_ages: tuple[float, float] | None = None,
@@ -123,6 +136,7 @@ def judge(
 
     Args:
         quality: its measures.
+        image: (99, 117, 95) uint8, `Prepared.image`: looked through for holes.
         distance: `IntensityReference.distance` of its image.
         age: of the person in years, if known.
         trained_ages: youngest and oldest that the model has seen.
@@ -167,6 +181,16 @@ def judge(
         flags.append(
             Flag("coarse", f"its slices are {quality.spacing_mm:.1f} mm thick; 1 to 2 mm are best")
         )
+    empty = 0.0 if image is None else empty_share(image)
+    if empty > _EMPTY[0]:
+        flags.append(
+            Flag(
+                "holes",
+                f"{100 * empty:.0f} % of the brain are empty (usual: below 1 %); is it damaged, "
+                "cut off, or no brain?",
+                fatal=empty > _EMPTY[1],
+            )
+        )
     if distance is not None and not distance <= 1:
         flags.append(
             Flag(
@@ -183,6 +207,11 @@ def judge(
                 f"this person is {age:.0f}",
             )
         )
+    # A knee may be stretched until its outline is nearly that of a brain.
+    if {"brain_volume", "stretch"} & {flag.name for flag in flags}:
+        flags = [
+            replace(flag, fatal=True) if flag.name == "registration" else flag for flag in flags
+        ]
     return sorted(flags, key=lambda flag: not flag.fatal)
 
 

@@ -123,6 +123,17 @@ def test_a_fatal_flag_refuses(brain, prepared):
     assert estimate.error.startswith("the brain overlaps the template's with Dice 0.50")
 
 
+def test_a_brain_with_a_hole_is_refused(brain, prepared, image):
+    """Where a scan held no finite numbers, say; its outline may well be that of a brain."""
+    for end, fatal in ((53, False), (75, True)):
+        holed = image.copy()
+        holed[50:end] = 0
+        seen = brain.look(dataclasses.replace(prepared, image=holed))
+        (hole,) = (flag for flag in seen.flags if flag.name == "holes")
+        assert hole.fatal == fatal
+        assert (brain.estimate(seen).age is None) == fatal
+
+
 def test_scans_unlike_the_training_scans_are_flagged(brain, prepared, image, seen):
     assert seen.flags == []
     bright = dataclasses.replace(prepared, image=np.where(image > 0, 250, 0).astype(np.uint8))

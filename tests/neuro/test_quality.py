@@ -82,6 +82,15 @@ def test_flags_of_people_and_scanners():
     assert [flag.fatal for flag in bad] == [True, False, False]
 
 
+def test_what_fits_after_much_stretching_is_no_brain():
+    """A knee came through with Dice 0.82, 822 mL and a stretch of 1.81."""
+    knee = judge(Quality(0.82, 822.0, 1.0, (0.83, 1.81), 2.0))
+    assert [(flag.name, flag.fatal) for flag in knee] == [
+        *(("registration", True), ("brain_volume", False), ("stretch", False)),
+    ]
+    assert not any(flag.fatal for flag in judge(Quality(0.95, 822.0, 1.0, (0.9, 1.6), 1.0)))
+
+
 def test_record_comes_back():
     assert Quality.from_record(json.loads(json.dumps(GOOD.as_record()))) == GOOD
 
