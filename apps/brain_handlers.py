@@ -328,6 +328,7 @@ class BrainHandlers:
         distance = looked.seen.distance
         flags = judge(
             looked.prepared.quality,
+            image=looked.prepared.image,
             distance=None if math.isnan(distance) else distance,
             age=age,
             trained_ages=self.brain.trained_ages,

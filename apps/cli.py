@@ -59,14 +59,17 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 _EXTRAS = {
     "ants": "neuro",
+    "crepes": "neuro",
     "deepbet": "neuro",
     "faiss": "retrieval",
     "fastapi": "demo",
     "gradio": "demo",
+    "matplotlib": "train",
     "monai": "neuro",
     "nibabel": "neuro",
     "nilearn": "neuro",
     "open_clip": "retrieval",
+    "scipy": "neuro",
     "timm": "retrieval",
     "torchvision": "retrieval",
     "transformers": "retrieval",
