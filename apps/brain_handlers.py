@@ -26,7 +26,7 @@ from apps.brain_worker import BRAIN, EXPLANATION, HEAD, PLANES
 from apps.search_html import note_html, notice_html
 from apps.sites import Sites
 from apps.visitors import visitor_of
-from enn_core.feedback.profiles import DEFAULT, ProfileError, check_name
+from enn_core.profiles import DEFAULT, ProfileError, check_name
 
 if TYPE_CHECKING:
     from neuro.predict import BrainAge, Estimate, Seen

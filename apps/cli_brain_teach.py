@@ -345,7 +345,7 @@ def profiles(model: BrainModelOption = None, json: JsonOption = False) -> int:
     Profiles lie in this user's data directory, or in the one that ENN_PROFILES names.
     """
     from enn_core.feedback import JournalError
-    from enn_core.feedback.profiles import profiles_dir
+    from enn_core.profiles import profiles_dir
     from neuro.teaching import Site, list_sites
 
     brain = load_brain(model)

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from enn_core.feedback.profiles import (
+from enn_core.profiles import (
     LOCAL,
     ProfileError,
     check_name,

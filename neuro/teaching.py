@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from enn_core.feedback import TEACH, Event, Journal, JournalCorrupt, JournalMissing, Writing
-from enn_core.feedback.profiles import (
+from enn_core.profiles import (
     DEFAULT,
     LOCAL,
     check_name,
@@ -150,7 +150,7 @@ class Site:
         Args:
             brain: the model that is taught.
             profile: its name.
-            scope: whose it is, see `enn_core.feedback.profiles`.
+            scope: whose it is, see `enn_core.profiles`.
             path: the journal file, instead of the profile's own place.
             create: make the journal at once.
 

@@ -1,11 +1,11 @@
-"""Profiles of the search: one journal for each model, see `enn_core.feedback.profiles`."""
+"""Profiles of the search: one journal for each model, see `enn_core.profiles`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enn_core.feedback.profiles import (
+from enn_core.profiles import (
     DEFAULT,
     LOCAL,
     ProfileError,

@@ -41,20 +41,21 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+# One browser and one server for each file: Playwright drives only one at a time in a process.
+@pytest.fixture(scope="module")
 def server(photos: Path) -> Iterator[Server]:
     running = Server(photos)
     yield running
     running.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chrome() -> Iterator[Browser]:
     with browser() as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def regular(chrome: Browser) -> Iterator[BrowserContext]:
     """A visitor who has been here before: the browser keeps the page's scripts."""
     context = chrome.new_context()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from index_cases import TinyTestModel
 from teaching_cases import QUERY, open_profile
 
-from enn_core.feedback import profiles as profiles_module
+from enn_core import profiles as profiles_module
 from retrieval.profiles import (
     ProfileError,
     check_name,
