@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app", "offered_scans", "routes", "serve", "session_csv"]
 
-ASSETS = Path(__file__).parent / "assets"
 
 COLUMNS = (
     "scan",
@@ -55,7 +54,6 @@ def create_app(
     brain: BrainAge, sessions: Sessions, desk: Desk, offered: Mapping[str, OfferedScan]
 ) -> FastAPI:
     """A FastAPI application with the page, its files and /healthz; run it behind a `Guard`."""
-    import gradio as gr
     from fastapi import FastAPI
 
     from apps.brain_files import add_brain_routes
@@ -66,29 +64,15 @@ def create_app(
     app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
     sites = Sites(brain)
 
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
     def table(session: Session, site: Site) -> str:
         return session_csv(brain, session, site)
 
     add_brain_routes(app, sessions, desk, sites, table)
-    return gr.mount_gradio_app(
+    return server.mount_page(
         app,
         build(BrainHandlers(brain, sessions, desk, sites, offered)),
-        path="/",
         theme=theme(),
         head=head(),
-        favicon_path=str(ASSETS / "favicon.png"),
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=1,  # no component takes files; uploads have their own route
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        pwa=False,
     )
 
 

@@ -7,7 +7,6 @@ profiles count comes with the request.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -312,8 +311,6 @@ class BrainHandlers:
         self, screen: Screen, request: gr.Request, event: gr.EventData, *, empty: bool = False
     ) -> tuple[Session, Scan, Seen, Site]:
         """The scan of an event with the age and name that are told of it."""
-        from neuro.quality import judge
-
         data = _data(event)
         scope = visitor_of(request).known()
         session = self.sessions.get(screen.session, scope)
@@ -325,14 +322,7 @@ class BrainHandlers:
         if "name" in data:
             scan.label = clean_label(str(data["name"]))
         scan.age = age
-        distance = looked.seen.distance
-        flags = judge(
-            looked.prepared.quality,
-            image=looked.prepared.image,
-            distance=None if math.isnan(distance) else distance,
-            age=age,
-            trained_ages=self.brain.trained_ages,
-        )
+        flags = self.brain.judge(looked.prepared, looked.seen.distance, age)
         looked.seen = replace(looked.seen, name=scan.label, age=age, flags=flags)
         return session, scan, looked.seen, self.sites.get(scope, screen.profile)
 

@@ -244,6 +244,13 @@ def _demo(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+_HostOption = Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")]
+_PortOption = Annotated[
+    int, typer.Option(metavar="PORT", min=0, max=65535, help="0 takes any free port.")
+]
+_OpenOption = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
+
+
 @demo_app.command(
     "search",
     epilog="""\b
@@ -275,12 +282,8 @@ def demo_search(
             metavar="NAME", help="Model for folders that have no index yet.", show_default=False
         ),
     ] = None,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="PORT", min=0, max=65535, help="0 takes any free port.")
-    ] = 7860,
+    host: _HostOption = "127.0.0.1",
+    port: _PortOption = 7860,
     auth_file: Annotated[
         Path | None,
         typer.Option(
@@ -289,9 +292,7 @@ def demo_search(
             show_default=False,
         ),
     ] = None,
-    open_browser: Annotated[
-        bool, typer.Option("--open", help="Open the page in the browser.")
-    ] = False,
+    open_browser: _OpenOption = False,
 ) -> None:
     """Serve the search page until Ctrl-C.
 
@@ -331,12 +332,8 @@ def demo_brain(
             show_default=False,
         ),
     ] = None,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="PORT", min=0, max=65535, help="0 takes any free port.")
-    ] = 7860,
+    host: _HostOption = "127.0.0.1",
+    port: _PortOption = 7860,
     auth_file: Annotated[
         Path | None,
         typer.Option(
@@ -345,9 +342,7 @@ def demo_brain(
             show_default=False,
         ),
     ] = None,
-    open_browser: Annotated[
-        bool, typer.Option("--open", help="Open the page in the browser.")
-    ] = False,
+    open_browser: _OpenOption = False,
 ) -> None:
     """Serve the brain-age page until Ctrl-C. Research use, not a medical device.
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app", "serve"]
 
-ASSETS = Path(__file__).parent / "assets"
 GALLERY = Path(__file__).parent / "gallery"
 # Short enough to fit side by side, and the gallery has several pictures for each.
 GALLERY_EXAMPLES = (
@@ -53,7 +52,6 @@ def create_app(
     **options: Any,
 ) -> FastAPI:
     """A FastAPI application with the page, its files and /healthz; run it behind a `Guard`."""
-    import gradio as gr
     from fastapi import FastAPI
 
     from apps.pictures import add_picture_routes
@@ -62,27 +60,13 @@ def create_app(
 
     app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
     add_picture_routes(app, pictures, uploads)
     add_teaching_routes(app, collections, teachers)
-    return gr.mount_gradio_app(
+    return server.mount_page(
         app,
         build(collections, pictures, uploads, teachers, **options),
-        path="/",
         theme=theme(),
         head=head(),
-        favicon_path=str(ASSETS / "favicon.png"),
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=1,  # no component takes files; uploads have their own route
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        pwa=False,
     )
 
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from apps.visitors import Visitor, Visitors, remember
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Route",
     "ServerError",
     "check_port",
+    "mount_page",
     "prepare_environment",
     "read_auth_file",
     "run",
@@ -308,6 +310,38 @@ class Guard:
             for n, p in self.digests
         ]
         return name if any(matches) else None
+
+
+def mount_page(app: FastAPI, page: Any, *, theme: Any, head: str) -> FastAPI:
+    """Put a page of Gradio on an application, without what pages do not need, and add /healthz.
+
+    Args:
+        app: with the page's own routes.
+        page: `gradio.Blocks`.
+        theme, head: see `gradio.mount_gradio_app`.
+    """
+    import gradio as gr
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        theme=theme,
+        head=head,
+        favicon_path=str(Path(__file__).parent / "assets" / "favicon.png"),
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=1,  # no component takes files; uploads have their own route
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+    )
 
 
 def check_port(host: str, port: int) -> None:

@@ -134,13 +134,7 @@ class BrainAge:
         if self.reference is not None:
             # As the reference was fitted: training sets are kept cropped.
             distance = self.reference.distance(uncrop(volume))
-        flags = judge(
-            prepared.quality,
-            image=prepared.image,
-            distance=None if math.isnan(distance) else distance,
-            age=age,
-            trained_ages=self.trained_ages,
-        )
+        flags = self.judge(prepared, distance, age)
         x = torch.from_numpy(as_input(volume[None]))
         said, read = [], []
         stems: dict[str, torch.Tensor] = {}  # without parameters: those alike give the same
@@ -159,6 +153,22 @@ class BrainAge:
             )
         raw = float(answer(heads, self.model.answer).mean())
         return Seen(name, raw, heads, np.stack(read), flags, distance, age)
+
+    def judge(self, prepared: Prepared, distance: float, age: float | None) -> list[Flag]:
+        """What is odd about a brain for this model, gravest first.
+
+        Args:
+            prepared: a brain on the template's grid.
+            distance: of its intensities, `Seen.distance`.
+            age: of the person in years, if known.
+        """
+        return judge(
+            prepared.quality,
+            image=prepared.image,
+            distance=None if math.isnan(distance) else distance,
+            age=age,
+            trained_ages=self.trained_ages,
+        )
 
     def estimate(
         self,
