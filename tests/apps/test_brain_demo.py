@@ -302,7 +302,7 @@ def test_labels_are_one_short_line_without_folders(name):
 # --- handlers ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     data=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -264,6 +264,9 @@ def test_the_collection_can_be_updated_while_searching(visit, photos):
         assert page.names[0] == new.name
     finally:
         new.unlink()
+    page.tab("Collection")
+    page.page.click("#enn-update")  # other tests search here too
+    page.page.wait_for_selector("#enn-job >> text=1 removed")
 
 
 def test_light_and_dark(visit):

@@ -186,7 +186,7 @@ def test_errors_say_what_to_do():
         local_blocks(nn.Conv1d(3, 4, 1), torch.randn(2, 3, 9), 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), costs=st.lists(st.integers(0, 20), min_size=1, max_size=8))
 def test_balance_is_the_best_there_is(data, costs):
     groups = data.draw(st.integers(1, len(costs)))

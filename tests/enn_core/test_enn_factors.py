@@ -41,7 +41,7 @@ print(sorted(after - before - {"enn_core"} - set(sys.stdlib_module_names)))
     assert printed.strip() == "[]"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     m=st.integers(1, 12),
     n=st.integers(1, 12),
@@ -165,7 +165,7 @@ def test_rebuild_under_autocast_keeps_gradients_in_the_factors_dtype() -> None:
         assert (factor.grad - expected).norm() <= 0.02 * expected.norm()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(m=st.integers(1, 9), n=st.integers(1, 9), rows=st.integers(1, 20), bias=st.booleans())
 def test_applying_the_factors_equals_the_dense_product(m, n, rows, bias) -> None:
     Q, Lambda, P = _factors((m, n))

@@ -86,7 +86,7 @@ def test_shapes_names_and_repr(cls, args, kwargs, shape) -> None:
     assert isinstance(eigen, cls)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     channels=st.integers(1, 5),
     out=st.integers(1, 7),

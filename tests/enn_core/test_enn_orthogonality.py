@@ -42,7 +42,7 @@ def _drifted(*shape: int, scale: float, dtype=torch.float64, seed: int = 0) -> E
     return layer
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     m=st.integers(1, 9),
     n=st.integers(1, 9),
@@ -130,7 +130,7 @@ def test_every_retraction_reaches_the_bound_from_anywhere(method, scale, shape) 
     assert max(orthogonality_error(layer).values()) <= 1e-3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=st.lists(st.floats(0.05, 2.5), min_size=2, max_size=12),
     method=st.sampled_from(METHODS),

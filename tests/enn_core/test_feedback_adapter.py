@@ -63,7 +63,7 @@ def _bits(adapter: RidgeAdapter) -> bytes:
     return b"".join(adapter.apply(row).tobytes() for row in eye)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(lesson=lessons(), data=st.data())
 def test_any_order_gives_the_closed_form(lesson, data) -> None:
     order = data.draw(st.permutations(range(len(lesson["a"]))))
@@ -77,7 +77,6 @@ def test_any_order_gives_the_closed_form(lesson, data) -> None:
         np.testing.assert_allclose(adapter.apply(rows), expected, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(lesson=lessons())
 def test_replay_and_undo_give_the_same_bits(lesson) -> None:
     adapter, history = _empty(lesson), []
@@ -95,7 +94,6 @@ def test_replay_and_undo_give_the_same_bits(lesson) -> None:
         assert _bits(again) == _bits(adapter)
 
 
-@settings(deadline=None)
 @given(lesson=lessons(), seed=st.integers(0, 2**32 - 1))
 def test_orthogonal_directions_stay_and_scores_move_within_the_bound(lesson, seed) -> None:
     rng = np.random.default_rng(seed)
@@ -118,7 +116,6 @@ def test_orthogonal_directions_stay_and_scores_move_within_the_bound(lesson, see
     )
 
 
-@settings(deadline=None)
 @given(lesson=lessons(), seed=st.integers(0, 2**32 - 1))
 def test_rows_shapes_and_scale(lesson, seed) -> None:
     dim = lesson["dim"]
@@ -136,7 +133,6 @@ def test_rows_shapes_and_scale(lesson, seed) -> None:
             adapter.matrix()
 
 
-@settings(deadline=None)
 @given(lesson=lessons())
 def test_the_projector_agrees_with_the_closed_form(lesson) -> None:
     dim, alpha = lesson["dim"], lesson["alpha"]

@@ -210,7 +210,7 @@ def test_latest() -> None:
     assert latest([refit]) == {}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_latest_equals_the_state_before_an_undo(data, tmp_path_factory) -> None:
     """Whatever is taught and undone in last-in-first-out order, each undo restores the state."""
@@ -542,7 +542,7 @@ def _secret(writing, name: str, size: int) -> dict[str, bytes]:
     }
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     sizes=st.lists(st.integers(1, 900), min_size=1, max_size=12),
     data=st.data(),

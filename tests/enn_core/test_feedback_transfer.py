@@ -367,7 +367,7 @@ def _spots(value: Any, path: tuple = ()) -> list[tuple]:
     return found
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_changed_export_is_read_whole_or_not_at_all(data, tmp_path_factory) -> None:
     """Whatever is changed in it: one-line errors, and what was taken can be used and exported."""
@@ -396,7 +396,7 @@ def test_a_changed_export_is_read_whole_or_not_at_all(data, tmp_path_factory) ->
             assert other.import_(folder / "again") == count
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 2000), change=st.binary(max_size=8))
 def test_changed_bytes(cut, change, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("bytes")

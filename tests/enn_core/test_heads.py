@@ -21,7 +21,7 @@ def test_examples():
     assert doctest.testmod(heads).failed == 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     form=st.sampled_from(FORMS),
     sides=st.lists(st.integers(1, 12), max_size=3),
@@ -39,7 +39,7 @@ def test_one_head_takes_features_of_any_size(form, sides, other, channels, last)
         assert head(torch.randn(shape)).shape == (3, 5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data(), axes=st.integers(1, 3))
 def test_averages_are_those_of_torch(data, axes):
     largest = {1: 1500, 2: 40, 3: 14}[axes]  # on both sides of where the product is used

@@ -87,7 +87,7 @@ def test_byte_order_marks_do_not_matter(tmp_path):
     assert read_ages(path) == {"a": 30.0}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ages=st.lists(st.integers(18, 90), min_size=5, max_size=60),
     parts=st.integers(2, 5),

@@ -21,7 +21,7 @@ def tiny(layers: str = "plain", **options) -> BrainNet:
     return build("bins4", layers=layers, **{**TINY, **options})
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(size=st.tuples(*[st.integers(16, 40)] * 3), count=st.integers(1, 3))
 def test_any_size_of_volume(size, count):
     said = tiny()(torch.rand(count, 1, *size))

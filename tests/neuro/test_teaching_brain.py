@@ -164,7 +164,7 @@ def people(count: int, seed: int = 0, site: float = 0.0) -> np.ndarray:
     return rows
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=12, unique=True), st.randoms())
 def test_in_any_order_the_rule_is_the_same(chosen, random):
     population = summarise(people(60), rank=4)

@@ -100,9 +100,7 @@ def test_names():
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mgz"])
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.sampled_from(ORDERS), flips=st.sampled_from(FLIPS), degrees=st.integers(0, 25))
 def test_flips_and_permutations_give_the_same_bits(tmp_path, suffix, order, flips, degrees):
     a, b = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
@@ -333,9 +331,7 @@ def test_values_beyond_single_precision(tmp_path):
     assert np.allclose(volume.voxels, values / values.max(), atol=1e-6)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["a.nii", "nifti2.nii", "a.mgh", "analyze.img"]),
     changes=st.lists(st.tuples(st.integers(0, 599), st.integers(0, 255)), min_size=1, max_size=6),

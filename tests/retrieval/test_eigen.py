@@ -39,7 +39,7 @@ def apply(weight: np.ndarray, bias: np.ndarray | None, x: np.ndarray) -> np.ndar
     return x @ weight.T + (0 if bias is None else bias)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(maps())
 def test_score_equals_cosine_of_the_map_itself(case):
     weight, bias, rng = case
@@ -49,7 +49,7 @@ def test_score_equals_cosine_of_the_map_itself(case):
     np.testing.assert_allclose(scores(basis.query(t), basis.vectors(x)), expected, atol=2e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(maps(), st.sampled_from(["gentle", "signed", "tiny", "one", "negated"]))
 def test_score_after_any_change_of_spectrum_equals_re_embedding(case, kind):
     weight, bias, rng = case
@@ -72,7 +72,7 @@ def test_score_after_any_change_of_spectrum_equals_re_embedding(case, kind):
     np.testing.assert_allclose(got, cosine(t, z), atol=5e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(maps(), st.floats(-1, 1))
 def test_query_adapter_equals_moving_the_text(case, strength):
     """An adapter M on eigen-coordinates scores like the text Q M Q^T t in the shared space."""

@@ -60,7 +60,6 @@ def test_the_logistic_direction_is_the_minimum(good, bad, dim) -> None:
     )
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 6))
 def test_held_out_scores_equal_fitting_again_without_each_mark(seed, good, bad) -> None:
     query, liked, disliked = user(seed, good, bad)
@@ -115,7 +114,7 @@ def test_one_kind_of_marks() -> None:
     np.testing.assert_allclose(only_bad.target, query)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(0, 7), st.integers(0, 7), st.floats(1e-3, 1e3))
 def test_order_and_length_of_the_query_do_not_matter(seed, good, bad, scale) -> None:
     query, liked, disliked = user(seed, good, bad)

@@ -265,7 +265,7 @@ def test_what_is_no_image_is_an_error(data: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "WEBP"]), st.data())
 def test_any_damage_gives_an_image_or_an_image_error(kind: str, data) -> None:
     raw = bytearray(encoded(quarters(), kind))

@@ -182,7 +182,6 @@ def test_any_history_ends_like_a_fresh_build(server, monkeypatch, examples: int)
         settings=settings(
             max_examples=examples,
             stateful_step_count=25,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -35,7 +35,7 @@ ANCHORS = unit(np.random.default_rng(9), 20, DIM)
 NOTHING = Turned(np.eye(DIM), np.ones(DIM, np.float32))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     counts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12),

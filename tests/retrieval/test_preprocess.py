@@ -17,7 +17,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     width=st.integers(1, 300),
     height=st.integers(1, 300),

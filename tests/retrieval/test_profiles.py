@@ -6,7 +6,7 @@ import doctest
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from index_cases import TinyTestModel
 from teaching_cases import QUERY, open_profile
@@ -47,7 +47,6 @@ def test_bad_names_are_refused_in_one_line(name, tmp_path):
         assert len(str(caught.value)) < 250
 
 
-@settings(deadline=None)
 @given(st.text(max_size=70), st.text(max_size=70))
 def test_no_name_leads_out_of_the_folder(name, scope):
     try:

@@ -37,7 +37,7 @@ def cases(draw):
     return (texts * size).astype(np.float32), stored.astype(np.float32), owners
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(), st.sampled_from([None, 1, 2, 3, 7]))
 def test_ranks_equal_the_oracle_under_ties(case, chunk):
     texts, images, owners = case
@@ -46,7 +46,7 @@ def test_ranks_equal_the_oracle_under_ties(case, chunk):
     assert (to_image.tolist(), to_text.tolist()) == expected
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases())
 def test_an_images_rank_is_its_best_captions(case):
     texts, images, owners = case
@@ -57,7 +57,7 @@ def test_an_images_rank_is_its_best_captions(case):
         assert m == own[np.argmax(scores[own, n])]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases(), st.integers(1, 12))
 def test_top_items_are_the_first_of_a_stable_sort(case, count):
     texts, images, _ = case

@@ -104,7 +104,7 @@ def all_vectors(searcher: Searcher) -> tuple[np.ndarray, np.ndarray]:
     return ids, searcher.index.vectors(ids)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text("abc ", min_size=1, max_size=8).filter(str.strip), k=st.integers(1, 50))
 def test_one_text_ranks_like_brute_force(gallery, text, k):
     with open_index(gallery, TinyTestModel()) as searcher:

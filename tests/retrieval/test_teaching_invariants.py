@@ -28,7 +28,6 @@ action = st.one_of(
 )
 hypothesis_settings = settings(
     max_examples=12,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -72,9 +72,7 @@ def test_twins_of_different_marks(tmp_path, profiles):
 
 
 @RULES
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(max_size=30), signs=st.dictionaries(st.integers(-2, 70), st.sampled_from("gbu"))
 )

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -30,7 +30,6 @@ def softmax_loss(scores: list[float], wanted: dict[int, float], smoothing: float
     return -sum(t * (s - norm) for t, s in zip(target, scores, strict=True))
 
 
-@settings(deadline=None)
 @given(
     n=st.integers(2, 6),
     dim=st.integers(1, 5),
@@ -84,7 +83,6 @@ def test_the_scale_is_bounded() -> None:
     torch.testing.assert_close(at_bound, beyond)
 
 
-@settings(deadline=None)
 @given(rows=st.integers(2, 7), dim=st.integers(1, 6), count=st.integers(1, 8))
 def test_principal_components_are_the_best_of_their_rank(rows: int, dim: int, count: int) -> None:
     vectors = unit(rows, dim, rows * 10 + dim)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from training_cases import write_photos
 
@@ -25,7 +25,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> CaptionDataset:
     return load_captions(folder / "captions.csv", folder)
 
 
-@settings(deadline=None)
 @given(
     count=st.integers(2, 40),
     size=st.integers(1, 8),
@@ -50,7 +49,6 @@ def test_batches_go_on_where_a_run_stopped(
         assert len(seen) == count // size * size
 
 
-@settings(deadline=None)
 @given(world=st.sampled_from([1, 2, 4]), epochs=st.integers(1, 3))
 def test_processes_share_every_batch(world: int, epochs: int) -> None:
     images = np.arange(21)

@@ -44,7 +44,7 @@ def features(texts, folder, encode=encode, key="k", report=silent) -> np.ndarray
     st.integers(1, 4),
     st.integers(0, 6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_stopped_and_continued_equals_encoding(texts, chunk, stop_after):
     calls: list[list[str]] = []
 
