@@ -67,8 +67,9 @@ def cut(
 
     A cut lies where one tensor (N, C, ...) or (N, L, C) passes, before a module with a weight of
     two dimensions or more, so activations and norms stay with what they follow, and before
-    features are pooled to vectors. Modules are opened where that gives finer blocks, as long as
-    their forward is the same in training and evaluation.
+    features are pooled to vectors (a network that starts with vectors, as an MLP, is cut between
+    them). Modules are opened where that gives finer blocks, as long as their forward is the same
+    in training and evaluation.
 
     Args:
         model: its forward takes one tensor; other arguments keep their defaults. The model is
@@ -371,14 +372,17 @@ class _Trace:
         ends: list[int] = []
         costs: list[Cost] = []
         passes = False
-        for end, cost in zip(self.ends, measure(self._finest(), example), strict=True):
+        measured = measure(self._finest(), example)
+        first = measured[0].shape
+        vectors = example.ndim <= 2 or (first is not None and len(first) == 2)
+        for end, cost in zip(self.ends, measured, strict=True):
             if passes:
                 costs.append(cost)
                 ends.append(end)
             else:
                 costs[-1:] = [_join([*costs[-1:], cost])]
                 ends[-1:] = [end]
-            passes = _is_features(cost.shape, example)
+            passes = _is_features(cost.shape, len(example), vectors)
         self.ends = ends
         return costs
 
@@ -406,10 +410,10 @@ def _forget_defaults(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _is_features(shape: tuple[int, ...] | None, example: Tensor) -> bool:
-    if shape is None or not shape or shape[0] != example.shape[0]:
+def _is_features(shape: tuple[int, ...] | None, batch: int, vectors: bool) -> bool:
+    if shape is None or not shape or shape[0] != batch:
         return False
-    return len(shape) >= 3 or (len(shape) == 2 and example.ndim <= 2)
+    return len(shape) >= 3 or (len(shape) == 2 and vectors)
 
 
 def _input(graph: fx.Graph) -> fx.Node:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Task = Callable[[Any, Any], Tensor]
 MakeOptimizer = Callable[[nn.Module], Optimizer]
 MakeSchedule = Callable[[Optimizer], LRScheduler]
+Penalty = Callable[[nn.Module], Tensor]
 
 _FORMAT = 1  # of the state
 _WINDOW = 200  # steps in which a block must get better
@@ -100,7 +101,7 @@ class Recipe:
     optimizer: MakeOptimizer = adamw
     schedule: MakeSchedule | None = None
     retract_every: int = 10
-    penalty: float = 0.0
+    penalty: float | Penalty = 0.0
     clip: float | None = None
     autocast: torch.dtype | None = None
 
@@ -154,7 +155,9 @@ class Learner:
                 )
             if self.optimizer is not None:
                 total = loss
-                if recipe.penalty:
+                if callable(recipe.penalty):
+                    total = total + recipe.penalty(self.block)
+                elif recipe.penalty:
                     total = total + orthogonality_penalty(self.block, recipe.penalty)
                 total.backward()
                 self._update()
@@ -208,7 +211,8 @@ class LocalTrainer:
         optimizer: makes each block's optimizer.
         schedule: makes the scheduler of an optimizer, stepped once a batch.
         retract_every: steps between retractions of eigen layers; 0 for none.
-        penalty: coefficient of the paper's orthogonality term (2e-4 there, without retraction).
+        penalty: coefficient of the paper's orthogonality term (2e-4 there, without retraction), or
+            a function of a block that gives the term itself.
         clip: largest gradient norm of a block.
         autocast: dtype of mixed precision, e.g. `torch.bfloat16`.
         seed: of the random numbers that blocks draw while training (dropout).
@@ -228,7 +232,7 @@ class LocalTrainer:
         optimizer: MakeOptimizer = adamw,
         schedule: MakeSchedule | None = None,
         retract_every: int = 10,
-        penalty: float = 0.0,
+        penalty: float | Penalty = 0.0,
         clip: float | None = None,
         autocast: torch.dtype | None = None,
         seed: int = 0,

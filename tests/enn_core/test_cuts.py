@@ -228,3 +228,16 @@ def test_features_get_a_head_at_the_end_too():
     blocks = local_blocks(model.double(), torch.randn(2, 1, 24, 24, 24).double(), 2, outputs=1)
     assert all(isinstance(block, LocalBlock) for block in blocks)
     assert blocks[-1](blocks[0](torch.randn(2, 1, 24, 24, 24).double())[0])[1].shape == (2, 1)
+
+
+def test_an_mlp_on_images_is_cut_between_its_vectors() -> None:
+    layers = [nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(8, 2))
+    x = torch.randn(5, 3, 2, 2)
+    blocks = cut(model, x, 3)
+    assert [sorted(block.state_dict())[-1] for block in blocks] == [
+        "1.weight",
+        "3.weight",
+        "5.weight",
+    ]
+    assert torch.equal(nn.Sequential(*blocks)(x), model(x))
