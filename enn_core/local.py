@@ -129,6 +129,9 @@ class Learner:
                 self.schedule = recipe.schedule(self.optimizer)
             if recipe.retract_every and any(True for _ in factors(block)):
                 self.retraction = Retraction(self.optimizer, block, recipe.retract_every)
+        # Gradients of small numbers are zero in float16 unless they are scaled.
+        half = recipe.autocast is torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
 
     @property
     def device(self) -> torch.device:
@@ -159,15 +162,17 @@ class Learner:
                     total = total + recipe.penalty(self.block)
                 elif recipe.penalty:
                     total = total + orthogonality_penalty(self.block, recipe.penalty)
-                total.backward()
+                self.scaler.scale(total).backward()
                 self._update()
         return map_tensors(without_gaps, detached(h)), loss.detach()
 
     def _update(self) -> None:
         optimizer = cast(Optimizer, self.optimizer)
         if self.recipe.clip is not None:
+            self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(self.block.parameters(), self.recipe.clip)
-        optimizer.step()
+        self.scaler.step(optimizer)
+        self.scaler.update()
         if self.schedule is not None:
             self.schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -178,6 +183,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "schedule": self.schedule.state_dict() if self.schedule else None,
             "retraction": self.retraction.steps if self.retraction else 0,
+            **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -193,6 +199,8 @@ class Learner:
                 mine.load_state_dict(stored)
         if self.retraction is not None:
             self.retraction.steps = state["retraction"]
+        if "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
 
 
 class LocalTrainer:
@@ -214,7 +222,7 @@ class LocalTrainer:
         penalty: coefficient of the paper's orthogonality term (2e-4 there, without retraction), or
             a function of a block that gives the term itself.
         clip: largest gradient norm of a block.
-        autocast: dtype of mixed precision, e.g. `torch.bfloat16`.
+        autocast: dtype of mixed precision, e.g. `torch.bfloat16`; with float16 losses are scaled.
         seed: of the random numbers that blocks draw while training (dropout).
 
     Attributes:

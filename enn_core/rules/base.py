@@ -19,7 +19,15 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from enn_core.local import LocalBlock, LocalTrainer, MakeOptimizer, Penalty, Task, random_stream
+from enn_core.local import (
+    LocalBlock,
+    LocalTrainer,
+    MakeOptimizer,
+    MakeSchedule,
+    Penalty,
+    Task,
+    random_stream,
+)
 
 WARM_UP = 0.05  # of the steps
 
@@ -124,6 +132,7 @@ def train_blocks(
     clip: float | None = None,
     autocast: torch.dtype | None = None,
     warm_up: float = WARM_UP,
+    schedule: MakeSchedule | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
 ) -> TrainerRule:
     """A rule from blocks and what steps their weights; see `LocalTrainer`.
@@ -136,6 +145,7 @@ def train_blocks(
         task: loss of a prediction and the labels.
         penalty, retract_every, clip, autocast: as in `LocalTrainer`.
         warm_up: share of the steps.
+        schedule: makes another one of each optimizer.
         wrap: put around each block, e.g. `DistributedDataParallel`.
     """
     if steps < 1:
@@ -146,7 +156,7 @@ def train_blocks(
         [wrap(block) for block in blocks] if wrap else blocks,
         task,
         optimizer=optimizer,
-        schedule=partial(warm_up_cosine, steps=steps, warm_up=warm_up),
+        schedule=schedule or partial(warm_up_cosine, steps=steps, warm_up=warm_up),
         retract_every=retract_every,
         penalty=penalty,
         clip=clip,
