@@ -73,11 +73,10 @@ class LIF(nn.Module):
     def responds(self, z: Tensor, margin: float) -> Tensor:
         """Units (bool) whose rate can change if their mean current z moves by `margin`.
 
-        Below `1 - leak` a constant current never reaches the threshold; above `2 - leak` the
-        neuron fires in every step.
+        Below `1 - leak` a constant current never reaches the threshold; from 1 on the neuron fires
+        in every step.
         """
-        silent = 1.0 - self.leak
-        return (z > silent - margin) & (z < 1.0 + silent + margin)
+        return (z > 1.0 - self.leak - margin) & (z < 1.0 + margin)
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, leak={self.leak}"

@@ -1,0 +1,18 @@
+"""LOCO: learning from forward passes and one broadcast number, with projected updates."""
+
+from enn_core.loco.estimator import Estimate, Perturbation, perturb
+from enn_core.loco.projection import PROJECTIONS, InputProjection
+from enn_core.loco.rule import LOCO
+from enn_core.loco.stages import Stage, UnsupportedModel, to_stages
+
+__all__ = [
+    "LOCO",
+    "PROJECTIONS",
+    "Estimate",
+    "InputProjection",
+    "Perturbation",
+    "Stage",
+    "UnsupportedModel",
+    "perturb",
+    "to_stages",
+]

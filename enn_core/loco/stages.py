@@ -1,0 +1,163 @@
+"""A network as a chain of stages: a layer with weights, then functions without any.
+
+What LOCO needs of a layer is its input, its weight matrix and a place to add noise; `Stage` gives
+these for `nn.Linear` and, by patches, for `nn.Conv2d`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
+
+from enn_core.spiking import LIF, Decode, Encode
+
+__all__ = ["Stage", "UnsupportedModel", "time_steps", "to_stages"]
+
+
+_TIMED = (Encode, LIF, Decode)
+_RANDOM = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    nn.RReLU,
+)
+
+
+class UnsupportedModel(ValueError):
+    """The model is no chain of layers that a perturbation rule can train."""
+
+
+class _Responds(Protocol):
+    def responds(self, z: Tensor, margin: float) -> Tensor: ...
+
+
+@dataclass
+class Stage:
+    """One layer with weights and what follows it up to the next.
+
+    Rows of its input are `[x; 1]` (the 1 only with a bias), `columns` long: one row per sample for
+    `nn.Linear`, one per patch for `nn.Conv2d`. Its matrix is (out, columns).
+    """
+
+    name: str
+    layer: nn.Linear | nn.Conv2d
+    after: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def columns(self) -> int:
+        return self.layer.weight[0].numel() + (self.layer.bias is not None)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Inputs (B, ...) of the layer as rows (B, positions, columns)."""
+        layer = self.layer
+        if isinstance(layer, nn.Conv2d):
+            rows = F.unfold(
+                x, layer.kernel_size, layer.dilation, cast(int, layer.padding), layer.stride
+            ).transpose(1, 2)
+        else:
+            rows = x.reshape(len(x), -1, layer.in_features)
+        return rows if layer.bias is None else F.pad(rows, (0, 1), value=1.0)
+
+    @staticmethod
+    def errors(noise: Tensor) -> Tensor:
+        """Values at the layer's output (B, out[, H, W]) as (B, positions, out)."""
+        return noise.flatten(2).transpose(1, 2) if noise.ndim > 2 else noise.unsqueeze(1)
+
+    def finish(self, z: Tensor) -> Tensor:
+        """From the layer's output to the next layer's input, or to the answer."""
+        for module in self.after:
+            z = module(z)
+        return z
+
+    def responds(self, z: Tensor, margin: float) -> Tensor | None:
+        """Units whose activation can answer a change by `margin`; None if all do."""
+        activation = self.after[0] if self.after else None
+        if isinstance(activation, nn.ReLU):
+            return z > -margin
+        if hasattr(activation, "responds"):
+            return cast(_Responds, activation).responds(z, margin)
+        return None
+
+    def add(self, change: Tensor) -> None:
+        """Add a change (out, columns) to weight and bias, in place."""
+        weight, bias = self.layer.weight, self.layer.bias
+        if bias is not None:
+            bias.add_(change[:, -1])
+            change = change[:, :-1]
+        weight.add_(change.reshape(weight.shape))
+
+    def matrix(self) -> Tensor:
+        """Weight and bias as one matrix (out, columns), a copy."""
+        matrix = self.layer.weight.detach().flatten(1)
+        if self.layer.bias is not None:
+            matrix = torch.cat([matrix, self.layer.bias.detach()[:, None]], 1)
+        return matrix.clone()
+
+
+def to_stages(model: nn.Module) -> tuple[list[nn.Module], list[Stage]]:
+    """The functions before the first layer with weights, and the stages.
+
+    Raises:
+        UnsupportedModel: a module is neither `nn.Linear`, `nn.Conv2d` (one group, zero padding) nor
+            a function without parameters, buffers and random numbers; or there is no layer.
+    """
+    first: list[nn.Module] = []
+    stages: list[Stage] = []
+    for name, module in _leaves(model):
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            _check_layer(name, module)
+            stages.append(Stage(name, module))
+        else:
+            _check_function(name, module)
+            (stages[-1].after if stages else first).append(module)
+    if not stages:
+        raise UnsupportedModel("the model has no nn.Linear or nn.Conv2d to train")
+    return first, stages
+
+
+def time_steps(model: nn.Module) -> int:
+    """Time steps of a spiking network, 1 for any other."""
+    steps = {module.steps for module in model.modules() if isinstance(module, _TIMED)}
+    if len(steps) > 1:
+        raise UnsupportedModel(
+            f"the model mixes {', '.join(map(str, sorted(steps)))} time steps; use one number"
+        )
+    return steps.pop() if steps else 1
+
+
+def _leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    if not isinstance(model, nn.Sequential):
+        yield prefix or type(model).__name__, model
+        return
+    for name, module in model.named_children():
+        yield from _leaves(module, f"{prefix}.{name}" if prefix else name)
+
+
+def _check_layer(name: str, layer: nn.Linear | nn.Conv2d) -> None:
+    if is_parametrized(layer):
+        raise UnsupportedModel(f"layer {name} is parametrized; fuse it first, or use backprop")
+    if isinstance(layer, nn.Conv2d) and (
+        layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+    ):
+        raise UnsupportedModel(
+            f"layer {name} ({layer}) is not supported; LOCO trains convolutions of one group with "
+            "zero padding given as numbers, backprop or a local rule can train the others"
+        )
+
+
+def _check_function(name: str, module: nn.Module) -> None:
+    own = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+    if own or any(True for _ in module.children()) or isinstance(module, _RANDOM):
+        raise UnsupportedModel(
+            f"layer {name} ({type(module).__name__}) is not supported; LOCO trains an "
+            "nn.Sequential of nn.Linear, nn.Conv2d and functions without weights or random "
+            "numbers; use backprop or a local rule"
+        )
