@@ -9,7 +9,7 @@ One step on the same network and batch, one thread. `backprop` is the network as
 
 * saved_mb: peak of the tensors that autograd keeps, without parameters (saved_tensors_hooks).
 * allocated_mb: peak of what a step allocates, gradients included (torch.profiler).
-* rss_mb: growth of the process over its size before the step, in a process of its own.
+* rss_mb: peak of the process over its size before the step, in a process of its own (Linux).
 * cpu_s: median processor time of a step; cpu_ratio: median of neighbouring runs' ratios.
 """
 
@@ -18,13 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,10 +136,17 @@ def grown(case: Case, method: str) -> dict[str, float]:
     x, target = case.data()
     trainer = trainer_of(case, method)
     trainer.step(x[:2], target[:2])  # states of the optimizer, code that loads late
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _status("VmRSS")
+    # The peak starts anew; getrusage's would be the parent's, kept through fork and exec.
+    Path("/proc/self/clear_refs").write_text("5")
     trainer.step(x, target)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"rss_mb": round((after - before) * 1024 / MB, 1)}
+    return {"rss_mb": round((_status("VmHWM") - before) / MB, 1)}
+
+
+def _status(field: str) -> int:
+    """A size of this process in bytes, from Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
 def seconds(case: Case, repeats: int) -> dict[str, dict[str, float]]:

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
 from brain_driver import BrainPage, BrainServer, webgl_browser  # noqa: E402
-from search_driver import SearchPage, Server, browser, chromium  # noqa: E402
+from driver import browser, chromium  # noqa: E402
+from search_driver import SearchPage, Server  # noqa: E402
 
 SIZE = {"width": 1200, "height": 800}
 GALLERY = ROOT / "apps" / "gallery"

@@ -18,19 +18,16 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import tempfile
-import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from enn_core.feedback import TEACH, Event, Journal, JournalCorrupt, JournalMissing, Writing
+from enn_core.feedback import TEACH, Event, JournalCorrupt, Profile
 from enn_core.profiles import (
     DEFAULT,
     LOCAL,
@@ -120,19 +117,17 @@ class _State:
     correction: Correction | None = None
 
 
-class Site:
+class Site(Profile[_State]):
     """One profile of one model. Safe to use from several threads, and beside other processes."""
+
+    error = SiteError
+    undone = "is undone already, or its age was replaced"
 
     def __init__(self, brain: BrainAge, population: Population, name: str, path: Path) -> None:
         """Use `open`."""
-        self.name = name
-        self.path = path
+        super().__init__(name, path, {"app": "brain", "weights": brain.sha256}, _State())
         self._brain = brain
         self._population = population
-        self._lock = threading.RLock()
-        self._journal: Journal | None = None
-        self._file: tuple[int, int] | None = None
-        self._state = _State()
         self._taught: dict[str, np.ndarray] = {}  # features of lessons, by uid
 
     @classmethod
@@ -175,43 +170,9 @@ class Site:
         site.refresh()
         return site
 
-    def close(self) -> None:
-        """Close the journal."""
-        with self._lock:
-            if self._journal is not None:
-                self._journal.close()
-            self._journal, self._state = None, _State()
-
-    def __enter__(self) -> Site:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __len__(self) -> int:
         """Labelled scans in force."""
         return len(self._state.events)
-
-    def refresh(self) -> bool:
-        """Take over what other processes have taught or undone; cheap if there is nothing.
-
-        Returns:
-            Whether there was something new.
-        """
-        journal, version = self._journal, self._state.version
-        if journal is not None and version is not None and self._is_there():
-            if journal.version == version:
-                return False
-        elif journal is None and not self.path.exists():
-            return False
-        with self._lock:
-            before = self._state.version
-            journal = self._existing()
-            if journal is None:
-                self._state = _State()
-            elif (version := journal.version) != self._state.version:
-                self._state = self._derive(journal.events(), version)
-            return self._state.version != before
 
     def corrections(self, seen: Sequence[Seen]) -> np.ndarray:
         """(n,) years to add to each `raw_age`; 0 where nothing was taught."""
@@ -263,9 +224,8 @@ class Site:
                     return replace(lesson, seconds=time.perf_counter() - started)
                 writing.deactivate(e.seq for e in state.events if e.subject == event.subject)
                 kept = writing.append(TEACH, event.subject, event.details, event.arrays)
-            self._state = replace(self._state, version=None)
             self._taught[kept.uid] = self._features(seen)
-            self.refresh()
+            self._changed()
         lesson = replace(lesson, entry=kept.seq, refused=None)
         return replace(lesson, seconds=time.perf_counter() - started)
 
@@ -279,17 +239,15 @@ class Site:
             JournalError: the profile cannot be written.
         """
         with self._lock:
-            if self._existing() is None:
-                raise SiteError(f"the profile {self.name!r} was taught nothing yet")
+            self._needed()
             with self._writing() as (writing, _):
                 lessons = [e for e in writing.events(active=None) if e.kind == TEACH]
-                event = _to_undo(lessons, entry)
+                event = self._to_undo(lessons, entry)
                 writing.deactivate([event.seq])
                 same = [e for e in lessons if e.subject == event.subject and e.seq < event.seq]
                 replaced = event.details.get("replaces")
                 writing.activate(e.seq for e in same if e.uid == replaced)
-            self._state = replace(self._state, version=None)
-            self.refresh()
+            self._changed()
         return _entry(replace(event, active=False))
 
     def forget(self, entry: int | None = None) -> int:
@@ -301,21 +259,18 @@ class Site:
         Raises:
             SiteError: there is no such lesson.
         """
+
+        def chosen(events: list[Event]) -> list[Event]:
+            found = [event for event in events if entry in (None, event.seq)]
+            if entry is not None and not found:
+                raise SiteError(self._no_lesson(entry, events))
+            return found
+
         with self._lock:
-            journal = self._existing()
-            if journal is None:
-                if entry is not None:
-                    raise SiteError(f"the profile {self.name!r} was taught nothing yet")
-                return 0
-            with journal.writing() as writing:
-                known = {event.seq for event in writing.events(active=None)}
-                if entry is not None and entry not in known:
-                    raise SiteError(_no_lesson(entry, sorted(known)))
-                count = writing.erase(known if entry is None else [entry])
-            self._state = replace(self._state, version=None)
+            if entry is not None:
+                self._needed()
             self._taught.clear()
-            self.refresh()
-            return count
+            return len(self._erase(chosen))
 
     def taught(self) -> list[Seen]:
         """The labelled scans in force, as the journal keeps them, with the ages told."""
@@ -326,10 +281,7 @@ class Site:
 
     def history(self) -> list[SiteEntry]:
         """All lessons, oldest first, undone ones included."""
-        with self._lock:
-            journal = self._existing()
-            events = journal.events(active=None) if journal is not None else []
-        return [_entry(event) for event in events if event.kind == TEACH]
+        return [_entry(event) for event in self._lessons()]
 
     def export(self, path: str | os.PathLike[str]) -> int:
         """Write all lessons into one file; returns how many.
@@ -339,33 +291,7 @@ class Site:
             JournalError: it cannot be written, or would be too large to be read again.
         """
         with self._lock:
-            journal = self._existing()
-            if journal is None:
-                raise SiteError(f"the profile {self.name!r} was taught nothing yet")
-            return journal.export(path)
-
-    def import_(self, path: str | os.PathLike[str]) -> int:
-        """Add the lessons of an exported file; those already here are passed over.
-
-        Returns:
-            How many were new.
-
-        Raises:
-            JournalMismatch: it is of another model.
-            JournalCorrupt: it is no export, damaged, or holds what no lesson can.
-        """
-        with self._lock:
-            if self._existing() is None:
-                # A file that is refused leaves no empty profile behind.
-                with (
-                    tempfile.TemporaryDirectory(prefix="enn-import-") as folder,
-                    Journal.open(Path(folder) / "trial", identity=self._identity()) as trial,
-                ):
-                    trial.import_(path, accept=self._accept)
-            new = self._made().import_(path, accept=self._accept)
-            self._state = replace(self._state, version=None)
-            self.refresh()
-        return new
+            return self._needed().export(path)
 
     # --- inside --------------------------------------------------------------------------------
 
@@ -421,7 +347,7 @@ class Site:
         )
         return lesson, event
 
-    def _derive(self, events: Iterable[Event], version: int | None) -> _State:
+    def _derive(self, events: Sequence[Event], version: int | None) -> _State:
         taught = sorted((e for e in events if e.kind == TEACH), key=lambda e: e.seq)
         standing = {event.subject: event for event in taught}  # the newest of each scan
         kept = tuple(sorted(standing.values(), key=lambda e: e.seq))
@@ -459,53 +385,6 @@ class Site:
             inputs = _inputs(event, len(self._brain.model.members))
             self._taught[event.uid] = _checked_features(self._brain, self._population, inputs)
         return self._taught[event.uid]
-
-    # --- the journal ---------------------------------------------------------------------------
-
-    def _identity(self) -> dict[str, Any]:
-        return {"app": "brain", "weights": self._brain.sha256}
-
-    def _is_there(self) -> bool:
-        """Whether the open journal is still the file in its place."""
-        try:
-            info = os.stat(self.path)
-        except OSError:
-            return False
-        return (info.st_dev, info.st_ino) == self._file
-
-    def _existing(self) -> Journal | None:
-        """The journal, None if there is none (any more)."""
-        if self._journal is not None and not self._is_there():
-            self._journal = None  # not closed: another thread may just be reading it
-            self._state = _State()
-        if self._journal is None:
-            try:
-                self._adopt(Journal.open(self.path, identity=self._identity(), create=False))
-            except JournalMissing:
-                return None
-        return self._journal
-
-    def _made(self) -> Journal:
-        """The journal, which is made if there is none."""
-        journal = self._existing()
-        if journal is None:
-            journal = Journal.open(self.path, identity=self._identity())
-            self._adopt(journal)
-        return journal
-
-    def _adopt(self, journal: Journal) -> None:
-        info = os.stat(self.path)
-        self._journal, self._file = journal, (info.st_dev, info.st_ino)
-
-    @contextmanager
-    def _writing(self) -> Iterator[tuple[Writing, _State]]:
-        """A transaction, and what the site knows at its beginning."""
-        journal = self._made()
-        with journal.writing() as writing:
-            version = journal.version
-            if version != self._state.version:
-                self._state = self._derive(writing.events(), version)
-            yield writing, self._state
 
 
 def list_sites(brain: BrainAge, scope: str = LOCAL) -> list[str]:
@@ -646,27 +525,6 @@ def _inputs(event: Event, members: int) -> np.ndarray:
     if stored.ndim != 4 or len(stored) % members:
         raise SiteError(f"entry {event.seq} was taught to another model; erase it to go on")
     return stored.reshape(members, -1, *stored.shape[1:])
-
-
-def _to_undo(lessons: Sequence[Event], entry: int | None) -> Event:
-    active = [event for event in lessons if event.active]
-    if entry is None:
-        if not active:
-            raise SiteError("there is nothing left to undo")
-        return active[-1]
-    for event in lessons:
-        if event.seq == entry:
-            if not event.active:
-                raise SiteError(f"lesson {entry} is undone already, or its age was replaced")
-            return event
-    raise SiteError(_no_lesson(entry, [event.seq for event in active]))
-
-
-def _no_lesson(entry: int, known: Sequence[int]) -> str:
-    newest = ", ".join(map(str, known[-5:]))
-    return f"there is no lesson {entry}; " + (
-        f"the newest are {newest}" if newest else "none is left"
-    )
 
 
 def _entry(event: Event) -> SiteEntry:

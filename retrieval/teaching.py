@@ -14,12 +14,9 @@ Neither the weights nor the stored vectors change.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from os import PathLike
@@ -35,8 +32,7 @@ from enn_core.feedback import (
     Event,
     Journal,
     JournalCorrupt,
-    JournalMissing,
-    Writing,
+    Profile,
     latest,
 )
 from retrieval import guard, local_rule
@@ -115,20 +111,16 @@ class _Draft:
     state: Knowledge
 
 
-class Teacher:
+class Teacher(Profile[Knowledge]):
     """One profile of one model. Safe to use from several threads, and beside other processes."""
+
+    error = TeachError
 
     def __init__(self, model: QueryModel, name: str, path: Path) -> None:
         """Use `open`."""
-        self.name = name
-        self.path = path
+        super().__init__(name, path, _identity(model), NOTHING)
         self._model = model
-        self._identity = _identity(model)
-        self._lock = threading.RLock()
-        self._journal: Journal | None = None
-        self._file: tuple[int, int] | None = None
         self._anchors: np.ndarray | None = None
-        self._state = NOTHING
         self._tops: list[tuple[Mapping | None, np.ndarray, np.ndarray]] = []
         self._checked: dict[str, tuple[str, np.ndarray, Marks]] = {}
 
@@ -159,19 +151,6 @@ class Teacher:
         teacher.refresh()
         return teacher
 
-    def close(self) -> None:
-        """Close the journal."""
-        with self._lock:
-            if self._journal is not None:
-                self._journal.close()
-            self._journal, self._state = None, NOTHING
-
-    def __enter__(self) -> Teacher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __len__(self) -> int:
         """Number of taught queries."""
         return len(self._state.taught)
@@ -194,28 +173,6 @@ class Teacher:
     def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """(N, r) taught coordinates of text queries (N, r)."""
         return self._state.mapping.map(rows)
-
-    def refresh(self) -> bool:
-        """Take over what other processes have taught or undone since; cheap if there is nothing.
-
-        Returns:
-            Whether there was something new.
-        """
-        journal, version = self._journal, self._state.version
-        if journal is not None and version is not None and self._is_there():
-            if journal.version == version:
-                return False
-        elif journal is None and not self.path.exists():
-            return False
-        with self._lock:
-            before = self._state.version
-            journal = self._existing()
-            if journal is None:
-                self._state = NOTHING
-            elif (version := journal.version) != self._state.version:
-                # What is read may be newer than this version: then it is read again.
-                self._state = self._derive(journal.events(), version)
-            return self._state.version != before
 
     # --- teaching ------------------------------------------------------------------------------
 
@@ -310,18 +267,16 @@ class Teacher:
             JournalError: if the profile cannot be written.
         """
         with self._lock:
-            if self._existing() is None:
-                raise TeachError(f"the profile {self.name!r} was taught nothing yet")
+            self._needed()
             with self._writing() as (writing, state):
                 lessons = [e for e in writing.events(active=None) if e.kind == TEACH]
-                event = _to_undo(lessons, entry)
+                event = self._to_undo(lessons, entry)
                 writing.deactivate([event.seq])
                 remaining = [e for e in state.events if e.seq != event.seq]
                 refit = self._refit(remaining, event.subject, str(state.rule), index)
                 if refit is not None:
                     writing.append(REFIT, event.subject, *refit)
-            self._state = replace(self._state, version=None)
-            self.refresh()
+            self._changed()
         return history_entry(replace(event, active=False))
 
     def forget(self, text: str | None = None) -> int:
@@ -330,29 +285,20 @@ class Teacher:
         Returns:
             How many lessons are gone.
         """
+        subject = None if text is None else _subject(text)
+
+        def chosen(events: list[Event]) -> list[Event]:
+            return [event for event in events if subject in (None, event.subject)]
+
         with self._lock:
-            journal = self._existing()
-            if journal is None:
-                return 0
-            with journal.writing() as writing:
-                events = writing.events(active=None)
-                if text is not None:
-                    subject = _subject(text)
-                    events = [event for event in events if event.subject == subject]
-                writing.erase([event.seq for event in events])
-            self._state = replace(self._state, version=None)
             self._checked.clear()
-            self.refresh()
-            return sum(event.kind == TEACH for event in events)
+            return sum(event.kind == TEACH for event in self._erase(chosen))
 
     # --- looking -------------------------------------------------------------------------------
 
     def history(self) -> list[HistoryEntry]:
         """All lessons, oldest first, undone ones included."""
-        with self._lock:
-            journal = self._existing()
-            events = journal.events(active=None) if journal is not None else []
-        return [history_entry(event) for event in events if event.kind == TEACH]
+        return [history_entry(event) for event in self._lessons()]
 
     def marks(self, text: str, index: EigenIndex | None = None) -> dict[int, bool]:
         """The marks that hold for a query: id -> whether it is good.
@@ -395,35 +341,8 @@ class Teacher:
             The number of lessons in it.
         """
         with self._lock:
-            journal = self._existing()
-            if journal is None:
-                raise TeachError(f"the profile {self.name!r} was taught nothing yet")
-            journal.export(path)
+            self._needed().export(path)
         return len(self.history())
-
-    def import_(self, path: str | PathLike[str]) -> int:
-        """Add the lessons of an exported file; those already here are passed over.
-
-        Returns:
-            How many events were new.
-
-        Raises:
-            TeachError: if its lessons and those here were taught by different rules.
-            JournalMismatch: if it is of another model.
-            JournalCorrupt: if it is no export, damaged, or holds what no lesson can.
-        """
-        with self._lock:
-            if self._existing() is None:
-                # A file that is refused leaves no empty profile behind.
-                with (
-                    tempfile.TemporaryDirectory(prefix="enn-import-") as folder,
-                    Journal.open(Path(folder) / "trial", identity=self._identity) as trial,
-                ):
-                    trial.import_(path, accept=self._accept)
-            new = self._made().import_(path, accept=self._accept)
-            self._state = replace(self._state, version=None)
-            self.refresh()
-        return new
 
     def _accept(self, header: dict[str, Any], events: list[Event]) -> None:
         """Refuse lessons from elsewhere that this profile could not use."""
@@ -638,59 +557,15 @@ class Teacher:
 
     # --- the journal ---------------------------------------------------------------------------
 
-    def _is_there(self) -> bool:
-        """Whether the open journal is still the file in its place."""
-        try:
-            info = os.stat(self.path)
-        except OSError:
-            return False
-        return (info.st_dev, info.st_ino) == self._file
+    def _header(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return {}, {"anchors": self._protected().astype(np.float16)}
 
-    def _existing(self) -> Journal | None:
-        """The journal, None if there is none (any more)."""
-        if self._journal is not None and not self._is_there():
-            self._journal = None  # not closed: another thread may just be reading it
-            self._state = NOTHING
-        if self._journal is None:
-            try:
-                self._adopt(Journal.open(self.path, identity=self._identity, create=False))
-            except JournalMissing:
-                return None
-        return self._journal
-
-    def _made(self) -> Journal:
-        """The journal, which is made if there is none."""
-        journal = self._existing()
-        if journal is None:
-            anchors = self._protected().astype(np.float16)
-            journal = Journal.open(
-                self.path,
-                identity=self._identity,
-                header=lambda: ({}, {"anchors": anchors}),
-            )
-            self._adopt(journal)
-        return journal
-
-    def _adopt(self, journal: Journal) -> None:
+    def _opened(self, journal: Journal) -> None:
         anchors = journal.header[1].get("anchors")
         if anchors is None or anchors.ndim != 2 or anchors.shape[1] != self._model.dim:
-            journal.close()
             raise JournalCorrupt(f"{str(self.path)!r} lacks its protected queries; move it away")
-        info = os.stat(self.path)
-        self._journal, self._file = journal, (info.st_dev, info.st_ino)
         # Those that this profile was taught with: another version may ship others.
         self._anchors = anchors.astype(np.float64)
-
-    @contextmanager
-    def _writing(self) -> Iterator[tuple[Writing, Knowledge]]:
-        """A transaction, and what the profile knows at its beginning."""
-        journal = self._made()
-        with journal.writing() as writing:
-            version = journal.version
-            if version != self._state.version:
-                events = writing.events()
-                self._state = self._derive(events, version)
-            yield writing, self._state
 
     def _chosen(self, rule: str | None) -> str:
         """The rule of a lesson.
@@ -767,24 +642,6 @@ def _subject(text: str) -> str:
     except UnicodeEncodeError:
         raise TeachError("the query holds characters that are no text; type it anew") from None
     return subject
-
-
-def _to_undo(lessons: Sequence[Event], entry: int | None) -> Event:
-    active = [event for event in lessons if event.active]
-    if entry is None:
-        if not active:
-            raise TeachError("there is nothing left to undo")
-        return active[-1]
-    for event in lessons:
-        if event.seq == entry:
-            if not event.active:
-                raise TeachError(f"lesson {entry} is undone already")
-            return event
-    numbers = ", ".join(str(event.seq) for event in active[-5:])
-    raise TeachError(
-        f"there is no lesson {entry}; "
-        + (f"the newest are {numbers}" if active else "none is left")
-    )
 
 
 def _mean_rank(

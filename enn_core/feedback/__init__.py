@@ -15,6 +15,7 @@ from enn_core.feedback.journal import (
     JournalMissing,
     Writing,
 )
+from enn_core.feedback.profile import Profile
 from enn_core.feedback.projector import RecursiveProjector
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "JournalError",
     "JournalMismatch",
     "JournalMissing",
+    "Profile",
     "RecursiveProjector",
     "RidgeAdapter",
     "Writing",

@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
+from driver import browser, chromium
 from playwright.sync_api import Browser, BrowserContext
-from search_driver import SearchPage, Server, browser, chromium
+from search_driver import SearchPage, Server
 
 GALLERY = Path(__file__).resolve().parents[2] / "apps" / "gallery"
 
