@@ -31,14 +31,15 @@ class ClampedReLU(nn.Module):
     """`min(max(z, 0), 1)`: the rate of an integrate-and-fire neuron with threshold 1, soft reset.
 
     Shape: any, returned unchanged.
+
+    Attributes:
+        linear: inputs between these two change the output.
     """
+
+    linear = (0.0, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         return z.clamp(0.0, 1.0)
-
-    def responds(self, z: Tensor, margin: float) -> Tensor:
-        """Units (bool, shape of z) whose output changes if z moves by `margin`."""
-        return (z > -margin) & (z < 1.0 + margin)
 
 
 class LIF(nn.Module):
@@ -52,6 +53,10 @@ class LIF(nn.Module):
 
     Shape:
         Input currents and output spikes (steps * B, ...), float, spikes 0 or 1.
+
+    Attributes:
+        linear: mean currents between these two change the rate. Below `1 - leak` a constant current
+            never reaches the threshold; from 1 on the neuron fires in every step.
     """
 
     def __init__(self, steps: int, leak: float = 0.9, start: float = 0.5) -> None:
@@ -59,6 +64,7 @@ class LIF(nn.Module):
         if not 0 < leak <= 1:
             raise ValueError(f"leak must be above 0 and at most 1, got {leak}")
         self.steps, self.leak, self.start = check_steps(steps), leak, start
+        self.linear = (1.0 - leak, 1.0)
 
     def forward(self, current: Tensor) -> Tensor:
         currents = split_time(current, self.steps)
@@ -69,14 +75,6 @@ class LIF(nn.Module):
             spikes[now] = v >= 1.0
             v -= spikes[now]
         return spikes.flatten(0, 1)
-
-    def responds(self, z: Tensor, margin: float) -> Tensor:
-        """Units (bool) whose rate can change if their mean current z moves by `margin`.
-
-        Below `1 - leak` a constant current never reaches the threshold; from 1 on the neuron fires
-        in every step.
-        """
-        return (z > 1.0 - self.leak - margin) & (z < 1.0 + margin)
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, leak={self.leak}"

@@ -1,6 +1,7 @@
 """LOCO: learning from forward passes and one broadcast number, with projected updates."""
 
 from enn_core.loco.estimator import Estimate, Perturbation, perturb
+from enn_core.loco.init import calibrate_
 from enn_core.loco.projection import PROJECTIONS, InputProjection
 from enn_core.loco.rule import LOCO
 from enn_core.loco.stages import Stage, UnsupportedModel, to_stages
@@ -13,6 +14,7 @@ __all__ = [
     "Perturbation",
     "Stage",
     "UnsupportedModel",
+    "calibrate_",
     "perturb",
     "to_stages",
 ]

@@ -115,8 +115,9 @@ def perturb(
         noise = how.sigma * torch.randn(
             how.probes, *current.shape, dtype=z.dtype, device=z.device
         )  # (probes, B, out, ...)
-        if how.gate and (responds := stage.responds(current, how.sigma)) is not None:
-            noise *= responds
+        if how.gate and stage.linear is not None:
+            low, high = stage.linear
+            noise *= (current > low - how.sigma) & (current < high + how.sigma)
         noises.append(noise)
         signed = torch.cat([torch.zeros_like(noise[:1]), noise, *([-noise] if signs == 2 else [])])
         copies = 1 if index == 0 else passes  # the first layer's output is computed once

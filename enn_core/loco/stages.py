@@ -6,9 +6,10 @@ these for `nn.Linear` and, by patches, for `nn.Conv2d`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,13 @@ class UnsupportedModel(ValueError):
     """The model is no chain of layers that a perturbation rule can train."""
 
 
-class _Responds(Protocol):
-    def responds(self, z: Tensor, margin: float) -> Tensor: ...
-
-
 @dataclass
 class Stage:
     """One layer with weights and what follows it up to the next.
 
-    Rows of its input are `[x; 1]` (the 1 only with a bias), `columns` long: one row per sample for
-    `nn.Linear`, one per patch for `nn.Conv2d`. Its matrix is (out, columns).
+    Shares the layer's parameters. Rows of its input are `[x; 1]` (the 1 only with a bias), `columns`
+    long: one row per sample for `nn.Linear`, one per patch for `nn.Conv2d`. Its matrix is
+    (out, columns).
     """
 
     name: str
@@ -77,14 +75,13 @@ class Stage:
             z = module(z)
         return z
 
-    def responds(self, z: Tensor, margin: float) -> Tensor | None:
-        """Units whose activation can answer a change by `margin`; None if all do."""
+    @property
+    def linear(self) -> tuple[float, float] | None:
+        """Outputs of the layer between these two move its activation; None if all do."""
         activation = self.after[0] if self.after else None
         if isinstance(activation, nn.ReLU):
-            return z > -margin
-        if hasattr(activation, "responds"):
-            return cast(_Responds, activation).responds(z, margin)
-        return None
+            return 0.0, math.inf
+        return getattr(activation, "linear", None)
 
     def add(self, change: Tensor) -> None:
         """Add a change (out, columns) to weight and bias, in place."""
