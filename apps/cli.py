@@ -1,10 +1,10 @@
 """The `enn` command.
 
 `enn search ...` is in `apps.cli_index`, `cli_search`, `cli_teach`, `cli_lessons`, `cli_transfer`,
-`cli_evaluate` and `cli_train`, `enn brain ...` in `apps.cli_brain_*`, `enn convert` and
-`enn fuse` in `apps.cli_core`. Here is the demo and what all commands share: errors in one line,
-exit codes, Ctrl-C, closed pipes. Nothing heavy is imported before a command runs, so that
-`enn --help` answers at once.
+`cli_evaluate` and `cli_train`, `enn brain ...` in `apps.cli_brain_*`, `enn train ...` in
+`apps.cli_classify`, `enn convert` and `enn fuse` in `apps.cli_core`. Here is the demo and what all
+commands share: errors in one line, exit codes, Ctrl-C, closed pipes. Nothing heavy is imported
+before a command runs, so that `enn --help` answers at once.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from apps import (  # noqa: F401
     cli_transfer,
 )
 from apps.cli_brain import brain_app
+from apps.cli_classify import train_app
 from apps.cli_core import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
 from apps.cli_options import search_app
 from apps.cli_terminal import (
@@ -70,6 +71,7 @@ _EXTRAS = {
     "nilearn": "neuro",
     "open_clip": "retrieval",
     "scipy": "neuro",
+    "sklearn": "train",
     "timm": "retrieval",
     "torchvision": "retrieval",
     "transformers": "retrieval",
@@ -195,6 +197,7 @@ Examples:
   enn demo search                          a page with a sample gallery
   enn search index ~/Photos                make a folder searchable
   enn search query "a dog in the snow"     find pictures in it
+  enn train classifier runs/digits         train a small network
 
 \b
 Exit codes: 0 ok, 1 finished with skipped items or a lesson refused, 2 user error,
@@ -213,6 +216,7 @@ Examples:
 )
 app.add_typer(search_app)
 app.add_typer(brain_app)
+app.add_typer(train_app)
 app.add_typer(demo_app)
 app.command("convert", epilog=CONVERT_EPILOG)(convert)
 app.command("fuse", epilog=FUSE_EPILOG)(fuse)
@@ -233,7 +237,7 @@ def _enn(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Search pictures with words, tell brain age, convert networks to eigen layers and back."""
+    """Search pictures with words, tell brain age, train networks and convert them."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_text
-import math
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from apps.cli_options import JsonOption, search_app
+from apps.cli_settings import SETTINGS, changed, keep_settings, plain_json
 from apps.cli_terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -31,9 +30,6 @@ from apps.cli_terminal import (
 )
 
 __all__ = ["train"]
-
-# The settings of a run, in its directory: a configuration file like any other.
-_SETTINGS = "settings.json"
 
 # Where `TrainConfig` and `train` of each recipe are.
 _RECIPES = {
@@ -145,8 +141,8 @@ def train(
     flags = _flags(dataset, images, annotations, split, weights)
     settings, run = _settings(source, flags, changes or [])
     first = int(os.environ.get("RANK", "0")) == 0
-    if first and not (resume and (output / _SETTINGS).is_file()):
-        _keep(output, settings)
+    if first and not (resume and (output / SETTINGS).is_file()):
+        keep_settings(output, settings)
     if not first:
         try:
             run(data=data, output=output, progress=None)
@@ -165,7 +161,7 @@ def train(
     ):
         result = run(data=data, output=output, progress=line.show)
     if json:
-        emit_json(_plain(result))
+        emit_json(plain_json(result))
     else:
         _say(result)
     return EXIT_OK
@@ -201,11 +197,11 @@ def _settings_of(output: Path, resume: bool) -> str:
             f"give --config: {', '.join(list_configs())}, or a .json file; `--config list` "
             "says what they are"
         )
-    if not (output / _SETTINGS).is_file():
+    if not (output / SETTINGS).is_file():
         raise CommandError(
-            f"{quote(output)} has no {_SETTINGS}; give the --config that the run was started with"
+            f"{quote(output)} has no {SETTINGS}; give the --config that the run was started with"
         )
-    return os.fspath(output / _SETTINGS)
+    return os.fspath(output / SETTINGS)
 
 
 def _flags(
@@ -260,46 +256,9 @@ def _settings(
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise CommandError(f"{source} trains in one process: start it without torchrun")
     config, library = map(import_module, _RECIPES[recipe])
-    changed = _changed({**given, **flags}, changes)
-    settings = make_settings(config.TrainConfig, changed, source)
+    values = changed({**given, **flags}, changes)
+    settings = make_settings(config.TrainConfig, values, source)
     return {"recipe": recipe, **asdict(settings)}, partial(library.train, settings)
-
-
-def _changed(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Settings with `name=value` applied; `a.b=value` changes one entry of an object."""
-    result = dict(given)
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if name in ("recipe", "description"):
-            raise CommandError(f"--set {name}: {name} is no setting; give another --config")
-        if not equals or not name:
-            raise CommandError(f"--set needs NAME=VALUE, as in lr=1e-3; got {change!r}")
-        value = _value(text)
-        outer, dot, inner = name.strip().partition(".")
-        if dot:
-            held = result.get(outer, {})
-            if not isinstance(held, Mapping):
-                raise CommandError(f"--set {name}: {outer} is {held!r}, it has no entries")
-            result[outer] = {**held, inner: value}
-        else:
-            result[outer] = value
-    return result
-
-
-def _value(text: str) -> Any:
-    """JSON, else the text itself: `--set rule=local` needs no quotes."""
-    try:
-        return json_text.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _keep(output: Path, settings: Mapping[str, Any]) -> None:
-    from retrieval.atomic import replacing
-
-    output.mkdir(parents=True, exist_ok=True)
-    with replacing(output / _SETTINGS) as temporary:
-        temporary.write_text(json_text.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _say(result: Mapping[str, Any]) -> None:
@@ -310,12 +269,3 @@ def _say(result: Mapping[str, Any]) -> None:
         else:
             emit(f"{key:<14} {value:.4g}" if isinstance(value, float) else f"{key:<14} {value}")
     note(f"use it: enn search index FOLDER --model {shlex.quote(printable(result['model']))}")
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can say: numbers that are none become null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -151,7 +151,10 @@ def _source(name: str, root: Path | None, size: int | None) -> Source:
         return sources.tiny_imagenet(root, size or 64)
     kind, _, folder = name.partition(":")
     if kind == "imagefolder" and folder:
-        return sources.image_folder(Path(folder).expanduser(), size or 224)
+        place = Path(folder).expanduser()
+        if root is not None and not place.is_dir() and (root / place).is_dir():
+            place = root / place
+        return sources.image_folder(place, size or 224)
     raise DataError(f"data {name!r} is unknown; give one of {', '.join(DATA_NAMES)}")
 
 

@@ -43,7 +43,7 @@ def test_every_command_has_help_with_examples_and_exit_codes(path):
     assert (code, err) == (0, "")
     assert out.startswith(f"Usage: {' '.join(path)}")
     assert "Examples:" in out
-    if path not in {("enn", "brain"), ("enn", "search"), ("enn", "demo")}:
+    if path not in {("enn", group) for group in ("brain", "demo", "search", "train")}:
         assert "Exit codes:" in out
     assert max(map(len, out.splitlines())) <= 90
 
@@ -58,6 +58,7 @@ def test_the_commands_of_the_manual_are_there():
     brain += ["export-bundle"]
     brain += ["teach", "history", "undo", "forget", "profiles", "export", "import"]
     expected |= {("enn", "brain")} | {("enn", "brain", name) for name in brain}
+    expected |= {("enn", "train"), ("enn", "train", "classifier")}
     assert {path for path, _ in commands()} == expected | {("enn", "convert"), ("enn", "fuse")}
 
 
@@ -67,7 +68,7 @@ def test_reference_page_equals_the_help():
 
 
 def test_a_group_alone_shows_its_help():
-    for args in ((), ("search",), ("brain",), ("demo",)):
+    for args in ((), ("search",), ("brain",), ("demo",), ("train",)):
         code, out, err = run(*args)
         assert (code, err) == (0, "")
         assert out.startswith("Usage: enn")

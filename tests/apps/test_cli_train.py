@@ -20,7 +20,7 @@ from cli_cases import ENN, GALLERY, document, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.cli_train import _changed, _value
+from apps.cli_settings import changed, json_value
 from retrieval.mini import train as mini
 from retrieval.training import run as contrastive
 
@@ -165,13 +165,13 @@ def test_settings_are_changed_by_name(tmp_path, library):
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5))
 def test_values_are_json_or_text(value):
-    assert _value(json.dumps(value)) == value
-    assert _changed({"a": 1}, [f"b={json.dumps(value)}"]) == {"a": 1, "b": value}
+    assert json_value(json.dumps(value)) == value
+    assert changed({"a": 1}, [f"b={json.dumps(value)}"]) == {"a": 1, "b": value}
 
 
 def test_a_deep_value_is_text():
-    assert _value("[" * 100_000) == "[" * 100_000
-    assert _value("runs/a=b") == "runs/a=b"
+    assert json_value("[" * 100_000) == "[" * 100_000
+    assert json_value("runs/a=b") == "runs/a=b"
 
 
 def test_only_the_first_process_speaks(tmp_path, library, monkeypatch):
