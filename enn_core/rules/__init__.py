@@ -17,26 +17,83 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 from enn_core.cuts import CutError
-from enn_core.rules.backprop import backprop_adamw, backprop_sgd
+from enn_core.loco.stages import UnsupportedModel
+from enn_core.rules import (
+    backprop,
+    dfa,
+    eigen,
+    forward_forward,
+    local,
+    mono_forward,
+    muon,
+    perturbation,
+    predsim,
+    regularised,
+)
 from enn_core.rules.base import Entry, Rule, RuleError, train_blocks
-from enn_core.rules.eigen import enn, enn_penalty
-from enn_core.rules.local import dgl, local_enn
 
 __all__ = ["RULES", "Entry", "Rule", "RuleError", "make_rule"]
 
 _RULES = {
-    "backprop-adamw": Entry(backprop_adamw, "Loshchilov & Hutter 2019, arXiv 1711.05101, Alg. 2"),
-    "backprop-sgd": Entry(backprop_sgd, "Sutskever et al. 2013, ICML 28, eq. 1-2 (momentum)"),
-    "enn": Entry(enn, "arXiv 2508.01219, eq. 3-4, Alg. 2; retraction in place of eq. 5"),
-    "enn-penalty": Entry(enn_penalty, "arXiv 2508.01219, eq. 3-5, Alg. 2"),
-    "local-enn": Entry(local_enn, "arXiv 2508.01219, eq. 6, Alg. 1; retraction", "cuts"),
-    "dgl": Entry(dgl, "Belilovsky et al. 2020, arXiv 1901.08164, Alg. 1", "cuts"),
+    "backprop-adamw": Entry(
+        backprop.backprop_adamw, "Loshchilov & Hutter 2019, arXiv 1711.05101, Alg. 2"
+    ),
+    "backprop-sgd": Entry(
+        backprop.backprop_sgd, "Sutskever et al. 2013, ICML 28, eq. 1-2: classical momentum"
+    ),
+    "enn": Entry(eigen.enn, "arXiv 2508.01219, eq. 3 and Alg. 2; retraction in place of eq. 5"),
+    "enn-penalty": Entry(eigen.enn_penalty, "arXiv 2508.01219, eq. 3-5 and Alg. 2"),
+    "muon": Entry(
+        muon.muon, "Jordan et al. 2024 by torch.optim.Muon; scaling of arXiv 2502.16982, sec. 2.2"
+    ),
+    "srip": Entry(
+        regularised.srip, "Bansal et al. 2018, arXiv 1810.09102: sigma(W^T W - I), power iteration"
+    ),
+    "ocnn": Entry(
+        regularised.ocnn, "Wang et al. 2020, arXiv 1911.12207: ||Conv(K, K, P, S) - I||_F^2"
+    ),
+    "local-enn": Entry(
+        local.local_enn,
+        "arXiv 2508.01219, eq. 6 and Alg. 1; retraction in place of the penalty",
+        "cuts",
+    ),
+    "dgl": Entry(local.dgl, "Belilovsky et al. 2020, arXiv 1901.08164, Alg. 1", "cuts"),
+    "predsim": Entry(
+        predsim.predsim,
+        "Nokland & Eidnes 2019, arXiv 1901.06656: (1 - beta) L_pred + beta L_sim",
+        "cuts",
+    ),
+    "mono-forward": Entry(
+        mono_forward.mono_forward,
+        "Gong et al. 2025, arXiv 2501.09238: cross-entropy of a_i M_i^T in every layer",
+        "cuts",
+    ),
+    "forward-forward": Entry(
+        forward_forward.forward_forward,
+        "Hinton 2022, arXiv 2212.13345, eq. 1: p(true) = sigma(goodness - threshold)",
+        "layers",
+    ),
+    "dfa": Entry(
+        dfa.dfa, "Nokland 2016, arXiv 1609.01596: delta a_i = (B_i e) * f'(a_i)", "layers"
+    ),
+    "node-perturbation": Entry(
+        partial(perturbation.loco, projection="none"),
+        "the estimator of arXiv 2602.22259 without its projection",
+        "layers",
+    ),
+    "loco": Entry(perturbation.loco, "Ma & Yu 2026, arXiv 2602.22259, reconstructed", "layers"),
+    "loco-mean": Entry(
+        partial(perturbation.loco, projection="mean"),
+        "control of LOCO: only the mean input is projected out",
+        "layers",
+    ),
 }
 RULES: Mapping[str, Entry] = MappingProxyType(_RULES)
 
@@ -82,9 +139,12 @@ def make_rule(
         )
     try:
         return entry.make(model, example, classes, lr=lr, steps=steps, seed=seed, **options)
-    except CutError as error:
+    except (CutError, UnsupportedModel) as error:
         able = ", ".join(rule for rule, other in RULES.items() if other.needs == "any")
-        raise RuleError(f"rule {name!r} cannot cut the model: {error}; or use {able}") from error
+        reason = str(error).partition(";")[0]
+        raise RuleError(
+            f"rule {name!r} cannot train this model ({reason}); rules that can: {able}"
+        ) from error
 
 
 def rule_options(name: str) -> list[str]:
