@@ -68,7 +68,7 @@ def build(page: BrainHandlers) -> gr.Blocks:
             with gr.Tab("All scans", id="all"):
                 table = html_block("", js_on_load=script("brain_table.js"), elem_id="enn-all")
             with gr.Tab("Site profiles", id="taught"):
-                taught = html_block("", js_on_load=script("brain_taught.js"), elem_id="enn-site")
+                taught = html_block("", js_on_load=script("taught.js"), elem_id="enn-site")
         timer = gr.Timer(0.6, active=False)
 
         shown = [scans, stage, quality, form, lesson, table, taught, timer, screen]

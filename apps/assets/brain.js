@@ -14,7 +14,7 @@ window.ennBrain = (() => {
   const keepSession = (token) => {
     try { sessionStorage.setItem("enn-brain-session", token); } catch { /* private mode */ }
   };
-  const keepSite = (name) => {
+  window.enn.remember = (name) => {
     try { localStorage.setItem("enn-brain-site", name); } catch { /* private mode */ }
   };
 
@@ -23,5 +23,5 @@ window.ennBrain = (() => {
   const view = (facts) => { wanted = facts; show(facts); };
   const viewer = (handler) => { show = handler; if (wanted) show(wanted); };
 
-  return { remembered, keepSession, keepSite, view, viewer };
+  return { remembered, keepSession, view, viewer };
 })();

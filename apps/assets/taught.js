@@ -1,4 +1,4 @@
-// The tab of what was taught: profiles, history, files.
+// The tab of what was taught, on both pages: profiles, history, files.
 const problem = (text) => {
   const line = element.querySelector(".enn-problem");
   if (line) line.textContent = text;
