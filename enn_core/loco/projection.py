@@ -9,7 +9,7 @@ the inputs, its variance falls to `tr(P C) / tr(C)`, `C` the second moment of th
 * `cluster`: batch means of normalised rows go into a ring buffer, k-means finds their centres, the
   one nearest to the current mean is dropped, and `P = I - U (U^T U)^-1 U^T` removes the others U.
 * `low-rank`: `P = D (D^T D)^-1 D^T`, D the mean and the principal directions of a batch's rows.
-* `loco`: both: D is orthogonalised against U first, and what hardly remains is dropped.
+* `loco`: both: D is orthogonalised against U first, and directions that hardly remain are dropped.
 * `none`: the identity, which is node perturbation.
 """
 
@@ -155,17 +155,15 @@ def k_means(rows: Tensor, centres: Tensor, rounds: int = 2) -> Tensor:
 
 
 def orthonormal(directions: Tensor, remains: float) -> Tensor:
-    """Gram-Schmidt over columns (n, k), first one first: (n, at most k) orthonormal.
+    """Orthonormal basis (n, at most k) of columns (n, k), by their singular vectors.
 
-    A direction of which less than the length `remains` is new is dropped.
+    The span is Gram-Schmidt's; directions along which the columns have a singular value below
+    `remains` are dropped, whatever the order of the columns.
     """
-    # QR does not drop, but |R_ii| is what is new of column i if no column before it was dropped;
-    # a dropped column spans nothing new, so one more QR of the others is exact.
-    q, r = torch.linalg.qr(directions.double())
-    new = r.diagonal().abs() >= remains
-    if not bool(new.all()):
-        q, _ = torch.linalg.qr(directions.double()[:, new])
-    return q.to(directions)
+    values, vectors = torch.linalg.eigh(directions.T.double() @ directions.double())
+    new = values >= remains**2
+    basis = directions.double() @ (vectors[:, new] / values[new].sqrt())
+    return basis.to(directions)
 
 
 def _unit(row: Tensor) -> Tensor:

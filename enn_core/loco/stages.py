@@ -40,9 +40,9 @@ class UnsupportedModel(ValueError):
 class Stage:
     """One layer with weights and what follows it up to the next.
 
-    Shares the layer's parameters. Rows of its input are `[x; 1]` (the 1 only with a bias), `columns`
-    long: one row per sample for `nn.Linear`, one per patch for `nn.Conv2d`. Its matrix is
-    (out, columns).
+    Shares the layer's parameters. Rows of its input are `[x; 1]` (the 1 only with a bias) of
+    `columns` numbers: one row per sample for `nn.Linear`, one per patch for `nn.Conv2d`. Its
+    matrix is (out, columns).
     """
 
     name: str
