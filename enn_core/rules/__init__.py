@@ -39,7 +39,7 @@ from enn_core.rules import (
 )
 from enn_core.rules.base import Entry, Rule, RuleError, train_blocks
 
-__all__ = ["RULES", "Entry", "Rule", "RuleError", "make_rule"]
+__all__ = ["RULES", "Entry", "Rule", "RuleError", "make_rule", "rule_options"]
 
 _RULES = {
     "backprop-adamw": Entry(
@@ -124,7 +124,7 @@ def make_rule(
         steps: batches of the whole run.
         seed: of heads, feedback weights, and whatever is drawn while training.
         options: of this rule, see its factory; and, for those that a `LocalTrainer` carries out,
-            of `base.train_blocks` (task, clip, autocast, warm_up, wrap).
+            of `base.train_blocks` (task, clip, autocast, schedule, wrap).
 
     Raises:
         RuleError: no such rule or option, or the rule cannot train this model.

@@ -29,7 +29,7 @@ from enn_core.local import (
     random_stream,
 )
 
-WARM_UP = 0.05  # of the steps
+_WARM_UP = 0.05  # of the steps
 
 Needs = Literal["any", "cuts", "layers"]
 
@@ -131,7 +131,6 @@ def train_blocks(
     retract_every: int = 0,
     clip: float | None = None,
     autocast: torch.dtype | None = None,
-    warm_up: float = WARM_UP,
     schedule: MakeSchedule | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
 ) -> TrainerRule:
@@ -140,12 +139,11 @@ def train_blocks(
     Args:
         blocks: in training mode from now on.
         optimizer: makes each block's.
-        steps: length of the schedule: linear warm-up, then cosine to 0.
+        steps: of the whole run, at least 1.
         seed: of the random numbers drawn while training.
         task: loss of a prediction and the labels.
         penalty, retract_every, clip, autocast: as in `LocalTrainer`.
-        warm_up: share of the steps.
-        schedule: makes another one of each optimizer.
+        schedule: makes the scheduler of an optimizer; `warm_up_cosine` over `steps` by default.
         wrap: put around each block, e.g. `DistributedDataParallel`.
     """
     if steps < 1:
@@ -156,7 +154,7 @@ def train_blocks(
         [wrap(block) for block in blocks] if wrap else blocks,
         task,
         optimizer=optimizer,
-        schedule=schedule or partial(warm_up_cosine, steps=steps, warm_up=warm_up),
+        schedule=schedule or partial(warm_up_cosine, steps=steps),
         retract_every=retract_every,
         penalty=penalty,
         clip=clip,
@@ -166,9 +164,9 @@ def train_blocks(
     return TrainerRule(trainer, blocks)
 
 
-def warm_up_cosine(optimizer: Optimizer, steps: int, warm_up: float = WARM_UP) -> LambdaLR:
-    """From near 0 to the full rate in `warm_up * steps` steps, then by a half cosine to 0."""
-    rising = max(1, round(warm_up * steps))
+def warm_up_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """From near 0 to the full rate in 5 % of the steps, then by a half cosine to 0."""
+    rising = max(1, round(_WARM_UP * steps))
 
     def factor(step: int) -> float:
         if step < rising:
