@@ -40,6 +40,7 @@ from neuro.train import refit_heads_, train_network
 COUNTS = (0, 1, 3, 5, 10, 20)
 JUDGED = 10
 YOUNG = "oldest third"
+TUNED = "full fine-tuning"
 _BOOTSTRAP = 1000
 
 
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="*", default=list(range(5)))
     parser.add_argument("--sites", nargs="*", default=list(SITES), help="of --finetune")
     parser.add_argument("--counts", type=int, nargs="*", default=[10], help="of --finetune")
+    parser.add_argument("--tunes", type=int, default=3, help="draws of --finetune, at least 2")
     parser.add_argument("--networks", type=int, default=5, help="of --young")
     parser.add_argument("--strength", choices=("reported", "development"), default="reported")
     parser.add_argument("--draws", type=int, default=10)
@@ -266,38 +268,39 @@ def finetune(data: BrainDataset, args: argparse.Namespace) -> None:
         look(single, brains, split.test, kept)
         new, old = read(kept), read(args.kept / f"one{fold}-plain.npz")
         there = stems(stem, brains)
-        order = np.random.default_rng([7, 0]).permutation(len(split.test))
-        judged = order[-JUDGED:]
-        known = data.ages[split.test[judged]]
         for count in args.counts:
-            rows = order[:count]
-            ages = data.ages[split.test[rows]]
-            taught = Taught(new.features[rows], new.raw[rows], ages)
-            for name, rule in RULES.items():
-                correct = rule(taught, population)
-                gaps = {
-                    part: np.abs(looked.raw + correct(looked) - known).mean()
-                    for part, looked in (
-                        ("new", part_of(new, judged)),
-                        ("old", part_of(old, judged)),
-                    )
-                }
-                rows_out.append({"site": site, "labelled": count, "method": name, **gaps})
-            started = time.process_time()
-            tuned = tune(path, there[rows], ages)
-            seconds = time.process_time() - started
-            gaps = {
-                part: np.abs(ages_of(tuned, inputs[judged]) - known).mean()
-                for part, inputs in (("new", there), ("old", plain))
-            }
-            rows_out.append(
-                {"site": site, "labelled": count, "method": "full fine-tuning", **gaps}
-                | {"cpu_seconds": round(seconds, 1)}
-            )
-            print(site, count, {k: round(float(v), 2) for k, v in gaps.items()}, flush=True)
-            for row in rows_out:
-                row.update({part: round(float(row[part]), 3) for part in ("new", "old")})
+            gaps: dict[str, list[list[float]]] = {}
+            seconds = 0.0
+            for draw in range(args.tunes):
+                order = np.random.default_rng([7, draw]).permutation(len(split.test))
+                judged, rows = order[-JUDGED:], order[:count]
+                known = data.ages[split.test[judged]]
+                ages = data.ages[split.test[rows]]
+                taught = Taught(new.features[rows], new.raw[rows], ages)
+                looks = part_of(new, judged), part_of(old, judged)
+                for name, rule in RULES.items():
+                    correct = rule(taught, population)
+                    said = [looked.raw + correct(looked) for looked in looks]
+                    gaps.setdefault(name, []).append([_mae(each, known) for each in said])
+                started = time.process_time()
+                tuned = tune(path, there[rows], ages)
+                seconds += time.process_time() - started
+                said = [ages_of(tuned, inputs[judged]) for inputs in (there, plain)]
+                gaps.setdefault(TUNED, []).append([_mae(each, known) for each in said])
+            for name, pairs in gaps.items():
+                (new_mean, old_mean), sd = np.mean(pairs, 0), np.std(pairs, 0, ddof=1)
+                row = {"site": site, "labelled": count, "method": name, "draws": args.tunes}
+                row |= {"new": round(new_mean, 3), "old": round(old_mean, 3)}
+                row |= {"new_sd": round(sd[0], 3), "old_sd": round(sd[1], 3)}
+                if name == TUNED:
+                    row["cpu_seconds"] = round(seconds / args.tunes, 1)
+                rows_out.append(row)
+            print(site, count, {k: np.mean(v, 0).round(2).tolist() for k, v in gaps.items()})
             write_rows("brain_feedback_finetune", rows_out)
+
+
+def _mae(said: np.ndarray, known: np.ndarray) -> float:
+    return float(np.abs(said - known).mean())
 
 
 @torch.no_grad()
