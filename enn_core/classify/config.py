@@ -50,7 +50,7 @@ class ClassifyConfig:
         clip_norm: bound of each block's gradient norm (0: none).
         label_smoothing: as usual.
         pad: pixels of margin for a random crop (0: none).
-        crop: [smallest, largest] share of the image in a random crop, or []; for photos.
+        crop: [smallest, largest] share of the image in a random crop, or [].
         flip: whether images are mirrored at random.
         randaugment: [operations, magnitude 0..30], or [].
         amp: "none", "bf16" or, on CUDA, "fp16".

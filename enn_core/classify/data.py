@@ -195,6 +195,13 @@ def take(images: Images, rows: Tensor) -> Images:
 def _statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if isinstance(images, ImageFiles):
         return sources.PHOTOS
-    x = in_unit_range(images).double().transpose(0, 1).flatten(1)
-    std = x.std(1).clamp_min(1e-6)  # a channel may be empty
-    return tuple(x.mean(1).tolist()), tuple(std.tolist())
+    total, squares = (torch.zeros(images.shape[1], dtype=torch.float64) for _ in range(2))
+    for part in images.split(4096):  # all at once would take eight bytes a pixel
+        x = in_unit_range(part).double()
+        total += x.sum((0, 2, 3))
+        squares += x.square().sum((0, 2, 3))
+    count = images.numel() / images.shape[1]
+    mean = total / count
+    # A channel may be empty.
+    std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -28,7 +28,7 @@ class Augment:
 
     Attributes:
         pad: pixels of margin for a random crop (0: none).
-        crop: (smallest, largest) share of the image in a random crop, or (); files alone.
+        crop: (smallest, largest) share of the image in a random crop, or ().
         flip: whether to mirror every second image.
         randaugment: (operations, magnitude), or ().
     """
@@ -55,7 +55,7 @@ class Augment:
             steps.append(v2.RandomHorizontalFlip())
         if self.randaugment:
             steps.append(v2.RandAugment(*self.randaugment))
-        return v2.Compose(steps)
+        return v2.Compose(steps) if steps else lambda image: image
 
 
 class Batches(Sampler[list[Key]]):

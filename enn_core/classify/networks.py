@@ -208,11 +208,11 @@ class TinyViT(nn.Sequential):
         heads: int = 4,
     ) -> None:
         sides = shape[1:]
-        fitting = [p for p in range(2, min(sides) + 1) if not (sides[0] % p or sides[1] % p)]
+        fitting = [p for p in range(2, min(sides) // 2 + 1) if not (sides[0] % p or sides[1] % p)]
         patch = next((p for p in fitting if max(sides) <= 8 * p), None)
         if patch is None:
             raise NetworkError(
-                f"vit-tiny cannot cut images of {sides[0]} x {sides[1]} into at most 8 x 8 square "
+                f"vit-tiny cannot cut images of {sides[0]} x {sides[1]} into 2 x 2 to 8 x 8 "
                 "patches; give images of another size"
             )
         super().__init__(
