@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Two processes of one thread each: files of tests are shared out, a file stays in one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo demo-brain test test-quiet test-slow lint setup clean
+.PHONY: demo demo-brain docs test test-quiet test-slow lint setup clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ demo: setup
 
 demo-brain: setup
 	$(BIN)/enn demo brain --host $(HOST) --port $(PORT)
+
+# Pages in build/docs, readable without a server.
+docs: setup
+	$(BIN)/mkdocs build --quiet
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,17 +1,43 @@
-"""The code in docs/python.md runs, from the first block to the last."""
+"""The code in docs/index.md and docs/python.md runs, from the first block to the last."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("faiss")
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def test_reference_is_built(tmp_path):
+    pytest.importorskip("mkdocs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "api" / "enn_core.html").read_text(encoding="utf-8")
+    assert "Convert a model's linear and convolution layers" in page
+
+
+def test_start_page():
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    (block,) = BLOCK.findall(page)
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/index.md", "exec"), names)
+    assert len(names["losses"]) == 4
+    assert not any(name.endswith("Lambda") for name in names["plain"].state_dict())
 
 
 def test_python_page(tmp_path, monkeypatch, capsys):
