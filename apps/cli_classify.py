@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from apps.cli_bench import add_bench
 from apps.cli_options import JsonOption
 from apps.cli_settings import SETTINGS, changed, keep_settings, plain_json
 from apps.cli_terminal import (
@@ -40,6 +41,9 @@ Examples:
 \b
 `enn search train` and `enn brain train` train the models of the two apps.""",
 )
+
+
+add_bench(train_app)
 
 
 @train_app.callback(invoke_without_command=True)

@@ -1,0 +1,130 @@
+"""The bench itself: finds what is missing, runs it in processes, keeps every finished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from enn_core.bench.plan import missing
+from enn_core.bench.report import table, write
+from enn_core.bench.runs import Cell, Method, Run, execute, prepare
+from enn_core.bench.store import Store
+from enn_core.bench.suites import Suite
+from enn_core.rules import RuleError
+
+__all__ = ["bench", "trainable"]
+
+Progress = Callable[[str, int, int, str], None]
+Pair = tuple[Cell, Method]
+
+
+def bench(
+    suite: Suite,
+    folder: Path,
+    *,
+    pairs: Iterable[Pair] | None = None,
+    root: Path | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Run what of a suite is missing in a folder, and write its tables.
+
+    Args:
+        suite: what is compared.
+        folder: of `runs.jsonl` (one line per finished run, which a later call does not repeat),
+            `runs.csv`, `table.csv` and `table.png`.
+        pairs: run only these, in this order; the tables tell of all that is there.
+        root: directory of the data sets; the environment variable ENN_DATA if None.
+        workers: processes that run at once.
+        progress: called with (stage, done, total, note); the total grows with the grids.
+
+    Returns:
+        The rows of `table.csv`, see `report.table`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    store = Store(folder / "runs.jsonl")
+    say = progress or (lambda *_: None)
+    say("looking what each rule can train", 0, 1, "")
+    able, _ = trainable(suite.pairs if pairs is None else pairs, suite.seeds.choosing[0], root)
+
+    def todo() -> list[Run]:
+        """What can be started, once each: methods may share runs."""
+        runs = [r for pair in able for r in missing(*pair, suite.seeds, store.rows)[0]]
+        return list({run.key: run for run in runs}.values())
+
+    def keep(row: dict[str, Any]) -> None:
+        store.add(row)
+        left = len(todo())
+        done = len(store.rows)
+        say("runs", done, done + left, f"{row['cell']} {row['method']}")
+
+    try:
+        if workers == 1:
+            _run_here(todo, partial(execute, root=root), keep)
+        else:
+            _run_in_processes(todo, partial(execute, root=root), keep, workers)
+    finally:
+        if store.rows:
+            write(suite, store.rows, folder)
+    return table(suite, store.rows)
+
+
+def trainable(
+    pairs: Iterable[Pair], seed: int, root: Path | None
+) -> tuple[list[Pair], dict[tuple[str, str], str]]:
+    """Pairs whose rule can train the network, and why not, by cell and method, for the others."""
+    able: list[Pair] = []
+    reasons: dict[tuple[str, str], str] = {}
+    known: dict[tuple[str, str, str], str] = {}
+    for cell, method in pairs:
+        key = (cell.data, cell.arch, method.rule + json.dumps(method.options))
+        if key not in known:
+            try:
+                prepare(Run(cell, method, method.grid[0], seed), root)
+                known[key] = ""
+            except RuleError as error:
+                known[key] = str(error)
+        if known[key]:
+            reasons[cell.name, method.label] = known[key]
+        else:
+            able.append((cell, method))
+    return able, reasons
+
+
+def _run_here(
+    todo: Callable[[], Sequence[Run]],
+    do: Callable[[Run], dict[str, Any]],
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    while runs := todo():
+        keep(do(runs[0]))
+
+
+def _run_in_processes(
+    todo: Callable[[], Sequence[Run]],
+    do: Callable[[Run], dict[str, Any]],
+    keep: Callable[[dict[str, Any]], None],
+    workers: int,
+) -> None:
+    flying: dict[Future[dict[str, Any]], str] = {}
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        while True:
+            started = set(flying.values())
+            for run in todo():
+                if len(flying) == workers:
+                    break
+                if run.key not in started:
+                    flying[pool.submit(do, run)] = run.key
+            if not flying:
+                return
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                del flying[future]
+                keep(future.result())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,138 @@
+"""The tables of the bench: CSV of runs, CSV and picture of what follows from them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from enn_core.atomic import replacing
+from enn_core.bench.plan import Row, missing
+from enn_core.bench.runs import Run
+from enn_core.bench.statistics import paired, spread
+from enn_core.bench.suites import BASELINE, Suite
+
+__all__ = ["table", "write"]
+
+_COSTS = ("cpu_s", "saved_mb", "stored", "trainable", "fused", "condition", "drift")
+_ORIGIN = ("commit", "machine", "torch", "date", "command")
+
+
+def table(suite: Suite, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """One row per cell and method whose rate has been chosen.
+
+    Columns: "cell", "method", "lr", "tried" (rates), "lr_at_edge", "seeds" (how many are
+    finished), "test_error" (mean, percent), "sd", "difference" to backprop with AdamW over the same
+    seeds, with its 95 % interval by Student's t ("low", "high"), means of the costs ("saved_mb":
+    peak of one step; "condition": median over weights), "diverged" (runs).
+    """
+    made = []
+    for cell in suite.cells:
+        results: dict[str, tuple[Any, list[Row]]] = {}
+        for method in suite.methods:
+            _, choice = missing(cell, method, suite.seeds, rows)
+            if choice is None:
+                continue
+            keys = [
+                Run(cell, method, choice.lr, seed, refit=cell.refit).key
+                for seed in suite.seeds.reported
+            ]
+            found = [rows[key] for key in keys if key in rows]
+            if found:
+                results[method.label] = (choice, found)
+        baseline = _by_seed(results[BASELINE][1]) if BASELINE in results else {}
+        for label, (choice, found) in results.items():
+            made.append(_line(cell.name, label, choice, found, baseline))
+    return made
+
+
+def _line(
+    cell: str, label: str, choice: Any, found: Sequence[Row], baseline: Mapping[int, float]
+) -> dict[str, Any]:
+    errors = _by_seed(found)
+    compared = paired(errors, baseline) if label != BASELINE else None
+    difference, limits = compared or (None, None)
+    line: dict[str, Any] = {
+        "cell": cell,
+        "method": label,
+        "lr": choice.lr,
+        "tried": " ".join(f"{lr:g}" for lr in choice.tried),
+        "lr_at_edge": choice.at_edge,
+        "seeds": len(found),
+        "test_error": _short(fmean(errors.values())),
+        "sd": _short(spread(list(errors.values()))),
+        "difference": _short(difference),
+        "low": _short(limits[0] if limits else None),
+        "high": _short(limits[1] if limits else None),
+    }
+    for name in _COSTS:
+        values = [row[name] for row in found if row.get(name) is not None]
+        middle = median if name == "cpu_s" else fmean  # a busy machine spoils single times
+        line[name] = _short(middle(values)) if values else None
+    line["diverged"] = sum(bool(row["diverged"]) for row in found)
+    for name in _ORIGIN:
+        line[name] = found[-1].get(name, "")
+    return line
+
+
+def _by_seed(rows: Iterable[Row]) -> dict[int, float]:
+    return {row["seed"]: row["test_error"] for row in rows}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def write(suite: Suite, rows: Mapping[str, Row], folder: Path) -> None:
+    """Write `runs.csv` (all finished runs), `table.csv` and `table.png`."""
+    order = sorted(rows.values(), key=lambda r: (r["cell"], r["method"], r["lr"], r["seed"]))
+    _write_csv(folder / "runs.csv", [{k: v for k, v in r.items() if k != "key"} for r in order])
+    lines = table(suite, rows)
+    if lines:
+        _write_csv(folder / "table.csv", lines)
+        plot(suite, lines, rows, folder / "table.png")
+
+
+def _write_csv(file: Path, rows: Sequence[Row]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, fieldnames=columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot(
+    suite: Suite, lines: Sequence[Mapping[str, Any]], rows: Mapping[str, Row], file: Path
+) -> None:
+    """Test error of every method, a panel per cell: mean and deviation, a dot per seed."""
+    from matplotlib.figure import Figure
+
+    cells = list(dict.fromkeys(line["cell"] for line in lines))
+    counts = [sum(line["cell"] == cell for line in lines) for cell in cells]
+    figure = Figure(figsize=(7, 0.9 * len(cells) + 0.26 * sum(counts)), layout="constrained")
+    panels = figure.subplots(len(cells), 1, squeeze=False, height_ratios=counts)[:, 0]
+    for axes, cell in zip(panels, cells, strict=True):
+        here = sorted(
+            (line for line in lines if line["cell"] == cell), key=lambda line: -line["test_error"]
+        )
+        for height, line in enumerate(here):
+            seen = [
+                row["test_error"]
+                for row in rows.values()
+                if (row["cell"], row["method"], row["lr"]) == (cell, line["method"], line["lr"])
+                and row["seed"] in suite.seeds.reported
+            ]
+            axes.plot(seen, [height] * len(seen), ".", color="0.7", markersize=4)
+            axes.errorbar(
+                line["test_error"], height, xerr=line["sd"] or 0.0, fmt="o", markersize=4,
+                color="tab:orange" if "enn" in line["method"] else "tab:blue",
+            )  # fmt: skip
+            if line["method"] == BASELINE:
+                axes.axvline(line["test_error"], color="0.8", zorder=0)
+        axes.set_yticks(range(len(here)), [line["method"] for line in here], fontsize=8)
+        axes.set_xscale("log")
+        axes.set_title(cell, fontsize=9, loc="left")
+        axes.set_xlabel("test error (%)", fontsize=8)
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,208 @@
+"""One run of the bench: a rule trains a network on data, and is judged.
+
+Runs of one seed share images, order, augmentation and initial weights, whatever the rule.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from enn_core.bench.measures import SavedMemory, about_weights, trained_modules
+from enn_core.bench.origin import provenance
+from enn_core.classify.data import ImageData, load_data
+from enn_core.classify.feed import Augment, Batches, feed
+from enn_core.classify.networks import build_network
+from enn_core.rules import Rule, make_rule
+
+__all__ = ["Cell", "Method", "Run", "execute", "prepare"]
+
+_JUDGED = 500  # images at once
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Data, network and budget that methods are compared on.
+
+    Attributes:
+        data: as `load_data` takes it.
+        train: images to learn from.
+        valid: images to choose the rate by.
+        arch: as `build_network` takes it.
+        steps, batch: the budget.
+        pad, flip: of the augmentation: margin of a random crop, mirroring.
+        refit: the chosen rate is run anew on training and validation images together.
+    """
+
+    data: str
+    train: int
+    valid: int
+    arch: str
+    steps: int
+    batch: int = 64
+    pad: int = 0
+    flip: bool = False
+    refit: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}-{self.train + self.valid * self.refit}/{self.arch}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A rule with its options, and the rates it is tried at.
+
+    Attributes:
+        label: in tables.
+        rule: its name in `RULES`.
+        grid: learning rates, ascending, of the series 1, 2, 5, 10, ...
+        options: of the rule.
+    """
+
+    label: str
+    rule: str
+    grid: tuple[float, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method on a cell with one rate and one seed; `refit`: on the validation images too."""
+
+    cell: Cell
+    method: Method
+    lr: float
+    seed: int
+    refit: bool = False
+
+    @property
+    def key(self) -> str:
+        """What decides the result; results of equal keys are interchangeable."""
+        cell = self.cell
+        parts = [
+            *(cell.data, cell.train, cell.valid, cell.arch, cell.steps, cell.batch),
+            *(cell.pad, cell.flip, self.refit and cell.refit),
+            *(self.method.rule, dict(self.method.options), self.lr, self.seed),
+        ]
+        return json.dumps(parts)
+
+
+def prepare(run: Run, root: Path | None) -> tuple[Rule, ImageData]:
+    """The rule with its fresh network, and the data.
+
+    Raises:
+        RuleError: the rule cannot train this network.
+    """
+    cell = run.cell
+    joined = run.refit and cell.refit
+    data = _load(cell.data, root, cell.train, cell.valid, run.seed, joined)
+    model = build_network(cell.arch, data.shape, len(data.classes), seed=run.seed)
+    rule = make_rule(
+        run.method.rule,
+        model,
+        data.normalized(data.train_x[torch.arange(8)]),
+        len(data.classes),
+        lr=run.lr,
+        steps=cell.steps,
+        seed=run.seed,
+        **dict(run.method.options),
+    )
+    return rule, data
+
+
+@lru_cache(maxsize=8)
+def _load(
+    name: str, root: Path | None, train: int, valid: int, seed: int, joined: bool
+) -> ImageData:
+    if joined:
+        train, valid = train + valid, 0
+    return load_data(name, root=root, train=train, valid=valid, seed=seed)
+
+
+def execute(run: Run, root: Path | None = None) -> dict[str, Any]:
+    """Train and judge; one thread.
+
+    Args:
+        run: what.
+        root: directory of the data sets.
+
+    Returns:
+        A row: what was run, errors in percent ("valid_error" None if nothing was set apart),
+        "loss" (mean of the last tenth of the steps), "diverged" (the loss was not finite: chance
+        is its error), "cpu_s" of the training steps, "saved_mb" (peak that autograd kept in the
+        first step, in 10^6 bytes, without weights and the batch), `about_weights`, `provenance`.
+    """
+    torch.set_num_threads(1)
+    cell = run.cell
+    rule, data = prepare(run, root)
+    per_epoch = len(data.train_y) // cell.batch
+    batches = Batches(
+        len(data.train_y), cell.batch, epochs=math.ceil(cell.steps / per_epoch), seed=run.seed
+    )
+    memory = SavedMemory()
+    losses: list[float] = []
+    diverged = False
+    start = time.process_time()
+    for x, y in feed(data.train_x, data.train_y, batches, Augment(cell.pad, flip=cell.flip), 0):
+        if len(losses) == cell.steps:
+            break
+        x = data.normalized(x)
+        try:
+            if losses:
+                losses.append(rule.step(x, y))
+            else:  # the first step is watched, and not timed
+                fixed = [t for m in trained_modules(rule) for t in m.state_dict().values()]
+                with memory.watch([x, *fixed]):
+                    losses.append(rule.step(x, y))
+                start = time.process_time()
+        except FloatingPointError:
+            diverged = True
+            break
+    spent = (time.process_time() - start) * cell.steps / max(1, cell.steps - 1)
+    chance = 100 * (1 - 1 / len(data.classes))
+    row: dict[str, Any] = {
+        "cell": cell.name,
+        "method": run.method.label,
+        "lr": run.lr,
+        "seed": run.seed,
+        "test_error": chance if diverged else _error(rule, data, data.test_x, data.test_y),
+        "valid_error": None,
+        "loss": round(sum(losses[-max(1, cell.steps // 10) :]) / max(1, cell.steps // 10), 5),
+        "diverged": diverged,
+        "cpu_s": round(spent, 2),
+        "saved_mb": round(memory.peak / 1e6, 3),
+        **_rounded(about_weights(rule) if not diverged else {}),
+        "train": len(data.train_y),
+        "steps": cell.steps,
+        "batch": cell.batch,
+        "refit": run.refit and cell.refit,
+        "key": run.key,
+        **provenance(),
+    }
+    if len(data.valid_y):
+        row["valid_error"] = chance if diverged else _error(rule, data, data.valid_x, data.valid_y)
+    return row
+
+
+@torch.no_grad()
+def _error(rule: Rule, data: ImageData, images: Any, labels: Tensor) -> float:
+    """Percent of wrong answers; scores that are not finite are wrong."""
+    right = 0
+    for rows in torch.arange(len(labels)).split(_JUDGED):
+        scores = rule.scores(data.normalized(images[rows]))
+        finite = scores.isfinite().all(1)
+        right += int(((scores.argmax(1) == labels[rows]) & finite).sum())
+    return round(100 * (1 - right / len(labels)), 4)
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}

@@ -1,0 +1,67 @@
+"""What the bench compares: methods with their rates, and cells of data, network and budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enn_core.bench.plan import Seeds
+from enn_core.bench.runs import Cell, Method
+from enn_core.rules import RULES
+
+__all__ = ["FULL", "QUICK", "Suite"]
+
+BASELINE = "backprop-adamw"
+
+_ADAM = (2e-3, 5e-3, 1e-2, 2e-2)
+_SGD = (2e-2, 5e-2, 0.1, 0.2)
+_SLOW = (5e-4, 1e-3, 2e-3, 5e-3)
+_GRIDS = {"backprop-sgd": _SGD, "node-perturbation": _SLOW, "loco": _SLOW, "loco-mean": _SLOW}
+
+METHODS = tuple(Method(rule, rule, _GRIDS.get(rule, _ADAM)) for rule in RULES)
+# ENN-l and DGL with other heads than their own (conv).
+HEADS = tuple(
+    Method(f"{rule}, {head} heads", rule, _ADAM, (("head", head),))
+    for rule in ("local-enn", "dgl")
+    for head in ("mlp", "linear")
+)
+
+_DIGITS = {"steps": 500, "batch": 32}
+
+
+def _cells(
+    data: str, train: int, valid: int, archs: tuple[str, ...], **budget: object
+) -> list[Cell]:
+    return [Cell(data, train, valid, arch, **budget) for arch in archs]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Methods, cells, seeds; `pairs` lists what is compared, in the order it is run."""
+
+    cells: tuple[Cell, ...]
+    methods: tuple[Method, ...]
+    seeds: Seeds
+
+    @property
+    def pairs(self) -> list[tuple[Cell, Method]]:
+        return [(cell, method) for cell in self.cells for method in self.methods]
+
+
+_NETWORKS = ("vit-tiny", "mlp", "resnet-small")
+FULL = Suite(
+    cells=(
+        *_cells("digits", 400, 200, _NETWORKS, **_DIGITS),
+        *_cells("digits", 1200, 200, _NETWORKS, refit=True, **_DIGITS),
+        *_cells("fashion-mnist", 10000, 2000, _NETWORKS, steps=800, pad=2),
+        *_cells("cifar10", 8000, 2000, _NETWORKS[::2], steps=1000, pad=4, flip=True),
+    ),
+    methods=(*METHODS, *HEADS),
+    seeds=Seeds(choosing=(0, 1), reported=(0, 1, 2, 3, 4)),
+)
+
+# A few minutes: three rates, three seeds, fewer steps; it shows the direction, not the numbers.
+QUICK = Suite(
+    cells=tuple(_cells("digits", 400, 200, ("vit-tiny", "mlp"), steps=200, batch=32)),
+    methods=tuple(Method(method.label, method.rule, method.grid[1:]) for method in METHODS),
+    seeds=Seeds(choosing=(0,), reported=(0, 1, 2)),
+)
