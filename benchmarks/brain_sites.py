@@ -2,8 +2,8 @@
 
 A site changes every brain in the same way (its contrast, its coil, its resolution) besides noise,
 which is drawn for each brain. Strengths: "reported" are those of the benchmark, "development"
-those that constants were chosen with; they share no value. The former were set so that each site adds
-three years of error at least, by the error of untaught networks alone.
+those that constants were chosen with; they share no value. The former were set so that each site
+adds three years of error at least, by the error of untaught networks alone.
 """
 
 from __future__ import annotations
