@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from enn_core.loco.stages import Stage
+from enn_core.loco.stages import Stage, over_time
 
 __all__ = ["LOSSES", "Estimate", "Perturbation", "SampleLoss", "perturb"]
 
@@ -109,9 +109,10 @@ def perturb(
     rows, noises = [], []
     for index, stage in enumerate(stages):
         clean = h if index == 0 else _clean(h, time, passes)
-        rows.append(stage.rows(clean.unflatten(0, (time, -1)).mean(0) if time > 1 else clean))
+        rows.append(stage.rows(over_time(clean, time)))
         z = stage.layer(h)
-        current = _clean(z, time, 1 if index == 0 else passes).unflatten(0, (time, -1)).mean(0)
+        copies = 1 if index == 0 else passes  # the first layer's output is computed once
+        current = over_time(_clean(z, time, copies), time)
         noise = how.sigma * torch.randn(
             how.probes, *current.shape, dtype=z.dtype, device=z.device
         )  # (probes, B, out, ...)
@@ -120,7 +121,6 @@ def perturb(
             noise *= (current > low - how.sigma) & (current < high + how.sigma)
         noises.append(noise)
         signed = torch.cat([torch.zeros_like(noise[:1]), noise, *([-noise] if signs == 2 else [])])
-        copies = 1 if index == 0 else passes  # the first layer's output is computed once
         z = z.unflatten(0, (time, copies, -1)) + signed
         h = stage.finish(z.flatten(0, 2))
     losses = loss(h, y.repeat(passes)).unflatten(0, (passes, -1))

@@ -37,6 +37,8 @@ class SoftProjector:
     def add(self, rows: Tensor, weight: float = 1.0) -> None:
         """Protect rows (N, columns), each counted `weight` times."""
         x = rows.double() * weight**0.5
+        if len(x) > x.shape[1]:
+            x = torch.linalg.qr(x, mode="r").R  # same second moment, fewer rows
         self.P = self.P.to(x.device)
         seen = self.P @ x.T  # (columns, N)
         inner = self.alpha * torch.eye(len(x)).to(x) + x @ seen

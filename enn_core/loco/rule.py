@@ -16,19 +16,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from enn_core.local import random_stream
-from enn_core.loco.estimator import LOSSES, Estimate, Perturbation, perturb
+from enn_core.loco.estimator import LOSSES, Estimate, Perturbation, SampleLoss, perturb
 from enn_core.loco.projection import InputProjection, Projection
 from enn_core.loco.stages import Stage, time_steps, to_stages
 
 __all__ = ["LOCO"]
 
 _WARM_UP = 0.05  # of the steps
+
+
+class Protects(Protocol):
+    """What `enn_core.continual.Protection` is to `LOCO`."""
+
+    def project(self, index: int, change: Tensor) -> Tensor:
+        """The allowed part of a change (out, columns) of layer `index`."""
+        ...
 
 
 class LOCO:
@@ -47,7 +55,9 @@ class LOCO:
         projection: of the update, on the input side: see `enn_core.loco.projection`.
         rank, clusters, buffer, every: see `InputProjection`.
         optimizer: `adam` or `sgd` (momentum 0.9), applied before the projection.
-        loss: `mse` (half squared distance to the one-hot label) or `ce`.
+        loss: `mse` (half squared distance to the one-hot label), `ce`, or a function of scores
+            (B, classes) and labels (B,) that gives the losses (B,).
+        protection: of earlier tasks' inputs, projects every update last: see `enn_core.continual`.
         seed: of the noise.
 
     Attributes:
@@ -75,7 +85,8 @@ class LOCO:
         buffer: int = 1000,
         every: int = 10,
         optimizer: Literal["adam", "sgd"] = "adam",
-        loss: Literal["mse", "ce"] = "mse",
+        loss: Literal["mse", "ce"] | SampleLoss = "mse",
+        protection: Protects | None = None,
         seed: int = 0,
     ) -> None:
         if not lr > 0:
@@ -84,13 +95,15 @@ class LOCO:
             raise ValueError(f"steps must be at least 0, got {steps}")
         if optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer must be adam or sgd, got {optimizer!r}")
-        if loss not in LOSSES:
+        if isinstance(loss, str) and loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.model = model
         self.first, self.stages = to_stages(model)
         self.time = time_steps(model)
         self.how = Perturbation(sigma, probes, antithetic, gate)
-        self.lr, self.length, self.loss, self.seed = lr, steps, LOSSES[loss], seed
+        self.lr, self.length, self.seed = lr, steps, seed
+        self.loss = LOSSES[loss] if isinstance(loss, str) else loss
+        self.protection = protection
         self.steps = 0
         self.projections = [
             InputProjection(
@@ -128,7 +141,10 @@ class LOCO:
         projection = self.projections[index]
         projection.observe(estimate.rows.flatten(0, 1))
         change = self.optimizers[index].direction(estimate.gradient(), self.steps)
-        self.stages[index].add(projection.project(change).mul_(-rate))
+        change = projection.project(change)
+        if self.protection is not None:
+            change = self.protection.project(index, change)
+        self.stages[index].add(-rate * change)
 
     def _schedule(self) -> float:
         if not self.length:

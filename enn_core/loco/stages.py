@@ -7,7 +7,7 @@ these for `nn.Linear` and, by patches, for `nn.Conv2d`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from enn_core.spiking import LIF, Decode, Encode
 
-__all__ = ["Stage", "UnsupportedModel", "time_steps", "to_stages"]
+__all__ = ["Stage", "UnsupportedModel", "layer_rows", "over_time", "time_steps", "to_stages"]
 
 
 _TIMED = (Encode, LIF, Decode)
@@ -128,6 +128,24 @@ def time_steps(model: nn.Module) -> int:
             f"the model mixes {', '.join(map(str, sorted(steps)))} time steps; use one number"
         )
     return steps.pop() if steps else 1
+
+
+def layer_rows(
+    first: Sequence[nn.Module], stages: Sequence[Stage], x: Tensor, time: int = 1
+) -> list[Tensor]:
+    """Input rows (B, positions, columns) of every layer for inputs (B, ...), means over time."""
+    h, every = x, []
+    for module in first:
+        h = module(h)
+    for stage in stages:
+        every.append(stage.rows(over_time(h, time)))
+        h = stage.finish(stage.layer(h))
+    return every
+
+
+def over_time(x: Tensor, time: int) -> Tensor:
+    """Mean over the time steps that a batch (time * B, ...) holds."""
+    return x if time == 1 else x.unflatten(0, (time, -1)).mean(0)
 
 
 def _leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
