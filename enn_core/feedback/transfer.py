@@ -44,7 +44,8 @@ from enn_core.feedback.journal import (
 __all__ = ["Accept", "export_journal", "import_journal"]
 
 FORMAT, VERSION = "enn-feedback", 1
-MAX_BYTES = 64 * 2**20
+# Lessons on brains are a megabyte each, and a site may teach hundreds of them.
+MAX_BYTES = 512 * 2**20
 # Small values take far more memory than text: two million of them some 200 MB.
 MAX_VALUES = 2_000_000
 
@@ -215,8 +216,11 @@ def _is_part(journal: Journal, file: Path) -> bool:
 
 def _read(name: str) -> bytes:
     try:
-        if not stat.S_ISREG(os.stat(name).st_mode):  # a pipe could wait, or never end
+        info = os.stat(name)
+        if not stat.S_ISREG(info.st_mode):  # a pipe could wait, or never end
             raise JournalError(f"cannot import {name!r}: it is no file; give the path of an export")
+        if info.st_size > MAX_BYTES:
+            raise _refused(name, f"it is larger than {MAX_BYTES:,} bytes")
         with open(name, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
