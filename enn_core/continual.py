@@ -174,11 +174,18 @@ class Protection:
         return [projector.used() for projector in self.projectors]
 
     def attach(self, optimizer: Optimizer) -> Callable[[], None]:
-        """Project every step of a torch optimizer over the model; returns what ends that."""
+        """Project every step of a torch optimizer over the model; returns what ends that.
+
+        The gradient is projected too, before the optimizer sees it: Adam then scales its steps to
+        what may be learnt, not to the gradients that earlier tasks forbid.
+        """
         before: list[Tensor] = []
 
+        @torch.no_grad()
         def remember(*_: Any) -> None:
             before[:] = [stage.matrix() for stage in self.stages]
+            for index, stage in enumerate(self.stages):
+                stage.set_gradient(self.project(index, stage.gradient()))
 
         @torch.no_grad()
         def project(*_: Any) -> None:

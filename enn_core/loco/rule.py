@@ -140,7 +140,10 @@ class LOCO:
     def _update(self, index: int, estimate: Estimate, rate: float) -> None:
         projection = self.projections[index]
         projection.observe(estimate.rows.flatten(0, 1))
-        change = self.optimizers[index].direction(estimate.gradient(), self.steps)
+        gradient = estimate.gradient()
+        if self.protection is not None:  # before Adam too, which else scales to what is forbidden
+            gradient = self.protection.project(index, gradient)
+        change = self.optimizers[index].direction(gradient, self.steps)
         change = projection.project(change)
         if self.protection is not None:
             change = self.protection.project(index, change)

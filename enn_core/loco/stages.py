@@ -93,10 +93,29 @@ class Stage:
 
     def matrix(self) -> Tensor:
         """Weight and bias as one matrix (out, columns), a copy."""
-        matrix = self.layer.weight.detach().flatten(1)
-        if self.layer.bias is not None:
-            matrix = torch.cat([matrix, self.layer.bias.detach()[:, None]], 1)
-        return matrix.clone()
+        return self._joined(self.layer.weight.detach(), self.layer.bias)
+
+    def gradient(self) -> Tensor:
+        """Gradients of weight and bias, that backpropagation left, as one matrix, a copy."""
+        weight, bias = self.layer.weight, self.layer.bias
+        if weight.grad is None or (bias is not None and bias.grad is None):
+            raise ValueError(f"layer {self.name} has no gradient; call backward before the step")
+        return self._joined(weight.grad, None if bias is None else bias.grad)
+
+    def set_gradient(self, gradient: Tensor) -> None:
+        """Put a matrix (out, columns) in place of the gradients of weight and bias."""
+        weight, bias = self.layer.weight, self.layer.bias
+        if bias is not None:
+            bias.grad = gradient[:, -1].clone()
+            gradient = gradient[:, :-1]
+        weight.grad = gradient.reshape(weight.shape).contiguous()
+
+    @staticmethod
+    def _joined(weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight = weight.flatten(1)
+        if bias is None:
+            return weight.clone()
+        return torch.cat([weight, bias.detach()[:, None]], 1)
 
 
 def to_stages(model: nn.Module) -> tuple[list[nn.Module], list[Stage]]:
