@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,14 @@ def _run_in_processes(
     keep: Callable[[dict[str, Any]], None],
     workers: int,
 ) -> None:
+    others = set(active_children())
     flying: dict[Future[dict[str, Any]], str] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for this process
+    )
     try:
         while True:
             started = set(flying.values())
@@ -127,4 +134,7 @@ def _run_in_processes(
                 del flying[future]
                 keep(future.result())
     finally:
+        if flying:  # stopped: nobody waits for these
+            for child in set(active_children()) - others:
+                child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,77 @@
+"""`enn train bench core`: what it runs, what it says, how it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from apps.cli_bench import bench_app, core
+from apps.cli_terminal import CommandError
+from enn_core.bench import suites
+from enn_core.bench.plan import Seeds
+from enn_core.bench.runs import Cell, Method
+from enn_core.bench.suites import Suite
+
+TINY = Suite(
+    (Cell("digits", 100, 50, "mlp:3x16", steps=5, batch=10),),
+    (Method("backprop-adamw", "backprop-adamw", (1e-2,)), Method("dfa", "dfa", (1e-2,))),
+    Seeds((0,), (0, 1)),
+)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(suites, "QUICK", TINY)
+
+
+def run(*args: str) -> Any:
+    app = typer.Typer()
+    app.add_typer(bench_app)
+    return CliRunner().invoke(app, ["bench", "core", *args], catch_exceptions=False)
+
+
+def test_table_and_files() -> None:
+    done = run("--quick", "--workers", "1")
+    assert done.exit_code == 0
+    assert "digits-100/mlp:3x16" in done.stdout
+    assert "backprop-adamw" in done.stdout
+    assert "[" in done.stdout.split("dfa")[1]  # the interval of its difference
+    folder = Path("runs/bench-quick")
+    names = {"runs.jsonl", "runs.csv", "table.csv", "table.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    before = (folder / "runs.jsonl").read_bytes()
+    again = json.loads(run("--quick", "--workers", "1", "--json").stdout)
+    assert (folder / "runs.jsonl").read_bytes() == before
+    assert [line["method"] for line in again["table"]] == ["backprop-adamw", "dfa"]
+    assert all(line["seeds"] == 2 for line in again["table"])
+
+
+def test_parts_of_a_suite() -> None:
+    listed = json.loads(run("--quick", "--list", "--json").stdout)
+    assert listed == {"cells": ["digits-100/mlp:3x16"], "methods": ["backprop-adamw", "dfa"]}
+    done = run("--quick", "--method", "dfa", "--workers", "1", "--output", "part", "--json")
+    assert [line["method"] for line in json.loads(done.stdout)["table"]] == ["dfa"]
+
+
+def test_what_does_not_exist() -> None:
+    with pytest.raises(CommandError, match="cell 'cifar' is unknown; give one of digits-100/mlp"):
+        run("--quick", "--cell", "cifar")
+    with pytest.raises(CommandError, match="method 'backprob' is unknown; give one of backprop"):
+        run("--quick", "--method", "backprob")
+    Path("file").touch()
+    with pytest.raises(CommandError, match="'file' is a file"):
+        run("--quick", "--output", "file")
+
+
+def test_it_is_a_command_of_enn_train() -> None:
+    from apps.cli_classify import train_app
+
+    groups = [group.typer_instance for group in train_app.registered_groups]
+    assert bench_app in groups
+    assert core in [command.callback for command in bench_app.registered_commands]
