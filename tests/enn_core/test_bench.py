@@ -262,6 +262,7 @@ def test_bench_writes_tables_and_runs_nothing_twice(
     assert table(wider, Store(tmp_path / "runs.jsonl").rows)[0]["seeds"] == 3
 
 
+@pytest.mark.slow
 def test_runs_are_shared_over_processes(tmp_path: Path) -> None:
     suite = replace(FEW, methods=(replace(ADAMW, grid=(1e-2, 2e-2, 5e-2)),))
     parallel = bench(suite, tmp_path / "two", workers=2)

@@ -16,16 +16,22 @@ from enn_core.rules.base import warm_up_cosine
 
 ANY_MODEL = [name for name in RULES if name not in LAYERWISE]
 # Chance is 0.1. Perturbing rules are slow learners.
-LEAST = {"node-perturbation": 0.3, "loco": 0.3, "loco-mean": 0.3, "forward-forward": 0.7}
+LEAST = {
+    "node-perturbation": 0.3,
+    "loco": 0.3,
+    "loco-mean": 0.4,
+    "forward-forward": 0.5,
+    "dfa": 0.7,
+}
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_learns_digits(name: str) -> None:
-    rule = made(name, mlp(), steps=150)
-    losses = train(rule, 150)
-    assert rule.steps == 150
+    rule = made(name, mlp(), steps=100)
+    losses = train(rule, 100, batch=50)
+    assert rule.steps == 100
     assert sum(losses[-20:]) < sum(losses[:20])
-    assert accuracy(rule) > LEAST.get(name, 0.85)
+    assert accuracy(rule) > LEAST.get(name, 0.8)
 
 
 @pytest.mark.parametrize("name", RULES)
