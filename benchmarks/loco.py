@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,10 +33,27 @@ import torch
 from record import RESULTS, provenance, write_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from enn_core.classify.data import ImageData, load_data
+from enn_core.continual import (
+    Protection,
+    Task,
+    accuracy_matrix_summary,
+    learn_stream,
+    permuted_stream,
+    restricted,
+    split_stream,
+)
+from enn_core.local import LocalBlock, LocalTrainer
 from enn_core.loco import LOCO, PROJECTIONS, calibrate_
-from enn_core.spiking import ClampedReLU
+from enn_core.loco.estimator import LOSSES
+from enn_core.loco.projector import HardProjector, SoftProjector
+from enn_core.rules.base import warm_up_cosine
+from enn_core.spiking import ClampedReLU, spiking_twin
+
+Projector = HardProjector | SoftProjector
 
 GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 START = {"backprop": 1e-3, "none": 3e-4, "low-rank": 3e-4}  # others: 3e-3
@@ -152,8 +170,6 @@ def train(
 
 def backprop(model: nn.Module, lr: float, steps: int) -> Callable[[Tensor, Tensor], float]:
     """Adam through the same layers, loss and schedule: what the estimates estimate."""
-    from enn_core.rules.base import warm_up_cosine
-
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     schedule = warm_up_cosine(optimizer, steps)
 
@@ -246,11 +262,356 @@ def deep(args: argparse.Namespace) -> None:
     compare(table, make, key, args.methods, args.seeds)
 
 
+CHOICES: dict[str, dict[str, Any]] = {
+    "as in deep": {},
+    "squared error": {"loss": "mse"},
+    "errors of clamped units kept": {"gate": False},
+    "sigma 0.05": {"sigma": 0.05},
+    "antithetic, sigma 0.05": {"antithetic": True, "sigma": 0.05},
+    "4 probes": {"probes": 4},
+    "SGD, lr 0.03": {"optimizer": "sgd", "lr": 0.03},
+    "usual initial weights": {"calibrate": False},
+}
+
+
+def choices(args: argparse.Namespace) -> None:
+    """One choice changed at a time, at one learning rate: digits, 11 layers."""
+    data = load("digits")
+    table = Table("loco_choices", ("choice", "method", "steps", "lr", "seed"))
+    for method, lr in (("mean", 3e-3), ("none", 3e-4)):
+        for choice, options in CHOICES.items():
+            for seed in args.seeds:
+
+                def one(
+                    options: dict[str, Any] = options,
+                    method: str = method,
+                    lr: float = lr,
+                    seed: int = seed,
+                ) -> dict[str, Any]:
+                    options = {"lr": lr, **options}
+                    model = network(data, "mlp", 11, 128, seed)
+                    if options.pop("calibrate", True):
+                        calibrate_(model, data.train_x[:500])
+                    else:
+                        usual_(model)
+                    return train(data, model, method, seed=seed, steps=args.steps, **options)
+
+                table.run(one, choice=choice, method=method, steps=args.steps, lr=lr, seed=seed)
+
+
+def usual_(model: nn.Sequential) -> None:
+    """He's weights, no bias: what deep rectifiers start from."""
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+
+def spiking(args: argparse.Namespace) -> None:
+    """The spiking forward itself is perturbed and trained, 11 weight layers, digits."""
+    data = load("digits")
+    key = {
+        "data": "digits",
+        "net": args.net,
+        "depth": args.depth,
+        "width": args.width,
+        "leak": args.leak,
+        "time": args.time,
+        "coding": args.coding,
+        "sigma": args.sigma,
+        "steps": args.steps,
+    }
+
+    def make(method: str, lr: float, seed: int) -> dict[str, Any]:
+        rate = network(data, args.net, args.depth, args.width, seed)
+        model = spiking_twin(rate, args.time, leak=args.leak, coding=args.coding)
+        torch.manual_seed(seed)
+        calibrate_(model, data.train_x[:300])
+        result = train(data, model, method, lr, seed, args.steps, sigma=args.sigma)
+        return {**result, "rate_test": percent(rate, data.test_x, data.test_y)}
+
+    table = Table("loco_spiking", (*key, "method", "lr", "seed"))
+    if args.lr is None:
+        compare(table, make, key, args.methods, args.seeds)
+        return
+    for method in args.methods:
+        for seed in args.seeds:
+            table.run(
+                lambda method=method, seed=seed: make(method, args.lr, seed),  # type: ignore[misc]
+                **key,
+                method=method,
+                lr=args.lr,
+                seed=seed,
+            )
+    summarise(table, (*key, "method"))
+
+
+HOLD = 1e-7  # alpha that lets nothing of an earlier task's inputs change
+SETTINGS: dict[str, Callable[[int, int], Projector] | None] = {
+    "no protection": None,
+    "soft, all layers 1e-2": lambda columns, place: SoftProjector(columns, 1e-2),
+    "hold, last soft 1e-1": lambda columns, place: SoftProjector(columns, HOLD if place else 1e-1),
+    "hold, last soft 1e-2": lambda columns, place: SoftProjector(columns, HOLD if place else 1e-2),
+    "hold, last soft 1e-3": lambda columns, place: SoftProjector(columns, HOLD if place else 1e-3),
+    "hold, last hard 0.9": lambda columns, place: (
+        SoftProjector(columns, HOLD) if place else HardProjector(columns, 0.9)
+    ),
+    "hold, last hard 0.97": lambda columns, place: (
+        SoftProjector(columns, HOLD) if place else HardProjector(columns, 0.97)
+    ),
+    "hold, last rank 20": lambda columns, place: (
+        SoftProjector(columns, HOLD) if place else HardProjector(columns, 1.0, rank=20)
+    ),
+}
+
+
+def streams(data: ImageData, scenario: str) -> tuple[list[Task], int]:
+    """Two tasks (three orders of pixels), and how many outputs the head has."""
+    parts = [
+        (images(x).flatten(1), y)
+        for x, y in (
+            (data.train_x, data.train_y),
+            (data.valid_x, data.valid_y),
+            (data.test_x, data.test_y),
+        )
+    ]
+    if scenario == "permuted":
+        return permuted_stream(*parts, tasks=3), 10
+    groups = (range(5), range(5, 10))
+    return split_stream(*parts, groups, scenario), 5 if scenario == "domain" else 10
+
+
+def continual(args: argparse.Namespace) -> None:
+    """Protection chosen on validation by seed 0, then the width, then the other seeds."""
+    key = ("data", "scenario", "rule", "setting", "width", "lr", "steps", "seed")
+    table = Table("loco_continual", key)
+    summary = []
+    for name in args.data:
+        data = load(name)
+        for scenario in args.scenarios:
+            if (name, scenario) == ("digits", "permuted"):
+                continue
+            stream, outputs = streams(data, scenario)
+            for rule, lr in (("backprop", 3e-3), ("loco", 3e-3)):
+
+                def one(
+                    setting: str,
+                    width: int,
+                    seed: int,
+                    stream: list[Task] = stream,
+                    outputs: int = outputs,
+                    rule: str = rule,
+                    lr: float = lr,
+                    name: str = name,
+                    scenario: str = scenario,
+                ) -> dict[str, str]:
+                    return table.run(
+                        lambda: learn_tasks(
+                            stream, outputs, rule, SETTINGS[setting], width, lr, args.steps, seed
+                        ),
+                        data=name,
+                        scenario=scenario,
+                        rule=rule,
+                        setting=setting,
+                        width=width,
+                        lr=lr,
+                        steps=args.steps,
+                        seed=seed,
+                    )
+
+                def valid(row: dict[str, str]) -> float:
+                    return float(row["valid_average"])
+
+                tried = [one(setting, args.widths[0], 0) for setting in SETTINGS]
+                best = max(tried, key=valid)
+                wider = [one(best["setting"], width, 0) for width in args.widths]
+                best = max(wider, key=valid)
+                chosen = (best["setting"], int(best["width"]))
+                for setting, width in (("no protection", args.widths[0]), chosen):
+                    rows = [one(setting, width, seed) for seed in args.seeds]
+                    summary.append(
+                        {
+                            "data": name,
+                            "scenario": scenario,
+                            "rule": rule,
+                            "setting": setting,
+                            "width": width,
+                            "seeds": len(rows),
+                            **{
+                                column: round(statistics.mean(float(r[column]) for r in rows), 4)
+                                for column in ("average", "kept", "learnt", "forgetting")
+                            },
+                            "used": rows[0]["used"],
+                        }
+                    )
+                write_rows("core/loco_continual_summary", summary)
+
+
+def learn_tasks(
+    stream: list[Task],
+    outputs: int,
+    rule: str,
+    make: Callable[[int, int], Projector] | None,
+    width: int,
+    lr: float,
+    steps: int,
+    seed: int,
+) -> dict[str, Any]:
+    """One wide hidden layer learns the stream; accuracies in shares, of valid and test part."""
+    torch.manual_seed(seed)
+    pixels = stream[0].train[0].shape[1]
+    model = nn.Sequential(nn.Linear(pixels, width), ClampedReLU(), nn.Linear(width, outputs))
+    calibrate_(model, stream[0].train[0][:500], spread=0.5)
+    protection = Protection(model, make) if make else None
+
+    def learn(index: int, task: Task) -> None:
+        x, y = task.train
+        loss = restricted(LOSSES["mse"], task.outputs)
+        generator = torch.Generator().manual_seed(100 * seed + index)
+        end: Callable[[], None] | None = None
+        if rule == "backprop":
+            optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+            schedule = warm_up_cosine(optimizer, steps)
+            end = protection.attach(optimizer) if protection else None
+        else:
+            learner = LOCO(
+                model,
+                lr=lr,
+                steps=steps,
+                loss=loss,
+                projection="none",
+                protection=protection,
+                seed=100 * seed + index,
+            )
+        for _ in range(steps):
+            chosen = torch.randint(len(x), (BATCH,), generator=generator)
+            if rule != "backprop":
+                learner.step(x[chosen], y[chosen])
+                continue
+            optimizer.zero_grad()
+            loss(model(x[chosen]), y[chosen]).mean().backward()
+            optimizer.step()
+            schedule.step()
+        if end:
+            end()
+
+    def after(index: int, task: Task) -> None:
+        if protection:
+            protection.add(task.train[0][:2000])
+
+    matrices = learn_stream(model, stream, learn, after)
+    return {
+        **{f"valid_{k}": v for k, v in accuracy_matrix_summary(matrices["valid"]).items()},
+        **accuracy_matrix_summary(matrices["test"]),
+        "matrix": json.dumps([[round(a, 4) for a in row] for row in matrices["test"]]),
+        "used": json.dumps([round(u, 3) for u in protection.used()] if protection else []),
+    }
+
+
+class Chain(TorchDispatchMode):
+    """Follows how many operations every tensor has behind it, one after the other.
+
+    An operation comes one after the latest of its inputs; views are none. What does not need
+    another's result could run at the same time, however the program orders it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind: dict[int, int] = {}
+        self.alive: list[Tensor] = []  # or a new tensor could get a dead one's address
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        level = 1 + max((self.of(t) for t in given), default=0)
+        storages = {t.untyped_storage().data_ptr() for t in given}
+        for t in made:
+            where = t.untyped_storage().data_ptr()
+            if where not in storages or func._schema.is_mutable:
+                self.behind[where] = max(level, self.behind.get(where, 0))
+        self.alive += made
+        return result
+
+    def of(self, tensor: Tensor) -> int:
+        return self.behind.get(tensor.untyped_storage().data_ptr(), 0)
+
+
+def sequential(args: argparse.Namespace) -> None:
+    """The longest chain of operations of a real update, and how much of it follows the last loss.
+
+    A forward pass is as long as the network is deep for every rule; what follows the loss is what
+    a rule adds, and no number of processors can do at the same time.
+    """
+    x, y = torch.rand(16, 32), torch.arange(16) % 10
+    rows = []
+    for depth in args.depths:
+        for rule in ("backprop", "local, 4 blocks", "local, a block per layer", "loco"):
+            torch.manual_seed(0)
+            widths = [32] * depth
+            layers = [nn.Sequential(nn.Linear(w, 32), ClampedReLU()) for w in widths[:-1]]
+            model = nn.Sequential(*layers, nn.Linear(32, 10))
+            chain, at_loss = Chain(), [0]
+            if rule == "loco":
+
+                def loss(
+                    scores: Tensor, y: Tensor, chain: Chain = chain, at_loss: list[int] = at_loss
+                ) -> Tensor:
+                    result = LOSSES["ce"](scores, y)
+                    at_loss[0] = chain.of(result)
+                    return result
+
+                step: Callable[[Tensor, Tensor], Any] = LOCO(
+                    model, lr=1e-3, steps=10, loss=loss
+                ).step
+            else:
+
+                def task(
+                    scores: Tensor, y: Tensor, chain: Chain = chain, at_loss: list[int] = at_loss
+                ) -> Tensor:
+                    result = F.cross_entropy(scores, y)
+                    at_loss[0] = chain.of(result)
+                    return result
+
+                blocks = 1 if rule == "backprop" else 4 if "4" in rule else depth
+                step = LocalTrainer(_blocks(list(model), blocks), task).step
+            for _ in range(2):  # states of the optimizer
+                step(x, y)
+            with chain:
+                step(x, y)
+            whole = max(chain.of(parameter) for parameter in model.parameters())
+            rows.append(
+                {
+                    "rule": rule,
+                    "depth": depth,
+                    "chain": whole,
+                    "to_loss": at_loss[0],
+                    "after_loss": whole - at_loss[0],
+                }
+            )
+            print(rows[-1], flush=True)
+    write_rows("core/loco_sequential", rows)
+
+
+def _blocks(layers: list[nn.Module], count: int) -> list[LocalBlock]:
+    """Equal shares of the layers, each with a linear head; the last layer is the last head."""
+    if count == 1:
+        return [LocalBlock(nn.Sequential(*layers[:-1]), layers[-1])]
+    count = min(count, len(layers) - 1)
+    bounds = [round(i * (len(layers) - 1) / count) for i in range(count + 1)]
+    parts = [nn.Sequential(*layers[a:b]) for a, b in pairwise(bounds)]
+    heads = [*(nn.Linear(32, 10) for _ in parts[:-1]), layers[-1]]
+    return [LocalBlock(part, head) for part, head in zip(parts, heads, strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
+
     command = commands.add_parser("deep")
     command.set_defaults(function=deep)
     command.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits")
@@ -259,6 +620,38 @@ def main() -> None:
     command.add_argument("--steps", type=int, default=1500)
     command.add_argument("--methods", nargs="+", default=["backprop", *PROJECTIONS])
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+
+    command = commands.add_parser("choices")
+    command.set_defaults(function=choices)
+    command.add_argument("--steps", type=int, default=1500)
+    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+
+    command = commands.add_parser("spiking")
+    command.set_defaults(function=spiking)
+    command.add_argument("--net", choices=("mlp", "conv"), default="mlp")
+    command.add_argument("--depth", type=int, default=11)
+    command.add_argument("--width", type=int, default=64)
+    command.add_argument("--leak", type=float, default=1.0)
+    command.add_argument("--time", type=int, default=8)
+    command.add_argument("--coding", choices=("constant", "poisson"), default="constant")
+    command.add_argument("--sigma", type=float, default=0.05)
+    command.add_argument("--steps", type=int, default=600)
+    command.add_argument("--lr", type=float, help="this rate alone, no search")
+    command.add_argument("--methods", nargs="+", default=["none", "mean", "loco"])
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+
+    command = commands.add_parser("continual")
+    command.set_defaults(function=continual)
+    command.add_argument("--data", nargs="+", default=["digits", "fashion-mnist"])
+    command.add_argument("--scenarios", nargs="+", default=["class", "task", "domain", "permuted"])
+    command.add_argument("--widths", type=int, nargs="+", default=[300, 800])
+    command.add_argument("--steps", type=int, default=500)
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+
+    command = commands.add_parser("sequential")
+    command.set_defaults(function=sequential)
+    command.add_argument("--depths", type=int, nargs="+", default=[3, 11, 15, 50])
+
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.function(args)
