@@ -69,11 +69,14 @@ def core(
     quick: Annotated[
         bool, typer.Option("--quick", help="Two small cells, three rates, three seeds.")
     ] = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="All of CIFAR-10 with a ResNet-18, on a CUDA device.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of runs and tables. [default: runs/bench, runs/bench-quick]",
+            help="Folder of runs and tables. [default: runs/bench, -quick or -large]",
             show_default=False,
         ),
     ] = None,
@@ -110,21 +113,23 @@ def core(
     The table tells the test error over the seeds and its difference to backpropagation, processor
     time, peak memory of a step, and how well conditioned and how orthogonal the weights end.
     """
-    from enn_core.bench.suites import FULL, QUICK
+    from enn_core.bench.suites import FULL, LARGE, QUICK
 
-    suite = QUICK if quick else FULL
+    if quick and large:
+        raise CommandError("--quick and --large exclude each other; give one of them")
+    suite = QUICK if quick else LARGE if large else FULL
     cells = _chosen("cell", cell, suite.cells, [c.name for c in suite.cells])
     methods = _chosen("method", method, suite.methods, [m.label for m in suite.methods])
     if list_:
         _list(suite, json)
         return
-    output = output or Path("runs/bench-quick" if quick else "runs/bench")
+    output = output or Path("runs/bench" + "-quick" * quick + "-large" * large)
     if output.exists() and not output.is_dir():
         raise CommandError(f"{quote(output)} is a file; give a directory")
     from enn_core.bench.core import bench
 
     with ProgressLine() as line, stoppable("stopped; finished runs are kept, call again to go on"):
-        lines = bench(
+        lines, left_out = bench(
             suite,
             output,
             pairs=[(c, m) for c in cells for m in methods],
@@ -133,9 +138,15 @@ def core(
             progress=line.show,
         )
     if json:
-        emit_json({"output": str(output), "table": lines})
+        reasons: dict[str, dict[str, str]] = {}
+        for (in_cell, name), reason in left_out.items():
+            reasons.setdefault(in_cell, {})[name] = reason
+        emit_json({"output": str(output), "table": lines, "left_out": reasons})
         return
     _show(lines)
+    for in_cell in dict.fromkeys(in_cell for in_cell, _ in left_out):
+        names = [name for where, name in left_out if where == in_cell]
+        emit(f"cannot train {in_cell}: {', '.join(names)} (--json says why)")
     emit(f"{counted(len(lines), 'row')} in {printable(output / 'table.csv')}, table.png beside it")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from enn_core.bench.plan import missing
 from enn_core.bench.report import table, write
@@ -18,10 +18,22 @@ from enn_core.bench.store import Store
 from enn_core.bench.suites import Suite
 from enn_core.rules import RuleError
 
-__all__ = ["bench", "trainable"]
+__all__ = ["Result", "bench", "trainable"]
 
 Progress = Callable[[str, int, int, str], None]
 Pair = tuple[Cell, Method]
+
+
+class Result(NamedTuple):
+    """What a bench tells.
+
+    Attributes:
+        table: see `report.table`.
+        left_out: why a method cannot train a network, by cell and method.
+    """
+
+    table: list[dict[str, Any]]
+    left_out: dict[tuple[str, str], str]
 
 
 def bench(
@@ -32,7 +44,7 @@ def bench(
     root: Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> Result:
     """Run what of a suite is missing in a folder, and write its tables.
 
     Args:
@@ -43,15 +55,17 @@ def bench(
         root: directory of the data sets; the environment variable ENN_DATA if None.
         workers: processes that run at once.
         progress: called with (stage, done, total, note); the total grows with the grids.
-
-    Returns:
-        The rows of `table.csv`, see `report.table`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder / "runs.jsonl")
     say = progress or (lambda *_: None)
     say("looking what each rule can train", 0, 1, "")
-    able, _ = trainable(suite.pairs if pairs is None else pairs, suite.seeds.choosing[0], root)
+    able, left_out = trainable(
+        suite.pairs if pairs is None else pairs,
+        suite.seeds.choosing[0],
+        root,
+        {(row["cell"], row["method"]) for row in store.rows.values()},
+    )
 
     def todo() -> list[Run]:
         """What can be started, once each: methods may share runs."""
@@ -72,17 +86,28 @@ def bench(
     finally:
         if store.rows:
             write(suite, store.rows, folder)
-    return table(suite, store.rows)
+    return Result(table(suite, store.rows), left_out)
 
 
 def trainable(
-    pairs: Iterable[Pair], seed: int, root: Path | None
+    pairs: Iterable[Pair],
+    seed: int,
+    root: Path | None,
+    tried: Collection[tuple[str, str]] = (),
 ) -> tuple[list[Pair], dict[tuple[str, str], str]]:
-    """Pairs whose rule can train the network, and why not, by cell and method, for the others."""
+    """Pairs whose rule can train the network, and why not, by cell and method, for the others.
+
+    Args:
+        pairs, seed, root: as in `bench`; a network of this seed is built for each.
+        tried: cells and methods that are known to work.
+    """
     able: list[Pair] = []
     reasons: dict[tuple[str, str], str] = {}
     known: dict[tuple[str, str, str], str] = {}
     for cell, method in pairs:
+        if (cell.name, method.label) in tried:
+            able.append((cell, method))
+            continue
         key = (cell.data, cell.arch, method.rule + json.dumps(method.options))
         if key not in known:
             try:

@@ -16,7 +16,7 @@ from enn_core.bench.suites import BASELINE, Suite
 
 __all__ = ["table", "write"]
 
-_COSTS = ("cpu_s", "saved_mb", "stored", "trainable", "fused", "condition", "drift")
+_COSTS = ("cpu_s", "wall_s", "saved_mb", "stored", "trainable", "fused", "condition", "drift")
 _ORIGIN = ("commit", "machine", "torch", "date", "command")
 
 
@@ -69,7 +69,7 @@ def _line(
     }
     for name in _COSTS:
         values = [row[name] for row in found if row.get(name) is not None]
-        middle = median if name == "cpu_s" else fmean  # a busy machine spoils single times
+        middle = median if name.endswith("_s") else fmean  # a busy machine spoils single times
         line[name] = _short(middle(values)) if values else None
     line["diverged"] = sum(bool(row["diverged"]) for row in found)
     for name in _ORIGIN:

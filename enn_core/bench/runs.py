@@ -40,6 +40,7 @@ class Cell:
         steps, batch: the budget.
         pad, flip: of the augmentation: margin of a random crop, mirroring.
         refit: the chosen rate is run anew on training and validation images together.
+        device: "cpu" (one thread) or "cuda".
     """
 
     data: str
@@ -51,6 +52,7 @@ class Cell:
     pad: int = 0
     flip: bool = False
     refit: bool = False
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -92,6 +94,7 @@ class Run:
             *(cell.data, cell.train, cell.valid, cell.arch, cell.steps, cell.batch),
             *(cell.pad, cell.flip, self.refit and cell.refit),
             *(self.method.rule, dict(self.method.options), self.lr, self.seed),
+            *([cell.device] if cell.device != "cpu" else []),
         ]
         return json.dumps(parts)
 
@@ -101,15 +104,21 @@ def prepare(run: Run, root: Path | None) -> tuple[Rule, ImageData]:
 
     Raises:
         RuleError: the rule cannot train this network.
+        ValueError: the cell needs a CUDA device and there is none.
     """
     cell = run.cell
+    if cell.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"cell {cell.name} needs a CUDA device and there is none; choose other cells, or "
+            "install a torch with CUDA"
+        )
     joined = run.refit and cell.refit
     data = _load(cell.data, root, cell.train, cell.valid, run.seed, joined)
     model = build_network(cell.arch, data.shape, len(data.classes), seed=run.seed)
     rule = make_rule(
         run.method.rule,
-        model,
-        data.normalized(data.train_x[torch.arange(8)]),
+        model.to(cell.device),
+        data.normalized(data.train_x[torch.arange(8)].to(cell.device)),
         len(data.classes),
         lr=run.lr,
         steps=cell.steps,
@@ -129,7 +138,7 @@ def _load(
 
 
 def execute(run: Run, root: Path | None = None) -> dict[str, Any]:
-    """Train and judge; one thread.
+    """Train and judge; on the CPU in one thread.
 
     Args:
         run: what.
@@ -138,11 +147,13 @@ def execute(run: Run, root: Path | None = None) -> dict[str, Any]:
     Returns:
         A row: what was run, errors in percent ("valid_error" None if nothing was set apart),
         "loss" (mean of the last tenth of the steps), "diverged" (the loss was not finite: chance
-        is its error), "cpu_s" of the training steps, "saved_mb" (peak that autograd kept in the
-        first step, in 10^6 bytes, without weights and the batch), `about_weights`, `provenance`.
+        is its error), "cpu_s" and "wall_s" of the training steps, "saved_mb" (peak that autograd
+        kept in the first step, in 10^6 bytes, without weights and the batch), `about_weights`,
+        `provenance`.
     """
-    torch.set_num_threads(1)
     cell = run.cell
+    if cell.device == "cpu":
+        torch.set_num_threads(1)
     rule, data = prepare(run, root)
     per_epoch = len(data.train_y) // cell.batch
     batches = Batches(
@@ -151,11 +162,11 @@ def execute(run: Run, root: Path | None = None) -> dict[str, Any]:
     memory = SavedMemory()
     losses: list[float] = []
     diverged = False
-    start = time.process_time()
+    start = _clocks(cell)
     for x, y in feed(data.train_x, data.train_y, batches, Augment(cell.pad, flip=cell.flip), 0):
         if len(losses) == cell.steps:
             break
-        x = data.normalized(x)
+        x, y = data.normalized(x.to(cell.device)), y.to(cell.device)
         try:
             if losses:
                 losses.append(rule.step(x, y))
@@ -163,11 +174,12 @@ def execute(run: Run, root: Path | None = None) -> dict[str, Any]:
                 fixed = [t for m in trained_modules(rule) for t in m.state_dict().values()]
                 with memory.watch([x, *fixed]):
                     losses.append(rule.step(x, y))
-                start = time.process_time()
+                start = _clocks(cell)
         except FloatingPointError:
             diverged = True
             break
-    spent = (time.process_time() - start) * cell.steps / max(1, cell.steps - 1)
+    whole = cell.steps / max(1, cell.steps - 1)  # the first step was not timed
+    cpu, wall = (whole * (b - a) for a, b in zip(start, _clocks(cell), strict=True))
     chance = 100 * (1 - 1 / len(data.classes))
     row: dict[str, Any] = {
         "cell": cell.name,
@@ -178,7 +190,8 @@ def execute(run: Run, root: Path | None = None) -> dict[str, Any]:
         "valid_error": None,
         "loss": round(sum(losses[-max(1, cell.steps // 10) :]) / max(1, cell.steps // 10), 5),
         "diverged": diverged,
-        "cpu_s": round(spent, 2),
+        "cpu_s": round(cpu, 2),
+        "wall_s": round(wall, 2),
         "saved_mb": round(memory.peak / 1e6, 3),
         **_rounded(about_weights(rule) if not diverged else {}),
         "train": len(data.train_y),
@@ -193,12 +206,20 @@ def execute(run: Run, root: Path | None = None) -> dict[str, Any]:
     return row
 
 
+def _clocks(cell: Cell) -> tuple[float, float]:
+    """Processor time of this process and wall time, in seconds, when all work is done."""
+    if cell.device == "cuda":
+        torch.cuda.synchronize()
+    return time.process_time(), time.perf_counter()
+
+
 @torch.no_grad()
 def _error(rule: Rule, data: ImageData, images: Any, labels: Tensor) -> float:
     """Percent of wrong answers; scores that are not finite are wrong."""
     right = 0
+    device = next(rule.network().parameters()).device
     for rows in torch.arange(len(labels)).split(_JUDGED):
-        scores = rule.scores(data.normalized(images[rows]))
+        scores = rule.scores(data.normalized(images[rows].to(device))).cpu()
         finite = scores.isfinite().all(1)
         right += int(((scores.argmax(1) == labels[rows]) & finite).sum())
     return round(100 * (1 - right / len(labels)), 4)

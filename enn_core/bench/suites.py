@@ -8,7 +8,7 @@ from enn_core.bench.plan import Seeds
 from enn_core.bench.runs import Cell, Method
 from enn_core.rules import RULES
 
-__all__ = ["FULL", "QUICK", "Suite"]
+__all__ = ["FULL", "LARGE", "QUICK", "Suite"]
 
 BASELINE = "backprop-adamw"
 
@@ -65,3 +65,15 @@ QUICK = Suite(
     methods=tuple(Method(method.label, method.rule, method.grid[1:]) for method in METHODS),
     seeds=Seeds(choosing=(0,), reported=(0, 1, 2)),
 )
+
+# All of CIFAR-10, 20 epochs; needs a CUDA device.
+LARGE = Suite(
+    cells=(
+        Cell(
+            "cifar10", 45000, 5000, "resnet18",
+            steps=7020, batch=128, pad=4, flip=True, refit=True, device="cuda",
+        ),
+    ),
+    methods=METHODS,
+    seeds=FULL.seeds,
+)  # fmt: skip

@@ -19,7 +19,7 @@ from enn_core.bench.suites import Suite
 
 TINY = Suite(
     (Cell("digits", 100, 50, "mlp:3x16", steps=5, batch=10),),
-    (Method("backprop-adamw", "backprop-adamw", (1e-2,)), Method("dfa", "dfa", (1e-2,))),
+    tuple(Method(rule, rule, (1e-2,)) for rule in ("backprop-adamw", "dfa", "dgl")),
     Seeds((0,), (0, 1)),
 )
 
@@ -50,11 +50,13 @@ def test_table_and_files() -> None:
     assert (folder / "runs.jsonl").read_bytes() == before
     assert [line["method"] for line in again["table"]] == ["backprop-adamw", "dfa"]
     assert all(line["seeds"] == 2 for line in again["table"])
+    assert "cannot train digits-100/mlp:3x16: dgl" in done.stdout
+    assert "3 blocks at most" in again["left_out"]["digits-100/mlp:3x16"]["dgl"]
 
 
 def test_parts_of_a_suite() -> None:
     listed = json.loads(run("--quick", "--list", "--json").stdout)
-    assert listed == {"cells": ["digits-100/mlp:3x16"], "methods": ["backprop-adamw", "dfa"]}
+    assert listed == {"cells": ["digits-100/mlp:3x16"], "methods": ["backprop-adamw", "dfa", "dgl"]}
     done = run("--quick", "--method", "dfa", "--workers", "1", "--output", "part", "--json")
     assert [line["method"] for line in json.loads(done.stdout)["table"]] == ["dfa"]
 
@@ -64,6 +66,8 @@ def test_what_does_not_exist() -> None:
         run("--quick", "--cell", "cifar")
     with pytest.raises(CommandError, match="method 'backprob' is unknown; give one of backprop"):
         run("--quick", "--method", "backprob")
+    with pytest.raises(CommandError, match="--quick and --large exclude each other"):
+        run("--quick", "--large")
     Path("file").touch()
     with pytest.raises(CommandError, match="'file' is a file"):
         run("--quick", "--output", "file")

@@ -24,7 +24,7 @@ from enn_core.bench.report import table
 from enn_core.bench.runs import Cell, Method, Run, execute, prepare
 from enn_core.bench.statistics import interval, paired, spread
 from enn_core.bench.store import Store
-from enn_core.bench.suites import FULL, METHODS, QUICK, Suite
+from enn_core.bench.suites import FULL, LARGE, METHODS, QUICK, Suite
 from enn_core.classify.networks import build_network
 from enn_core.cuts import measure
 from enn_core.rules import RULES
@@ -155,6 +155,13 @@ def test_a_diverging_run_counts_as_chance() -> None:
     assert row["test_error"] == pytest.approx(90)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_cell_for_cuda_says_that_there_is_none() -> None:
+    cell, method = LARGE.pairs[0]
+    with pytest.raises(ValueError, match="cifar10-50000/resnet18 needs a CUDA device"):
+        prepare(Run(cell, method, 1e-2, 0), None)
+
+
 # --- measures -----------------------------------------------------------------------------------
 
 
@@ -234,9 +241,10 @@ def test_bench_writes_tables_and_runs_nothing_twice(
     monkeypatch.setattr(core, "execute", counting)
     suite = replace(FEW, methods=(ADAMW, ENN))
     calls: list[tuple[int, int]] = []
-    lines = bench(
+    lines, left_out = bench(
         suite, tmp_path, progress=lambda stage, done, total, note: calls.append((done, total))
     )
+    assert not left_out
     assert len(ran) == len(set(ran))
     assert calls[-1][0] == calls[-1][1] == len(ran)
     assert [line["method"] for line in lines] == ["backprop-adamw", "enn"]
@@ -254,7 +262,7 @@ def test_bench_writes_tables_and_runs_nothing_twice(
     assert (tmp_path / "table.png").read_bytes()[1:4] == b"PNG"
 
     count = len(ran)
-    assert bench(suite, tmp_path) == lines
+    assert bench(suite, tmp_path) == (lines, {})
     assert len(ran) == count
     wider = replace(suite, seeds=Seeds((0,), (0, 1, 2)))
     bench(wider, tmp_path, pairs=[(CELL, ADAMW)])
@@ -265,8 +273,8 @@ def test_bench_writes_tables_and_runs_nothing_twice(
 @pytest.mark.slow
 def test_runs_are_shared_over_processes(tmp_path: Path) -> None:
     suite = replace(FEW, methods=(replace(ADAMW, grid=(1e-2, 2e-2, 5e-2)),))
-    parallel = bench(suite, tmp_path / "two", workers=2)
-    alone = bench(suite, tmp_path / "one", workers=1)
+    parallel = bench(suite, tmp_path / "two", workers=2).table
+    alone = bench(suite, tmp_path / "one", workers=1).table
     for a, b in zip(parallel, alone, strict=True):
         assert [a[k] for k in ("lr", "test_error", "sd")] == [
             b[k] for k in ("lr", "test_error", "sd")
