@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,18 +12,19 @@ import typer
 
 from apps.cli_bench import add_bench
 from apps.cli_options import JsonOption
-from apps.cli_settings import SETTINGS, changed, keep_settings, plain_json
+from apps.cli_settings import SETTINGS, changed, plain_json
 from apps.cli_terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     CommandError,
+    Interrupted,
     ProgressLine,
     absolute,
     emit,
     emit_json,
+    note,
     printable,
     quote,
-    stoppable,
 )
 
 __all__ = ["classifier", "train_app"]
@@ -186,17 +186,20 @@ def classifier(
     again += ["train", "classifier", os.fspath(output), "--resume"]
     if data_dir is not None:
         again += ["--data-dir", os.fspath(data_dir)]
-    if not resume:
-        keep_settings(output, asdict(settings))
-    with (
-        stoppable(f"stopped; go on with: {printable(shlex.join(again))}"),
-        ProgressLine() as line,
-    ):
-        result = train(settings, data=data_dir, output=output, progress=line.show)
+    try:
+        with ProgressLine() as line:
+            result = train(settings, data=data_dir, output=output, progress=line.show)
+    except KeyboardInterrupt:
+        kept = (output / SETTINGS).is_file()
+        hint = f"go on with: {printable(shlex.join(again))}" if kept else "nothing was written"
+        raise Interrupted(f"stopped; {hint}") from None
     if json:
         emit_json(plain_json(result))
     else:
         _say(result)
+        if result["epochs"] < settings.epochs:
+            more = f"{shlex.join(again)} --set stop_after=0"
+            note(f"{result['epochs']} of {settings.epochs} epochs; go on with: {printable(more)}")
     return EXIT_OK
 
 

@@ -156,7 +156,8 @@ class ClassifyConfig:
 
 def list_configs() -> dict[str, str]:
     """Names of the configurations that come along, and what each is for."""
-    return {file.stem: read_config(file)["description"] for file in sorted(_CONFIGS.glob("*.json"))}
+    files = sorted(_CONFIGS.glob("*.json"), key=lambda file: file.stem)
+    return {file.stem: read_config(file)["description"] for file in files}
 
 
 def read_config(name: str | Path) -> dict[str, Any]:

@@ -213,12 +213,15 @@ def cifar100(root: Path | None) -> Source:
 
 
 def _missing(title: str, wanted: str, root: Path | None) -> str:
-    where = f"'{root}'" if root is not None else "nowhere: no data directory was given"
     return (
-        f"{title} is missing: {wanted} (looked in {where}); get the python version from its "
-        "authors' page, put it there unpacked or not, and give the directory as data directory "
+        f"{title} is missing: {wanted} ({_looked(root)}); get the python version from its "
+        "authors' page, unpacked or not, and give the directory that it lies in with --data-dir "
         "or $ENN_DATA"
     )
+
+
+def _looked(root: Path | None) -> str:
+    return f"looked in '{root}'" if root is not None else "no data directory was given"
 
 
 Loaded = tuple[dict[bytes, Any], str]  # what a pickle holds, and its file
@@ -329,10 +332,9 @@ def tiny_imagenet(root: Path | None, size: int = 64) -> Source:
     name = "tiny-imagenet-200"
     folder = root / name if root is not None else None
     if folder is None or not (folder / "wnids.txt").is_file():
-        where = f"'{folder}'" if folder is not None else "nowhere: no data directory was given"
         raise DataError(
-            f"Tiny ImageNet is missing: {name}/wnids.txt (looked in {where}); unpack {name}.zip "
-            "of its authors' page in the data directory"
+            f"Tiny ImageNet is missing: {name}/wnids.txt ({_looked(root)}); unpack {name}.zip of "
+            "its authors' page, and give the directory that it lies in with --data-dir or $ENN_DATA"
         )
     classes = tuple(sorted((folder / "wnids.txt").read_text().split()))
     number = {label: i for i, label in enumerate(classes)}

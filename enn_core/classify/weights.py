@@ -91,8 +91,9 @@ def own_names(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]
     A rule's network is a sequence of parts, in which tensors have the names that they have in the
     model from which the parts are cut.
     """
-    own = {name.partition(".")[2]: value for name, value in state.items()}
-    return own if set(own) == names and len(own) == len(state) else dict(state)
+    inner = {name.partition(".")[2]: value for name, value in state.items()}
+    fits = set(inner) == names and len(inner) == len(state) and set(state) != names
+    return inner if fits else dict(state)
 
 
 def save_network(file: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from image_sets import cifar10_folder, cifar100_folder, image_folder, tiny_imagenet
@@ -27,7 +28,7 @@ from enn_core.classify.weights import load_classifier
 from enn_core.rules import RULES
 from enn_core.rules.base import warm_up_cosine
 
-TINY: dict[str, Any] = {"train": 128, "batch_size": 32, "epochs": 2}
+TINY: dict[str, Any] = {"arch": "mlp-relu:4x32", "train": 128, "batch_size": 32, "epochs": 2}
 ROOT = Path(__file__).parents[2]
 
 
@@ -95,7 +96,7 @@ def test_a_run_leaves_log_curves_and_models(tmp_path, rule, layers, name):
     answers = network(data.normalized(data.test_x)).argmax(1)
     assert float((answers == data.test_y).double().mean()) == result["test_accuracy"]
     counts = result["parameters"]
-    plain = sum(p.numel() for p in build_network("vit-tiny", (1, 8, 8), 10).parameters())
+    plain = sum(p.numel() for p in build_network(TINY["arch"], (1, 8, 8), 10).parameters())
     assert counts["fused"] == plain == sum(p.numel() for p in network.parameters())
     assert counts["trainable"] == counts["stored"] + counts["heads"]
     assert (counts["heads"] > 0) == (rule == "local")
@@ -116,13 +117,11 @@ def test_it_learns(tmp_path):
 
 def test_the_steps_are_those_of_a_local_trainer(tmp_path, one_thread):
     """The same by hand: order, normalisation, schedule, optimizer."""
-    made = config(arch="mlp-relu", weight_decay=0.0, epochs=1)
+    made = config(weight_decay=0.0, epochs=1)
     train(made, output=tmp_path)
     data = load_data("digits", train=128)
-    model = build_network("mlp-relu", data.shape, 10, seed=0)
+    model = build_network(TINY["arch"], data.shape, 10, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=made.lr, weight_decay=0.0)
-    import numpy as np
-
     order = np.random.default_rng([0, 0]).permutation(128)
     for step in range(4):
         optimizer.param_groups[0]["lr"] = learning_rate(made, step, 4)
@@ -133,6 +132,14 @@ def test_the_steps_are_those_of_a_local_trainer(tmp_path, one_thread):
     trained = load_file(tmp_path / "model.safetensors")
     for name, value in model.state_dict().items():
         torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_loco_starts_from_calibrated_weights_and_learns(tmp_path):
+    changes = {"arch": "mlp:6x64", "rule": "loco-mean", "epochs": 20, "batch_size": 128}
+    result = train(ClassifyConfig.load("small", changes), output=tmp_path)
+    assert result["test_accuracy"] > 0.6
+    network, _ = load_classifier(result["model"])
+    assert sum(p.numel() for p in network.parameters()) == result["parameters"]["trainable"]
 
 
 def test_rules_by_name():
@@ -269,7 +276,7 @@ def test_settings_that_cannot_be(changes, message):
     ("changes", "message"),
     [
         ({"batch_size": 200}, "128 training images are fewer than one batch of 200"),
-        ({"lr": 1e30, "arch": "mlp-relu"}, "the loss is not finite at step"),
+        ({"lr": 1e30}, "the loss is not finite at step"),
         ({"weights": "no.pt"}, "there is no weights file"),
         ({"options": {"speed": 1}}, "has no option 'speed'"),
         ({"rule": "local", "blocks": 40}, "can be cut into"),
@@ -321,15 +328,18 @@ def test_a_real_step_of_every_configuration_with_its_network(tmp_path, published
 # --- stopping and going on ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rule", "layers"), [("backprop", "enn"), ("local", "plain")])
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, one_thread, rule, layers):
-    made = config(rule=rule, layers=layers, save_every=1, pad=1, amp="bf16")
+@pytest.mark.parametrize(
+    ("rule", "layers", "amp"),
+    [("backprop", "enn", "bf16"), ("local", "plain", "none"), ("loco", "plain", "none")],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, one_thread, rule, layers, amp):
+    made = config(rule=rule, layers=layers, save_every=1, pad=1, amp=amp)
     train(made, output=tmp_path / "a")
 
     class Stop(Exception):
         pass
 
-    for stop in (1, 3, 4, 6):
+    for stop in (1, 4, 6):
 
         def interrupt(stage: str, done: int, total: int, note: str, stop: int = stop) -> None:
             if stage == "training" and done > stop:
@@ -355,8 +365,8 @@ def test_a_run_stopped_early_does_not_look_at_the_test_images(tmp_path):
 
 def command(output: Path, *more: str) -> list[str]:
     return [
-        *("-m", "apps.cli", "train", "classifier", str(output), "--set", "train=128"),
-        *("--set", "batch_size=32", "--epochs", "2", *more),
+        *("-m", "apps.cli", "train", "classifier", str(output), "--arch", TINY["arch"]),
+        *("--set", "train=128", "--set", "batch_size=32", "--epochs", "2", *more),
     ]
 
 
@@ -365,11 +375,11 @@ def environment() -> dict[str, str]:
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, one_thread):
-    made = config(layers="enn", save_every=1, epochs=50)
+    made = config(layers="enn", save_every=1, epochs=500)
     child = subprocess.Popen(
         [
             sys.executable, *command(tmp_path / "a", "--layers", "enn", "--set", "save_every=1"),
-            "--epochs", "50",
+            "--epochs", "500",
         ],
         env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -383,7 +393,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, one_thread):
         child.send_signal(signal.SIGKILL)
         child.wait()
     steps = state_of(tmp_path / "a")["step"]
-    assert 0 < steps < 200
+    assert 0 < steps < 2000
     last = made.with_changes(stop_after=steps // 4 + 2)
     for folder in ("a", "b"):
         train(last, output=tmp_path / folder)
@@ -429,13 +439,14 @@ def torchrun(output: Path, *more: str) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path, one_thread):
-    more = ["--set", "arch=mlp-relu", "--rule", "local", "--layers", "enn"]
+    more = ["--rule", "local", "--layers", "enn"]
     torchrun(tmp_path / "two", *more, "--set", "stop_after=1")
     with pytest.raises(ClassifyError, match="a run of 2 processes, these are 1"):
-        train(config(arch="mlp-relu", rule="local", layers="enn"), output=tmp_path / "two")
+        train(config(rule="local", layers="enn"), output=tmp_path / "two")
     torchrun(tmp_path / "two", "--resume", "--set", "stop_after=0")
-    one = train(config(arch="mlp-relu", rule="local", layers="enn"), output=tmp_path / "one")
+    one = train(config(rule="local", layers="enn"), output=tmp_path / "one")
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["steps"] == one["steps"] == 8
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
