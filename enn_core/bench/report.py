@@ -108,10 +108,12 @@ def plot(
 ) -> None:
     """Test error of every method, a panel per cell: mean and deviation, a dot per seed."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
+    refit = {cell.name: cell.refit for cell in suite.cells}
     cells = list(dict.fromkeys(line["cell"] for line in lines))
     counts = [sum(line["cell"] == cell for line in lines) for cell in cells]
-    figure = Figure(figsize=(7, 0.9 * len(cells) + 0.26 * sum(counts)), layout="constrained")
+    figure = Figure(figsize=(7, 0.9 * len(cells) + 0.24 * sum(counts)), layout="constrained")
     panels = figure.subplots(len(cells), 1, squeeze=False, height_ratios=counts)[:, 0]
     for axes, cell in zip(panels, cells, strict=True):
         here = sorted(
@@ -123,6 +125,7 @@ def plot(
                 for row in rows.values()
                 if (row["cell"], row["method"], row["lr"]) == (cell, line["method"], line["lr"])
                 and row["seed"] in suite.seeds.reported
+                and row["refit"] == refit[cell]
             ]
             axes.plot(seen, [height] * len(seen), ".", color="0.7", markersize=4)
             axes.errorbar(
@@ -132,7 +135,11 @@ def plot(
             if line["method"] == BASELINE:
                 axes.axvline(line["test_error"], color="0.8", zorder=0)
         axes.set_yticks(range(len(here)), [line["method"] for line in here], fontsize=8)
+        axes.set_ylim(-0.6, len(here) - 0.4)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(cell, fontsize=9, loc="left")
         axes.set_xlabel("test error (%)", fontsize=8)
     figure.savefig(file, dpi=120)
