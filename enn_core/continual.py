@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 
 from enn_core.loco.estimator import SampleLoss
 from enn_core.loco.projector import HardProjector, SoftProjector
-from enn_core.loco.stages import layer_rows, time_steps, to_stages
+from enn_core.loco.stages import layer_rows, to_stages
 
 __all__ = [
     "Protection",
@@ -149,7 +149,6 @@ class Protection:
 
     def __init__(self, model: nn.Module, make: Callable[[int, int], Projector]) -> None:
         self.first, self.stages = to_stages(model)
-        self.time = time_steps(model)
         last = len(self.stages) - 1
         self.projectors = [
             make(stage.columns, last - index) for index, stage in enumerate(self.stages)
@@ -157,8 +156,8 @@ class Protection:
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Protect what the network answers to inputs (B, ...) as it is now."""
-        every = layer_rows(self.first, self.stages, x, self.time)
+        """Protect what the network answers to inputs (B, ...) as it is now, in every time step."""
+        every = layer_rows(self.first, self.stages, x)
         for projector, rows in zip(self.projectors, every, strict=True):
             flat = rows.flatten(0, 1)
             projector.add(

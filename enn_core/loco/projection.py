@@ -15,6 +15,7 @@ the inputs, its variance falls to `tr(P C) / tr(C)`, `C` the second moment of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -131,11 +132,15 @@ class InputProjection:
 
     def state_dict(self) -> dict[str, Any]:
         names = ("seen", "mean", "ring", "centres", "removed", "kept")
-        return {name: getattr(self, name) for name in names}
+        return {name: _copy(getattr(self, name)) for name in names}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
-            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+            setattr(self, name, _copy(value))
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def k_means(rows: Tensor, centres: Tensor, rounds: int = 2) -> Tensor:

@@ -149,15 +149,16 @@ def time_steps(model: nn.Module) -> int:
     return steps.pop() if steps else 1
 
 
-def layer_rows(
-    first: Sequence[nn.Module], stages: Sequence[Stage], x: Tensor, time: int = 1
-) -> list[Tensor]:
-    """Input rows (B, positions, columns) of every layer for inputs (B, ...), means over time."""
+def layer_rows(first: Sequence[nn.Module], stages: Sequence[Stage], x: Tensor) -> list[Tensor]:
+    """Input rows (B, positions, columns) of every layer for inputs (B, ...).
+
+    A spiking network has rows for each time step, (steps * B, positions, columns).
+    """
     h, every = x, []
     for module in first:
         h = module(h)
     for stage in stages:
-        every.append(stage.rows(over_time(h, time)))
+        every.append(stage.rows(h))
         h = stage.finish(stage.layer(h))
     return every
 
