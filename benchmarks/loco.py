@@ -56,7 +56,7 @@ from enn_core.spiking import ClampedReLU, spiking_twin
 Projector = HardProjector | SoftProjector
 
 GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-START = {"backprop": 1e-3, "none": 3e-4, "low-rank": 3e-4}  # others: 3e-3
+START = {"none": 3e-4, "low-rank": 3e-4}  # others: 1e-3
 ORIGIN = ("command", "commit", "machine", "load", "torch", "date")
 BATCH = 128
 
@@ -213,7 +213,7 @@ def compare(
         def one(lr: float, seed: int, method: str = method) -> dict[str, str]:
             return table.run(lambda: make(method, lr, seed), **key, method=method, lr=lr, seed=seed)
 
-        lr = best_rate(lambda lr: float(one(lr, 0)["valid"]), START.get(method, 3e-3))
+        lr = best_rate(lambda lr: float(one(lr, 0)["valid"]), START.get(method, 1e-3))
         for seed in seeds:
             one(lr, seed)
     summarise(table, (*key, "method"))

@@ -121,10 +121,7 @@ class InputProjection:
         return orthonormal(self.centres[others].T, 1e-3)
 
     def _principal(self, rows: Tensor, now: Tensor) -> Tensor:
-        centred = (rows - now).double()  # eigh of a float32 matrix of low rank may not converge
-        values, vectors = torch.linalg.eigh(centred.T @ centred)
-        real = values > values[-1] * 1e-6  # directions that the rows really have
-        directions = vectors[:, real].flip(1)[:, : self.rank].to(rows)
+        directions = principal(rows - now, self.rank)
         directions = torch.cat([_unit(now)[:, None], directions], 1)
         if self.removed is not None:
             directions = directions - self.removed @ (self.removed.T @ directions)
@@ -157,6 +154,21 @@ def k_means(rows: Tensor, centres: Tensor, rounds: int = 2) -> Tensor:
         sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
     return centres
+
+
+def principal(rows: Tensor, rank: int) -> Tensor:
+    """Leading right singular vectors of rows (N, columns): (columns, at most rank) orthonormal.
+
+    Directions in which the rows do not extend are left out. In float64: `eigh` of a float32 matrix
+    of low rank may not converge.
+    """
+    x = rows.double()
+    values, vectors = torch.linalg.eigh(x @ x.T if len(x) < x.shape[1] else x.T @ x)
+    real = values > max(float(values[-1]) * 1e-6, 1e-30)
+    values, vectors = values[real].flip(0)[:rank], vectors[:, real].flip(1)[:, :rank]
+    if len(x) < x.shape[1]:
+        vectors = x.T @ vectors / values.sqrt()
+    return vectors.to(rows)
 
 
 def orthonormal(directions: Tensor, remains: float) -> Tensor:

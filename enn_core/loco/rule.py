@@ -51,6 +51,7 @@ class LOCO:
             weights; a spiking network as `enn_core.spiking` describes it.
         lr: learning rate, above 0, after a linear warm-up of 5 % of the steps; then a cosine to 0.
         steps: length of the schedule; 0 keeps the rate constant.
+        classes: number of scores, checked against the last layer if given.
         sigma, probes, antithetic, gate: see `Perturbation`.
         projection: of the update, on the input side: see `enn_core.loco.projection`.
         rank, clusters, buffer, every: see `InputProjection`.
@@ -99,6 +100,9 @@ class LOCO:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.model = model
         self.first, self.stages = to_stages(model)
+        outputs = getattr(self.stages[-1].layer, "out_features", classes)
+        if classes is not None and outputs != classes:
+            raise ValueError(f"the model gives {outputs} scores for {classes} classes; match them")
         self.time = time_steps(model)
         self.how = Perturbation(sigma, probes, antithetic, gate)
         self.lr, self.length, self.seed = lr, steps, seed

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from enn_core.feedback import RecursiveProjector
 from enn_core.loco import PROJECTIONS, InputProjection, Perturbation, perturb, to_stages
-from enn_core.loco.projection import k_means, orthonormal
+from enn_core.loco.projection import k_means, orthonormal, principal
 from enn_core.loco.projector import HardProjector, SoftProjector
 
 
@@ -65,6 +65,17 @@ def test_k_means_against_a_slow_one() -> None:
             ]
         )
     np.testing.assert_allclose(got.numpy(), centres, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (20, 5)])
+def test_principal_directions_are_the_singular_vectors(shape: tuple[int, int]) -> None:
+    rows = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    rows[:, 1] = rows[:, 0]  # one dimension less
+    wanted = torch.linalg.svd(rows.double(), full_matrices=False).Vh[:3].T
+    got = principal(rows, 3).double()
+    torch.testing.assert_close(got @ got.T, wanted @ wanted.T, atol=1e-5, rtol=0)
+    assert principal(rows, 99).shape[1] == int(torch.linalg.matrix_rank(rows.double()))
+    assert principal(torch.zeros(4, 3), 2).shape == (3, 0)
 
 
 def test_orthonormal_spans_what_is_new() -> None:

@@ -175,6 +175,7 @@ def test_refuses_what_it_cannot_train(name: str) -> None:
         ({"lr": 0.0}, "lr must be above 0"),
         ({"steps": -1}, "steps must be at least 0"),
         ({"optimizer": "lion"}, "adam or sgd"),
+        ({"classes": 4}, "3 scores for 4 classes"),
         ({"loss": "hinge"}, "one of mse, ce"),
     ],
 )
