@@ -43,12 +43,11 @@ from enn_core.continual import (
     accuracy_matrix_summary,
     learn_stream,
     permuted_stream,
-    restricted,
     split_stream,
 )
 from enn_core.local import LocalBlock, LocalTrainer
 from enn_core.loco import LOCO, PROJECTIONS, calibrate_
-from enn_core.loco.estimator import LOSSES
+from enn_core.loco.estimator import LOSSES, restricted
 from enn_core.loco.projector import HardProjector, SoftProjector
 from enn_core.rules.base import warm_up_cosine
 from enn_core.spiking import ClampedReLU, spiking_twin
@@ -388,15 +387,16 @@ def streams(data: ImageData, scenario: str) -> tuple[list[Task], int]:
 def continual(args: argparse.Namespace) -> None:
     """Protection chosen on validation by seed 0, then the width, then the other seeds."""
     key = ("data", "scenario", "rule", "setting", "width", "lr", "steps", "seed")
-    table = Table("loco_continual", key)
-    summary = []
+    table, lr = Table("loco_continual", key), 3e-3
     for name in args.data:
         data = load(name)
         for scenario in args.scenarios:
             if (name, scenario) == ("digits", "permuted"):
                 continue
             stream, outputs = streams(data, scenario)
-            for rule, lr in (("backprop", 3e-3), ("loco", 3e-3)):
+            for rule in ("backprop", "loco"):
+                same = {"data": name, "scenario": scenario, "rule": rule}
+                same |= {"lr": lr, "steps": args.steps}
 
                 def one(
                     setting: str,
@@ -405,50 +405,65 @@ def continual(args: argparse.Namespace) -> None:
                     stream: list[Task] = stream,
                     outputs: int = outputs,
                     rule: str = rule,
-                    lr: float = lr,
-                    name: str = name,
-                    scenario: str = scenario,
+                    same: dict[str, Any] = same,
                 ) -> dict[str, str]:
+                    make = SETTINGS[setting]
                     return table.run(
                         lambda: learn_tasks(
-                            stream, outputs, rule, SETTINGS[setting], width, lr, args.steps, seed
+                            stream, outputs, rule, make, width, lr, args.steps, seed
                         ),
-                        data=name,
-                        scenario=scenario,
-                        rule=rule,
+                        **same,
                         setting=setting,
                         width=width,
-                        lr=lr,
-                        steps=args.steps,
                         seed=seed,
                     )
 
-                def valid(row: dict[str, str]) -> float:
-                    return float(row["valid_average"])
-
                 tried = [one(setting, args.widths[0], 0) for setting in SETTINGS]
-                best = max(tried, key=valid)
-                wider = [one(best["setting"], width, 0) for width in args.widths]
-                best = max(wider, key=valid)
-                chosen = (best["setting"], int(best["width"]))
-                for setting, width in (("no protection", args.widths[0]), chosen):
-                    rows = [one(setting, width, seed) for seed in args.seeds]
-                    summary.append(
-                        {
-                            "data": name,
-                            "scenario": scenario,
-                            "rule": rule,
-                            "setting": setting,
-                            "width": width,
-                            "seeds": len(rows),
-                            **{
-                                column: round(statistics.mean(float(r[column]) for r in rows), 4)
-                                for column in ("average", "kept", "learnt", "forgetting")
-                            },
-                            "used": rows[0]["used"],
-                        }
-                    )
-                write_rows("core/loco_continual_summary", summary)
+                setting = max(tried, key=_valid)["setting"]
+                wider = [one(setting, width, 0) for width in args.widths]
+                width = int(max(wider, key=_valid)["width"])
+                for seed in args.seeds:
+                    one("no protection", args.widths[0], seed)
+                    one(setting, width, seed)
+                _summarise_continual(table)
+
+
+def _valid(row: dict[str, str]) -> float:
+    return float(row["valid_average"])
+
+
+def _summarise_continual(table: Table) -> None:
+    """Without protection, and with what seed 0 chose on validation: means over seeds."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in table.rows:
+        groups.setdefault((row["data"], row["scenario"], row["rule"]), []).append(row)
+    summary = []
+    for (data, scenario, rule), rows in groups.items():
+        first = [row for row in rows if row["seed"] == "0"]
+        bare = [row for row in first if row["setting"] == "no protection"][:1]
+        for best in [*bare, max(first, key=_valid)]:
+            chosen = [
+                row
+                for row in rows
+                if (row["setting"], row["width"]) == (best["setting"], best["width"])
+            ]
+            means = {
+                column: round(statistics.mean(float(row[column]) for row in chosen), 4)
+                for column in ("average", "kept", "learnt", "forgetting")
+            }
+            summary.append(
+                {
+                    "data": data,
+                    "scenario": scenario,
+                    "rule": rule,
+                    "setting": best["setting"],
+                    "width": best["width"],
+                    "seeds": len(chosen),
+                    **means,
+                    "used": best["used"],
+                }
+            )
+    write_rows("core/loco_continual_summary", summary)
 
 
 def learn_tasks(
@@ -482,7 +497,8 @@ def learn_tasks(
                 model,
                 lr=lr,
                 steps=steps,
-                loss=loss,
+                loss="mse",
+                outputs=task.outputs,
                 projection="none",
                 protection=protection,
                 seed=100 * seed + index,

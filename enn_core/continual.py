@@ -30,7 +30,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from enn_core.loco.estimator import SampleLoss
 from enn_core.loco.projector import HardProjector, SoftProjector
 from enn_core.loco.stages import layer_rows, to_stages
 
@@ -41,7 +40,6 @@ __all__ = [
     "accuracy_matrix_summary",
     "learn_stream",
     "permuted_stream",
-    "restricted",
     "split_stream",
 ]
 
@@ -202,16 +200,6 @@ class Protection:
                 hook.remove()
 
         return end
-
-
-def restricted(loss: SampleLoss, outputs: Sequence[int] | None) -> SampleLoss:
-    """A per-sample loss that sees only some of the head's outputs."""
-    if outputs is None:
-        return loss
-    columns = torch.tensor(outputs)
-    return lambda scores, y: loss(
-        scores[:, columns], (y[:, None] == columns.to(y.device)).long().argmax(1)
-    )
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from enn_core.loco.stages import Stage, over_time
 
-__all__ = ["LOSSES", "Estimate", "Perturbation", "SampleLoss", "perturb"]
+__all__ = ["LOSSES", "Estimate", "Perturbation", "SampleLoss", "perturb", "restricted"]
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,6 +31,19 @@ def squared(scores: Tensor, y: Tensor) -> Tensor:
 def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy per sample: (B, classes), (B,) -> (B,)."""
     return F.cross_entropy(scores, y, reduction="none")
+
+
+def restricted(loss: SampleLoss, outputs: Sequence[int] | None) -> SampleLoss:
+    """A per-sample loss that sees only some of the scores; labels stay those of all scores."""
+    if outputs is None:
+        return loss
+    columns = torch.tensor(list(outputs))
+
+    def seen(scores: Tensor, y: Tensor) -> Tensor:
+        chosen = columns.to(y.device)
+        return loss(scores[:, chosen], (y[:, None] == chosen).long().argmax(1))
+
+    return seen
 
 
 LOSSES: dict[str, SampleLoss] = {"mse": squared, "ce": cross_entropy}
@@ -86,6 +99,7 @@ def perturb(
     loss: SampleLoss,
     how: Perturbation,
     time: int = 1,
+    outputs: Sequence[int] | None = None,
 ) -> tuple[list[Estimate], Tensor]:
     """One batch's estimate for every layer; no pass backwards, and no graph is needed.
 
@@ -97,6 +111,8 @@ def perturb(
         loss: of scores (B, classes) and labels, per sample.
         how: sigma, probes, antithetic, gate.
         time: steps of a spiking network, else 1.
+        outputs: of the last layer that are perturbed; all by default. Outputs that the loss does
+            not see would learn noise, which an optimizer that rescales makes as large as the rest.
 
     Returns:
         The estimates, first layer first, and the losses (B,) of the pass without noise.
@@ -119,6 +135,10 @@ def perturb(
         if how.gate and stage.linear is not None:
             low, high = stage.linear
             noise *= (current > low - how.sigma) & (current < high + how.sigma)
+        if outputs is not None and stage is stages[-1]:
+            seen = torch.zeros_like(noise[0, 0])
+            seen[list(outputs)] = 1.0
+            noise *= seen
         noises.append(noise)
         signed = torch.cat([torch.zeros_like(noise[:1]), noise, *([-noise] if signs == 2 else [])])
         z = z.unflatten(0, (time, copies, -1)) + signed

@@ -15,14 +15,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from enn_core.local import random_stream
-from enn_core.loco.estimator import LOSSES, Estimate, Perturbation, SampleLoss, perturb
+from enn_core.loco.estimator import LOSSES, Estimate, Perturbation, SampleLoss, perturb, restricted
 from enn_core.loco.projection import InputProjection, Projection
 from enn_core.loco.stages import Stage, time_steps, to_stages
 
@@ -58,6 +58,8 @@ class LOCO:
         optimizer: `adam` or `sgd` (momentum 0.9), applied before the projection.
         loss: `mse` (half squared distance to the one-hot label), `ce`, or a function of scores
             (B, classes) and labels (B,) that gives the losses (B,).
+        outputs: scores that this task compares; the loss sees no others, and what gives the others
+            stays as it is. All by default.
         protection: of earlier tasks' inputs, projects every update last: see `enn_core.continual`.
         seed: of the noise.
 
@@ -87,6 +89,7 @@ class LOCO:
         every: int = 10,
         optimizer: Literal["adam", "sgd"] = "adam",
         loss: Literal["mse", "ce"] | SampleLoss = "mse",
+        outputs: Sequence[int] | None = None,
         protection: Protects | None = None,
         seed: int = 0,
     ) -> None:
@@ -100,13 +103,16 @@ class LOCO:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.model = model
         self.first, self.stages = to_stages(model)
-        outputs = getattr(self.stages[-1].layer, "out_features", classes)
-        if classes is not None and outputs != classes:
-            raise ValueError(f"the model gives {outputs} scores for {classes} classes; match them")
+        last = self.stages[-1].layer
+        if classes is not None and isinstance(last, nn.Linear) and last.out_features != classes:
+            raise ValueError(
+                f"the model gives {last.out_features} scores for {classes} classes; match them"
+            )
         self.time = time_steps(model)
         self.how = Perturbation(sigma, probes, antithetic, gate)
         self.lr, self.length, self.seed = lr, steps, seed
-        self.loss = LOSSES[loss] if isinstance(loss, str) else loss
+        self.loss = restricted(LOSSES[loss] if isinstance(loss, str) else loss, outputs)
+        self.outputs = outputs
         self.protection = protection
         self.steps = 0
         self.projections = [
@@ -127,7 +133,7 @@ class LOCO:
         """
         with random_stream(x.device, self.seed, self.steps):
             estimates, losses = perturb(
-                self.first, self.stages, x, y, self.loss, self.how, self.time
+                self.first, self.stages, x, y, self.loss, self.how, self.time, self.outputs
             )
         value = float(losses.mean())
         if not math.isfinite(value):

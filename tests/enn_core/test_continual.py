@@ -17,11 +17,10 @@ from enn_core.continual import (
     accuracy_matrix_summary,
     learn_stream,
     permuted_stream,
-    restricted,
     split_stream,
 )
 from enn_core.loco import LOCO, calibrate_, to_stages
-from enn_core.loco.estimator import LOSSES
+from enn_core.loco.estimator import LOSSES, restricted
 from enn_core.loco.projector import HardProjector, SoftProjector
 from enn_core.spiking import ClampedReLU, spiking_twin
 
@@ -160,6 +159,18 @@ def digits() -> list[Task]:
     x, y = torch.tensor(images).float() / 16, torch.tensor(labels)
     cuts = (x[:1200], y[:1200]), (x[1200:1400], y[1200:1400]), (x[1400:], y[1400:])
     return split_stream(*cuts, (range(5), range(5, 10)), "class")
+
+
+def test_outputs_of_other_tasks_do_not_learn_noise() -> None:
+    model = networks()["rate"]
+    x, y = part(20)
+    x, y = x[y < 2], y[y < 2]
+    before = to_stages(model)[1][-1].matrix()
+    rule = LOCO(model, lr=1e-2, steps=0, projection="none", outputs=(0, 1))
+    for _ in range(5):
+        rule.step(x, y)
+    moved = (to_stages(model)[1][-1].matrix() - before).abs().sum(1) > 0
+    assert moved.tolist() == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("rule", ["backprop", "loco"])
