@@ -292,7 +292,7 @@ class _Run:
         row["lr"] = learning_rate(self.config, self.step - 1, self.steps)
         if len(self.data.valid_y):
             row["valid_accuracy"] = self._accuracy(
-                self.rule.network(), self.data.valid_x, self.data.valid_y
+                "validating", self.rule.network(), self.data.valid_x, self.data.valid_y
             )
         orthogonality = _orthogonality(self.rule.network())
         if orthogonality is not None:
@@ -310,16 +310,17 @@ class _Run:
         self.report("training", self.step, self.steps, f"loss {row['loss']:.3f}{self._judged()}")
 
     @torch.no_grad()
-    def _accuracy(self, network: nn.Module, images: Images, labels: Tensor) -> float:
+    def _accuracy(self, stage: str, network: nn.Module, images: Images, labels: Tensor) -> float:
         """Share of right answers, each process judging its part."""
         count = len(labels)
-        # As many for every process; those that are one too many do not count.
+        # As many for every process; one too many does not count.
         share = torch.arange(math.ceil(count / self.world)) * self.world + self.rank
         right = torch.zeros((), dtype=torch.int64)
         modes = [(module, module.training) for module in network.modules()]
         network.eval()
         try:
             for rows in share.split(_EVALUATED):
+                self.report(stage, int(rows[0]), count, "")
                 rows = rows[rows < count]
                 if len(rows):
                     answer = network(self._prepare(images[rows])).argmax(1).cpu()
@@ -414,8 +415,7 @@ class _Run:
         plain = fuse(network)
         test = None
         if self.step == self.steps:
-            self.report("testing", 0, 1, "")
-            test = self._accuracy(plain, self.data.test_x, self.data.test_y)
+            test = self._accuracy("testing", plain, self.data.test_x, self.data.test_y)
         last = self.log[-1] if self.log else {}
         counts = count_parameters(self.rule)
         eigen = counts["stored"] != counts["fused"] or "orthogonality" in last

@@ -135,6 +135,7 @@ def test_idx_files_that_are_damaged(tmp_path):
             sources.read_idx(tmp_path / name, (28, 28))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="the Debian package is not installed")
 def test_fashion_mnist_of_debian():
     data = load_data("fashion-mnist")

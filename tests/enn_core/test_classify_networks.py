@@ -27,7 +27,10 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(("arch", "shape"), [*SMALL, ("resnet18", (1, 28, 28))])
+@pytest.mark.parametrize(
+    ("arch", "shape"),
+    [*SMALL, pytest.param("resnet18", (1, 28, 28), marks=pytest.mark.slow)],
+)
 def test_a_network_takes_its_images_and_is_cut_into_four(arch, shape):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()

@@ -387,8 +387,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, one_thread):
         deadline = time.monotonic() + 300
         while not (tmp_path / "a" / "checkpoint.pt").exists() and child.poll() is None:
             assert time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(0.1)
+            time.sleep(0.01)
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
