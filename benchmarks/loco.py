@@ -182,7 +182,7 @@ def backprop(model: nn.Module, lr: float, steps: int) -> Callable[[Tensor, Tenso
         loss.backward()
         optimizer.step()
         schedule.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
