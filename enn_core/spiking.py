@@ -137,11 +137,13 @@ def spiking_twin(
         leak: of the neurons; 1 gives `IF`.
         coding: of the input.
     """
-    body = (
-        LIF(steps, leak) if isinstance(module, ClampedReLU) else module
-        for module in model.children()
-    )
-    return nn.Sequential(Encode(steps, coding), *body, Decode(steps))
+
+    def of(module: nn.Module) -> nn.Module:
+        if isinstance(module, nn.Sequential):
+            return nn.Sequential(*map(of, module))
+        return LIF(steps, leak) if isinstance(module, ClampedReLU) else module
+
+    return nn.Sequential(Encode(steps, coding), *map(of, model), Decode(steps))
 
 
 def split_time(x: Tensor, steps: int) -> Tensor:

@@ -64,10 +64,11 @@ class Stage:
             rows = x.reshape(len(x), -1, layer.in_features)
         return rows if layer.bias is None else F.pad(rows, (0, 1), value=1.0)
 
-    @staticmethod
-    def errors(noise: Tensor) -> Tensor:
-        """Values at the layer's output (B, out[, H, W]) as (B, positions, out)."""
-        return noise.flatten(2).transpose(1, 2) if noise.ndim > 2 else noise.unsqueeze(1)
+    def errors(self, values: Tensor) -> Tensor:
+        """Values at the layer's output, (B, ...) as it gives them, as (B, positions, out)."""
+        if isinstance(self.layer, nn.Conv2d):
+            return values.flatten(2).transpose(1, 2)
+        return values.reshape(len(values), -1, self.layer.out_features)
 
     def finish(self, z: Tensor) -> Tensor:
         """From the layer's output to the next layer's input, or to the answer."""
@@ -172,7 +173,9 @@ def _leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
     if not isinstance(model, nn.Sequential):
         yield prefix or type(model).__name__, model
         return
-    for name, module in model.named_children():
+    for name, module in model._modules.items():  # named_children drops what occurs twice
+        if module is None:
+            continue
         yield from _leaves(module, f"{prefix}.{name}" if prefix else name)
 
 

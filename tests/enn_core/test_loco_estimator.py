@@ -24,6 +24,9 @@ NETWORKS = {
         nn.Flatten(),
         nn.Linear(4, 3),
     ),
+    "tokens": lambda: nn.Sequential(
+        nn.Flatten(1, 2), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2), nn.Flatten(), nn.Linear(8, 3)
+    ),
     "strides": lambda: nn.Sequential(
         nn.Conv2d(1, 2, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(1, 2)),
         nn.Tanh(),

@@ -149,6 +149,14 @@ def test_calibration_centres_every_unit(neurons: Any) -> None:
     assert float(spread) == pytest.approx(0.2 * (high - low), rel=1e-3)
 
 
+def test_an_activation_used_twice_is_applied_twice() -> None:
+    neuron = ClampedReLU()
+    body = nn.Sequential(nn.Linear(6, 4), neuron, nn.Linear(4, 4), neuron)
+    stages = to_stages(nn.Sequential(body, nn.Linear(4, 3)))[1]
+    assert [stage.after for stage in stages] == [[neuron], [neuron], []]
+    assert [stage.name for stage in stages] == ["0.0", "0.2", "1"]
+
+
 REFUSED = {
     "norm": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
     "attention": nn.Sequential(nn.MultiheadAttention(4, 2)),

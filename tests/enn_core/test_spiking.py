@@ -77,6 +77,14 @@ def test_twin_shares_weights_and_approaches_its_rates(conv: bool) -> None:
     assert {id(p) for p in twin.parameters()} == {id(p) for p in rate.parameters()}
 
 
+def test_twin_finds_neurons_that_are_nested_or_used_twice() -> None:
+    neuron = ClampedReLU()
+    rate = nn.Sequential(nn.Sequential(nn.Linear(3, 3), neuron), nn.Linear(3, 3), neuron)
+    twin = spiking_twin(rate, 5)
+    assert sum(isinstance(module, LIF) for module in twin.modules()) == 2
+    assert not any(isinstance(module, ClampedReLU) for module in twin.modules())
+
+
 @pytest.mark.parametrize("leak", [1.0, 0.8])
 @pytest.mark.parametrize("conv", [False, True])
 def test_spiking_network_of_eleven_layers_learns_through_its_spikes(
