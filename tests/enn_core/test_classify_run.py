@@ -374,6 +374,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, one_thread):
     made = config(layers="enn", save_every=1, epochs=500)
     child = subprocess.Popen(
