@@ -394,7 +394,7 @@ def continual(args: argparse.Namespace) -> None:
             if (name, scenario) == ("digits", "permuted"):
                 continue
             stream, outputs = streams(data, scenario)
-            for rule in ("backprop", "loco"):
+            for rule in args.rules:
                 same = {"data": name, "scenario": scenario, "rule": rule}
                 same |= {"lr": lr, "steps": args.steps}
 
@@ -418,7 +418,7 @@ def continual(args: argparse.Namespace) -> None:
                         seed=seed,
                     )
 
-                tried = [one(setting, args.widths[0], 0) for setting in SETTINGS]
+                tried = [one(setting, args.widths[0], 0) for setting in args.settings]
                 setting = max(tried, key=_valid)["setting"]
                 wider = [one(setting, width, 0) for width in args.widths]
                 width = int(max(wider, key=_valid)["width"])
@@ -428,8 +428,9 @@ def continual(args: argparse.Namespace) -> None:
                 _summarise_continual(table)
 
 
-def _valid(row: dict[str, str]) -> float:
-    return float(row["valid_average"])
+def _valid(row: dict[str, str]) -> tuple[bool, float]:
+    """On validation: first that 95 % of each earlier task is kept, then the mean accuracy."""
+    return float(row["valid_kept"]) >= 0.95, float(row["valid_average"])
 
 
 def _summarise_continual(table: Table) -> None:
@@ -664,6 +665,8 @@ def main() -> None:
     command.set_defaults(function=continual)
     command.add_argument("--data", nargs="+", default=["digits", "fashion-mnist"])
     command.add_argument("--scenarios", nargs="+", default=["class", "task", "domain", "permuted"])
+    command.add_argument("--rules", nargs="+", default=["backprop", "loco"])
+    command.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     command.add_argument("--widths", type=int, nargs="+", default=[300, 800])
     command.add_argument("--steps", type=int, default=500)
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
