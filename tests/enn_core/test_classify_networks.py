@@ -132,11 +132,12 @@ def test_fused_networks_have_the_plain_ones_parameters(arch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("arch", "plain", "stored"),
     [  # plain: torchvision's own numbers
         ("resnet50", 25_557_032, 31_720_000),
-        ("vit-b16", 86_567_656, 130_270_000),
+        ("vit-b16", 86_567_656, 116_097_256),  # q, k and v packed: 130.27 M if apart
         ("resnet101", 44_549_160, 54_060_000),
         ("resnet152", 60_192_808, 72_470_000),
     ],

@@ -317,6 +317,7 @@ FULL = [(name, ClassifyConfig.load(name).arch) for name in list_configs() if "sm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("name", "arch"), [*FULL, ("cifar", "resnet101"), ("imagenet", "vit-b16")])
 def test_a_real_step_of_every_configuration_with_its_network(tmp_path, published, name, arch):
     changes = {"epochs": 1, "batch_size": 8, "workers": 2, "train": 8, "arch": arch}
