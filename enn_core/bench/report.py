@@ -16,7 +16,8 @@ from enn_core.bench.suites import BASELINE, Suite
 
 __all__ = ["table", "write"]
 
-_COSTS = ("cpu_s", "wall_s", "saved_mb", "stored", "trainable", "fused", "condition", "drift")
+_COSTS = ("cpu_s", "wall_s", "saved_mb", "condition", "drift")
+_COUNTS = ("stored", "trainable", "fused")
 _ORIGIN = ("commit", "machine", "torch", "date", "command")
 
 
@@ -71,6 +72,8 @@ def _line(
         values = [row[name] for row in found if row.get(name) is not None]
         middle = median if name.endswith("_s") else fmean  # a busy machine spoils single times
         line[name] = _short(middle(values)) if values else None
+    for name in _COUNTS:
+        line[name] = found[-1].get(name)  # the same for all seeds
     line["diverged"] = sum(bool(row["diverged"]) for row in found)
     for name in _ORIGIN:
         line[name] = found[-1].get(name, "")
