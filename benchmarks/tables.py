@@ -58,7 +58,7 @@ def errors(name: str) -> str:
                 row["cpu_s"],
             ]
         )
-    heads = ["data / network", "rule", "test error, %", "less backprop (95 %)", "rate", "seeds"]
+    heads = ["data / network", "rule", "test error, %", "against backprop (95 %)", "rate", "seeds"]
     return markdown([*heads, "CPU s"], lines)
 
 
