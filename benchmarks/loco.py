@@ -437,9 +437,10 @@ def _summarise_continual(table: Table) -> None:
     """Without protection, and with what seed 0 chose on validation: means over seeds."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in table.rows:
-        groups.setdefault((row["data"], row["scenario"], row["rule"]), []).append(row)
+        key = tuple(row[name] for name in ("data", "scenario", "rule", "steps"))
+        groups.setdefault(key, []).append(row)
     summary = []
-    for (data, scenario, rule), rows in groups.items():
+    for (data, scenario, rule, steps), rows in groups.items():
         first = [row for row in rows if row["seed"] == "0"]
         bare = [row for row in first if row["setting"] == "no protection"][:1]
         for best in [*bare, max(first, key=_valid)]:
@@ -457,6 +458,7 @@ def _summarise_continual(table: Table) -> None:
                     "data": data,
                     "scenario": scenario,
                     "rule": rule,
+                    "steps": steps,
                     "setting": best["setting"],
                     "width": best["width"],
                     "seeds": len(chosen),
