@@ -49,7 +49,7 @@ from enn_core.local import LocalBlock, LocalTrainer
 from enn_core.loco import LOCO, PROJECTIONS, calibrate_
 from enn_core.loco.estimator import LOSSES, restricted
 from enn_core.loco.projector import HardProjector, SoftProjector
-from enn_core.rules.base import warm_up_cosine
+from enn_core.rules.base import decay
 from enn_core.spiking import ClampedReLU, spiking_twin
 
 Projector = HardProjector | SoftProjector
@@ -174,7 +174,7 @@ def train(
 def backprop(model: nn.Module, lr: float, steps: int) -> Callable[[Tensor, Tensor], float]:
     """Adam through the same layers, loss and schedule: what the estimates estimate."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    schedule = warm_up_cosine(optimizer, steps)
+    schedule = decay(optimizer, steps)
 
     def step(x: Tensor, y: Tensor) -> float:
         loss = F.cross_entropy(model(x), y)
@@ -493,7 +493,7 @@ def learn_tasks(
         end: Callable[[], None] | None = None
         if rule == "backprop":
             optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-            schedule = warm_up_cosine(optimizer, steps)
+            schedule = decay(optimizer, steps)
             end = protection.attach(optimizer) if protection else None
         else:
             learner = LOCO(

@@ -25,10 +25,9 @@ from enn_core.local import random_stream
 from enn_core.loco.estimator import LOSSES, Estimate, Perturbation, SampleLoss, perturb, restricted
 from enn_core.loco.projection import InputProjection, Projection
 from enn_core.loco.stages import Stage, time_steps, to_stages
+from enn_core.schedules import warm_up_cosine
 
 __all__ = ["LOCO"]
-
-_WARM_UP = 0.05  # of the steps
 
 
 class Protects(Protocol):
@@ -141,7 +140,7 @@ class LOCO:
                 f"the loss is {value} at step {self.steps + 1}; load the last checkpoint, and "
                 "lower the learning rate"
             )
-        rate = self.lr * self._schedule()
+        rate = self.lr * (warm_up_cosine(self.steps, self.length) if self.length else 1.0)
         self.steps += 1
         for index, estimate in enumerate(estimates):  # no step of this loop needs another's
             self._update(index, estimate, rate)
@@ -158,15 +157,6 @@ class LOCO:
         if self.protection is not None:
             change = self.protection.project(index, change)
         self.stages[index].add(-rate * change)
-
-    def _schedule(self) -> float:
-        if not self.length:
-            return 1.0
-        rising = max(1, round(_WARM_UP * self.length))
-        if self.steps < rising:
-            return (self.steps + 1) / rising
-        done = min(1.0, (self.steps - rising + 1) / max(1, self.length - rising + 1))
-        return 0.5 * (1 + math.cos(math.pi * done))
 
     @torch.inference_mode()
     def scores(self, x: Tensor) -> Tensor:

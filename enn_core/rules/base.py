@@ -6,7 +6,6 @@ Most rules differ in how a network is cut, what each part minimises and who step
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ from enn_core.local import (
     Task,
     random_stream,
 )
-
-_WARM_UP = 0.05  # of the steps
+from enn_core.schedules import warm_up_cosine
 
 Needs = Literal["any", "cuts", "layers"]
 
@@ -143,7 +141,7 @@ def train_blocks(
         seed: of the random numbers drawn while training.
         task: loss of a prediction and the labels.
         penalty, retract_every, clip, autocast: as in `LocalTrainer`.
-        schedule: makes the scheduler of an optimizer; `warm_up_cosine` over `steps` by default.
+        schedule: makes the scheduler of an optimizer; `decay` over `steps` by default.
         wrap: put around each block, e.g. `DistributedDataParallel`.
     """
     if steps < 1:
@@ -154,7 +152,7 @@ def train_blocks(
         [wrap(block) for block in blocks] if wrap else blocks,
         task,
         optimizer=optimizer,
-        schedule=schedule or partial(warm_up_cosine, steps=steps),
+        schedule=schedule or partial(decay, steps=steps),
         retract_every=retract_every,
         penalty=penalty,
         clip=clip,
@@ -164,17 +162,9 @@ def train_blocks(
     return TrainerRule(trainer, blocks)
 
 
-def warm_up_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
-    """From near 0 to the full rate in 5 % of the steps, then by a half cosine to 0."""
-    rising = max(1, round(_WARM_UP * steps))
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        done = min(1.0, (step - rising + 1) / max(1, steps - rising + 1))
-        return 0.5 * (1 + math.cos(math.pi * done))
-
-    return LambdaLR(optimizer, factor)
+def decay(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """`enn_core.schedules.warm_up_cosine` of an optimizer."""
+    return LambdaLR(optimizer, partial(warm_up_cosine, steps=steps))
 
 
 def seeded(example: Tensor, seed: int) -> AbstractContextManager[None]:

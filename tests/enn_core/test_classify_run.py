@@ -26,7 +26,7 @@ from enn_core.classify.networks import build_network
 from enn_core.classify.run import learning_rate, rule_name, train
 from enn_core.classify.weights import load_classifier
 from enn_core.rules import RULES
-from enn_core.rules.base import warm_up_cosine
+from enn_core.rules.base import decay
 
 TINY: dict[str, Any] = {"arch": "mlp-relu:4x32", "train": 128, "batch_size": 32, "epochs": 2}
 ROOT = Path(__file__).parents[2]
@@ -218,7 +218,7 @@ def test_the_usual_schedule_is_that_of_the_rules():
     for steps in (3, 40, 997):
         parameter = torch.nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.SGD([parameter], lr=0.02)
-        theirs = warm_up_cosine(optimizer, steps)
+        theirs = decay(optimizer, steps)
         for step in range(steps):
             mine = learning_rate(config(lr=0.02), step, steps)
             assert mine == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-12)

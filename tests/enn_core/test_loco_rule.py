@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -117,16 +116,6 @@ def test_state_is_of_its_moment() -> None:
         rule.step(x, y)
     for then, now in zip(held, state["projections"], strict=True):
         assert torch.equal(then["ring"], now["ring"])
-
-
-def test_schedule_rises_and_falls_to_nothing() -> None:
-    rule = LOCO(mlp(), lr=1.0, steps=100)
-    rates = []
-    for rule.steps in range(100):
-        rates.append(rule._schedule())
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(a > b for a, b in pairwise(rates[4:]))
-    assert rates[-1] < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import nn
 
 from enn_core import fuse
 from enn_core.rules import RULES, RuleError, make_rule
-from enn_core.rules.base import warm_up_cosine
+from enn_core.rules.base import decay
 
 ANY_MODEL = [name for name in RULES if name not in LAYERWISE]
 # Chance is 0.1. Perturbing rules are slow learners.
@@ -104,7 +104,7 @@ def test_all_rules_have_a_source() -> None:
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = warm_up_cosine(optimizer, steps=100)
+    schedule = decay(optimizer, steps=100)
     rates = []
     for _ in range(101):
         rates.append(schedule.get_last_lr()[0])
