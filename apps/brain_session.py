@@ -355,6 +355,8 @@ class Desk:
             yield job
 
     def _prepare(self, scan: Scan) -> None:
+        from neuro.teaching import ready
+
         scan.state = "working"
         scan.begin(STARTING)
 
@@ -369,6 +371,7 @@ class Desk:
         scan.source.unlink(missing_ok=True)
         scan.begin(LOOKING)
         seen = self.brain.look(prepared, name=scan.label, age=scan.age)
+        ready(self.brain, seen)
         scan.end()
         scan.looked = Looked(prepared, seen)
         scan.state = "ready"

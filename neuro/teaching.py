@@ -40,7 +40,7 @@ from neuro.population import Population, features_of
 from neuro.predict import BrainAge, Seen
 from neuro.site_rule import MOST_MOVED, Correction, Taught
 
-__all__ = ["Lesson", "Site", "SiteEntry", "SiteError", "check_age", "list_sites"]
+__all__ = ["Lesson", "Site", "SiteEntry", "SiteError", "check_age", "list_sites", "ready"]
 
 AGES = (0.0, 120.0)
 """Ages that a person can have."""
@@ -403,6 +403,15 @@ def _place(brain: BrainAge, profile: str, scope: str) -> Path:
 # --- features, kept as long as the scans they are of ---------------------------------------------
 
 _memory: dict[tuple[int, str], np.ndarray] = {}
+
+
+def ready(brain: BrainAge, seen: Seen) -> None:
+    """Compute what teaching reads of a scan, 70 ms, so that a lesson need not wait for it.
+
+    A model without statistics of its training scans cannot be taught; then nothing is done.
+    """
+    if brain.model.population is not None:
+        _remembered(brain, seen)
 
 
 def _remembered(brain: BrainAge, seen: Seen) -> np.ndarray:

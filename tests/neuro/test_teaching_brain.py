@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enn_core.feedback import JournalCorrupt, JournalError, JournalMismatch
-from neuro import site_rule
+from neuro import site_rule, teaching
 from neuro.model import BrainAgeModel, Member
 from neuro.networks import build
 from neuro.population import Population, features_of, summarise
@@ -21,7 +21,7 @@ from neuro.predict import BrainAge, Seen
 from neuro.quality import Flag
 from neuro.site_rule import Correction, Taught
 from neuro.targets import AgeValue
-from neuro.teaching import Site, SiteError, list_sites
+from neuro.teaching import Site, SiteError, list_sites, ready
 
 SHAPE = (2, 8, 4, 5, 4)  # members, channels, i, j, k of a tiny network's last block
 
@@ -61,6 +61,19 @@ def test_a_lesson_moves_its_own_scan_towards_the_age(site):
     assert 50.0 == lesson.before < lesson.after <= 61
     assert len(site) == 1
     assert site.corrections([scan])[0] == pytest.approx(lesson.after - lesson.before, abs=1e-9)
+
+
+def test_scans_made_ready_are_not_read_again_for_a_lesson(site, brain, monkeypatch):
+    earlier = [seen(seed) for seed in range(101, 104)]
+    for each in earlier:
+        ready(brain, each)
+    read = []
+    monkeypatch.setattr(
+        teaching, "features_of", lambda *given: read.append(1) or features_of(*given)
+    )
+    lesson = site.preview(seen(100), 60.0, earlier=earlier)
+    assert len(lesson.earlier_after) == 3
+    assert len(read) == 1  # of the new scan
 
 
 def test_nothing_taught_corrects_nothing(site):
