@@ -115,8 +115,10 @@ def main() -> None:
         for row in own:
             rows.append({"network": network, **row, "same_bits": same})
             print(json.dumps(rows[-1]), flush=True)
+        if not options.quick:  # after every network: a run may be cut off
+            path = write_rows("local_pipeline", rows)
     if not options.quick:
-        print(write_rows("local_pipeline", rows))
+        print(path)
 
 
 if __name__ == "__main__":
