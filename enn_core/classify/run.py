@@ -10,10 +10,9 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -38,6 +37,7 @@ from enn_core.convert import conversion_report, fuse
 from enn_core.local import random_stream, write_state
 from enn_core.loco import UnsupportedModel, calibrate_
 from enn_core.orthogonality import orthogonality_error
+from enn_core.processes import processes
 from enn_core.rules import RULES, Rule, RuleError, make_rule
 from enn_core.rules import rule_options as options_of
 from enn_core.rules.base import TrainerRule
@@ -91,7 +91,7 @@ def train(
             together, an output directory that belongs to other settings, a loss that is not
             finite.
     """
-    with _processes() as (rank, world, device):
+    with processes() as (rank, world, device):
         if config.batch_size % world:
             raise ClassifyError(
                 f"batch_size {config.batch_size} cannot be shared by {world} processes evenly"
@@ -109,27 +109,6 @@ def train(
         run.keep_settings()
         run.fit()
         return run.finish()
-
-
-@contextlib.contextmanager
-def _processes() -> Iterator[tuple[int, int, torch.device]]:
-    """(rank, processes, device); joins the group that torchrun made, if it did."""
-    cuda = torch.cuda.is_available()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, 1, torch.device("cuda" if cuda else "cpu")
-        return
-    local = int(os.environ["LOCAL_RANK"])
-    if cuda:
-        torch.cuda.set_device(local)
-    distributed.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield (
-            distributed.get_rank(),
-            distributed.get_world_size(),
-            torch.device(f"cuda:{local}" if cuda else "cpu"),
-        )
-    finally:
-        distributed.destroy_process_group()
 
 
 def learning_rate(config: ClassifyConfig, step: int, steps: int) -> float:

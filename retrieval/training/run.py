@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import MixUp
 
 from enn_core import orthogonality_error, param_groups
 from enn_core.local import Learner, Recipe, random_stream
+from enn_core.processes import processes
 from retrieval.atomic import replacing
 from retrieval.datasets import CaptionDataset
 from retrieval.protocols import DATASETS, open_dataset
@@ -77,7 +78,7 @@ def train(
     root = data if data is not None else os.environ.get("ENN_DATA")
     folder = Path(root) if root is not None else None
     output = Path(output)
-    with _processes() as (rank, world, device):
+    with processes() as (rank, world, device):
         if config.batch_size % world:
             raise TrainError(
                 f"batch_size {config.batch_size} cannot be shared by {world} processes evenly"
@@ -85,7 +86,7 @@ def train(
         output.mkdir(parents=True, exist_ok=True)
         report = progress if progress is not None and rank == 0 else _silent
         dataset = _dataset(config, folder)
-        run = _Run(config, dataset, folder, output, (rank, world, device), report)
+        run = _Run(config, dataset, folder, output, (rank, world, str(device)), report)
         run.resume()
         run.fit()
         return run.finish()
@@ -93,27 +94,6 @@ def train(
 
 def _silent(stage: str, done: int, total: int, note: str) -> None:
     """No progress."""
-
-
-@contextlib.contextmanager
-def _processes() -> Iterator[tuple[int, int, str]]:
-    """(rank, processes, device); joins the group that torchrun made, if it did."""
-    cuda = torch.cuda.is_available()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, 1, "cuda" if cuda else "cpu"
-        return
-    local = int(os.environ["LOCAL_RANK"])
-    if cuda:
-        torch.cuda.set_device(local)
-    distributed.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield (
-            distributed.get_rank(),
-            distributed.get_world_size(),
-            f"cuda:{local}" if cuda else "cpu",
-        )
-    finally:
-        distributed.destroy_process_group()
 
 
 def _attention(device: str) -> contextlib.AbstractContextManager[Any]:

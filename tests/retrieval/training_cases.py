@@ -45,12 +45,14 @@ def gradients(output: Path, settings: dict[str, Any]) -> None:
     """Gradients of the very first step, to `output`/gradients.safetensors; under torchrun too."""
     from safetensors.torch import save_file
 
+    from enn_core.processes import processes
     from retrieval.training.pairs import Augment, Batches, Pairs, loader
-    from retrieval.training.run import _dataset, _processes, _Run, _silent
+    from retrieval.training.run import _dataset, _Run, _silent
 
     config = TrainConfig(**settings)
     output.mkdir(exist_ok=True)
-    with _processes() as place:
+    with processes() as (rank, world, device):
+        place = (rank, world, str(device))
         dataset = _dataset(config, None)
         run = _Run(config, dataset, None, output, place, _silent)
         batches = Batches(
