@@ -62,6 +62,104 @@ def errors(name: str) -> str:
     return markdown([*heads, "CPU s"], lines)
 
 
+def claims() -> str:
+    """Errors against backprop, in parts of its error: the papers' and ours."""
+    theirs, ours = published(), rows("table.csv")
+    cells = [cell for cell in dict.fromkeys(row["cell"] for row in ours) if "/mlp" not in cell]
+    error = {(row["cell"], row["method"]): float(row["test_error"]) for row in ours}
+    lines = []
+    for rule, name in (
+        ("enn", "ENN"),
+        ("local-enn", "ENN-l"),
+        ("srip", "SRIP"),
+        ("ocnn", "OCNN"),
+        ("dgl", "DGL"),
+    ):
+        line = [f"`{rule}`"]
+        for data, networks in (("cifar10", RESNETS), ("imagenet", RESNETS), ("imagenet", VIT)):
+            found = [
+                _change(_published(theirs, data, name, net), _published(theirs, data, "BP", net))
+                for net in networks
+            ]
+            line.append(" / ".join(text for text in found if text))
+        line += [
+            _change(error.get((cell, rule)), error.get((cell, "backprop-adamw"))) for cell in cells
+        ]
+        lines.append(line)
+    heads = ["CIFAR-10, ResNet-50 / 101 / 152", "ImageNet, the same", "ImageNet, ViT-B/16"]
+    return markdown(["rule", *(f"paper: {head}" for head in heads), *cells], lines)
+
+
+def without_backprop() -> str:
+    """Errors of rules without end-to-end backprop: as the ENN paper quotes them, and ours."""
+    theirs, ours = published(), rows("table.csv")
+    cells = [cell for cell in dict.fromkeys(row["cell"] for row in ours) if "/mlp" in cell]
+    error = {(row["cell"], row["method"]): plus_minus(row["test_error"], row["sd"]) for row in ours}
+    lines = []
+    for rule, name in (
+        ("local-enn", "ENN-l"),
+        ("dfa", "DFA"),
+        ("mono-forward", "Mono-Forward"),
+        ("forward-forward", "Forward-Forward"),
+    ):
+        quoted = _published(theirs, "cifar10", name, "as published")
+        line = [f"`{rule}`", f"{quoted:g}"]
+        lines.append([*line, *(error.get((cell, rule), "") for cell in cells)])
+    return markdown(["rule", "paper: CIFAR-10, best network", *cells], lines)
+
+
+def published() -> list[dict[str, str]]:
+    """Numbers of arXiv 2508.01219 that can be compared with ours."""
+    with (ROOT / "benchmarks" / "published.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+RESNETS, VIT = ("resnet50", "resnet101", "resnet152"), ("vit_b16",)
+
+
+def _published(theirs: Sequence[Row], data: str, method: str, network: str) -> float | None:
+    for row in theirs:
+        place = (row["metric"], row["dataset"], row["method"], row["backbone"])
+        if place == ("top1_error_pct", data, method, network):
+            return float(row["value"])
+    return None
+
+
+def _change(error: float | None, baseline: float | None) -> str:
+    return "" if error is None or not baseline else f"{100 * (error / baseline - 1):+.0f} %"
+
+
+def parameters() -> str:
+    """Parameters in millions: the paper's number, and ours stored and fused."""
+    paper = {"resnet101": "44.61", "resnet152": "60.22", "vit-b16": "86.97"}
+    lines = [
+        [
+            row["network"],
+            paper.get(row["network"], ""),
+            *(f"{int(row[name]) / 1e6:.2f}" for name in ("plain", "stored", "trainable", "fused")),
+        ]
+        for row in rows("parameters.csv")
+    ]
+    return markdown(["network", "paper", "plain", "stored", "trainable", "fused"], lines)
+
+
+def contrasts() -> str:
+    """Questions about two methods, per cell: the first one's error less the second one's."""
+    found = rows("contrasts.csv")
+    pairs = list(dict.fromkeys((row["method"], row["against"]) for row in found))
+    cells = list(dict.fromkeys(row["cell"] for row in found))
+    text = {}
+    for row in found:
+        between = f" ({float(row['low']):+.1f} to {float(row['high']):+.1f})" if row["low"] else ""
+        place = row["cell"], row["method"], row["against"]
+        text[place] = f"{float(row['difference']):+.1f}{between}"
+    lines = [
+        [f"{method} less {other}", *(text.get((cell, method, other), "") for cell in cells)]
+        for method, other in pairs
+    ]
+    return markdown(["", *cells], lines)
+
+
 def deep() -> str:
     """LOCO and its controls in deep nets: test accuracy."""
     names = {"none": "node perturbation", "mean": "mean input projected out", "loco": "LOCO"}
@@ -108,6 +206,11 @@ def sequential() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "quick": lambda: errors("quick/table.csv"),
+    "full": lambda: errors("table.csv"),
+    "contrasts": contrasts,
+    "claims": claims,
+    "without-backprop": without_backprop,
+    "parameters": parameters,
     "deep": deep,
     "continual": continual,
     "sequential": sequential,

@@ -15,8 +15,8 @@ __all__ = ["replacing"]
 def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
     """A temporary path beside `target`, which takes its place when the block ends well.
 
-    What was written is on the disk before the rename; after an error the old file is untouched and
-    the temporary one is gone.
+    What was written is on the disk before the rename, and the new name when this returns; after an
+    error the old file is untouched and the temporary one is gone.
 
     Args:
         target: the file to write.
@@ -29,7 +29,18 @@ def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name is on the disk too, where the system can say so of folders."""
+    with contextlib.suppress(OSError, AttributeError):
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -22,7 +22,7 @@ The three scenarios of van de Ven & Tolias (arXiv 1904.07734) for a split of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -158,9 +158,8 @@ class Protection:
         every = layer_rows(self.first, self.stages, x)
         for projector, rows in zip(self.projectors, every, strict=True):
             flat = rows.flatten(0, 1)
-            projector.add(
-                flat, weight=1 / len(flat)
-            )  # so that alpha does not depend on their number
+            # By their number, so that alpha does not depend on it.
+            projector.add(flat, weight=1 / len(flat))
 
     def project(self, index: int, change: Tensor) -> Tensor:
         """The part of a layer's change (out, columns) that earlier tasks allow."""
@@ -169,6 +168,15 @@ class Protection:
     def used(self) -> list[float]:
         """Share of each layer's input dimensions that is taken, first layer first."""
         return [projector.used() for projector in self.projectors]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is protected, to go on with the next task in another process."""
+        return {"projectors": [projector.state_dict() for projector in self.projectors]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Protect what was protected where the state was taken, by projectors of the same kind."""
+        for projector, stored in zip(self.projectors, state["projectors"], strict=True):
+            projector.load_state_dict(stored)
 
     def attach(self, optimizer: Optimizer) -> Callable[[], None]:
         """Project every step of a torch optimizer over the model; returns what ends that.

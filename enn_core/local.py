@@ -33,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from enn_core.atomic import replacing
 from enn_core.orthogonality import Retraction, factors, orthogonality_penalty, param_groups
 
 if TYPE_CHECKING:
@@ -453,22 +454,8 @@ def _evaluating(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 def write_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """`torch.save`, all or nothing, on disk when it returns."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with replacing(Path(path)) as temporary:
+        torch.save(state, temporary)
 
 
 def stalled_blocks(losses: Tensor, window: int = _WINDOW) -> dict[int, str]:

@@ -62,7 +62,6 @@ def bench(
     say("looking what each rule can train", 0, 1, "")
     able, left_out = trainable(
         suite.pairs if pairs is None else pairs,
-        suite.seeds.choosing[0],
         root,
         {(row["cell"], row["method"]) for row in store.rows.values()},
     )
@@ -91,14 +90,13 @@ def bench(
 
 def trainable(
     pairs: Iterable[Pair],
-    seed: int,
     root: Path | None,
     tried: Collection[tuple[str, str]] = (),
 ) -> tuple[list[Pair], dict[tuple[str, str], str]]:
     """Pairs whose rule can train the network, and why not, by cell and method, for the others.
 
     Args:
-        pairs, seed, root: as in `bench`; a network of this seed is built for each.
+        pairs, root: as in `bench`; a network is built for each.
         tried: cells and methods that are known to work.
     """
     able: list[Pair] = []
@@ -111,7 +109,7 @@ def trainable(
         key = (cell.data, cell.arch, method.rule + json.dumps(method.options))
         if key not in known:
             try:
-                prepare(Run(cell, method, method.grid[0], seed), root)
+                prepare(Run(cell, method, method.grid[0], cell.choosing[0]), root)
                 known[key] = ""
             except RuleError as error:
                 known[key] = str(error)

@@ -5,26 +5,18 @@ Everything follows from the rows that are there, so a bench that was stopped goe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from enn_core.bench.runs import Cell, Method, Run
 
-__all__ = ["Choice", "Row", "Seeds", "missing", "neighbour"]
+__all__ = ["Choice", "Row", "missing", "neighbour"]
 
 Row = Mapping[str, Any]
 
 _WIDER = 3  # rates that a grid may grow by, on each side
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Seeds that a rate is chosen with, and those that are reported."""
-
-    choosing: tuple[int, ...]
-    reported: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,22 +35,24 @@ class Choice:
 
 
 def missing(
-    cell: Cell, method: Method, seeds: Seeds, rows: Mapping[str, Row]
+    cell: Cell, method: Method, seeds: Sequence[int], rows: Mapping[str, Row]
 ) -> tuple[list[Run], Choice | None]:
     """Runs that can be started now, and the choice of the rate if all of its runs are there.
 
     Args:
+        cell, method: what is compared on what.
+        seeds: that are reported.
         rows: finished runs by their key.
     """
     tried = sorted(method.grid)
     smallest, largest = tried[0], tried[-1]
     while True:
-        runs = [Run(cell, method, lr, seed) for lr in tried for seed in seeds.choosing]
+        runs = [Run(cell, method, lr, seed) for lr in tried for seed in cell.choosing]
         todo = [run for run in runs if run.key not in rows]
         if todo:
             return todo, None
         errors = [
-            fmean(rows[Run(cell, method, lr, s).key]["valid_error"] for s in seeds.choosing)
+            fmean(rows[Run(cell, method, lr, s).key]["valid_error"] for s in cell.choosing)
             for lr in tried
         ]
         best = tried[errors.index(min(errors))]
@@ -69,7 +63,7 @@ def missing(
         else:
             break
     choice = Choice(best, tuple(tried), best in (tried[0], tried[-1]))
-    final = [Run(cell, method, best, seed, refit=cell.refit) for seed in seeds.reported]
+    final = [Run(cell, method, best, seed, refit=cell.refit) for seed in seeds]
     return [run for run in final if run.key not in rows], choice
 
 

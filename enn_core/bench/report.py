@@ -9,12 +9,12 @@ from statistics import fmean, median
 from typing import Any
 
 from enn_core.atomic import replacing
-from enn_core.bench.plan import Row, missing
-from enn_core.bench.runs import Run
+from enn_core.bench.plan import Choice, Row, missing
+from enn_core.bench.runs import Cell, Run
 from enn_core.bench.statistics import paired, spread
-from enn_core.bench.suites import BASELINE, Suite
+from enn_core.bench.suites import BASELINE, CONTRASTS, Suite
 
-__all__ = ["table", "write"]
+__all__ = ["contrasts", "table", "write"]
 
 _COSTS = ("cpu_s", "wall_s", "saved_mb", "condition", "drift")
 _COUNTS = ("stored", "trainable", "fused")
@@ -31,26 +31,61 @@ def table(suite: Suite, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
     """
     made = []
     for cell in suite.cells:
-        results: dict[str, tuple[Any, list[Row]]] = {}
-        for method in suite.methods:
-            _, choice = missing(cell, method, suite.seeds, rows)
-            if choice is None:
-                continue
-            keys = [
-                Run(cell, method, choice.lr, seed, refit=cell.refit).key
-                for seed in suite.seeds.reported
-            ]
-            found = [rows[key] for key in keys if key in rows]
-            if found:
-                results[method.label] = (choice, found)
+        results = _results(suite, cell, rows)
         baseline = _by_seed(results[BASELINE][1]) if BASELINE in results else {}
         for label, (choice, found) in results.items():
             made.append(_line(cell.name, label, choice, found, baseline))
     return made
 
 
+def contrasts(suite: Suite, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """`CONTRASTS` where both methods have finished runs, one row per cell.
+
+    Columns: "cell", "method", "against", "difference" of the test errors (percent, mean over the
+    "seeds" both have), "low", "high": its 95 % interval by Student's t.
+    """
+    made = []
+    for cell in suite.cells:
+        errors = {
+            label: _by_seed(found) for label, (_, found) in _results(suite, cell, rows).items()
+        }
+        for method, other in CONTRASTS:
+            compared = paired(errors.get(method, {}), errors.get(other, {}))
+            if compared is None:
+                continue
+            difference, limits = compared
+            made.append(
+                {
+                    "cell": cell.name,
+                    "method": method,
+                    "against": other,
+                    "difference": _short(difference),
+                    "low": _short(limits[0] if limits else None),
+                    "high": _short(limits[1] if limits else None),
+                    "seeds": len(errors[method].keys() & errors[other].keys()),
+                }
+            )
+    return made
+
+
+def _results(
+    suite: Suite, cell: Cell, rows: Mapping[str, Row]
+) -> dict[str, tuple[Choice, list[Row]]]:
+    """Per method whose rate has been chosen: the choice, and its finished runs at that rate."""
+    results = {}
+    for method in suite.methods:
+        _, choice = missing(cell, method, suite.seeds, rows)
+        if choice is None:
+            continue
+        keys = [Run(cell, method, choice.lr, seed, refit=cell.refit).key for seed in suite.seeds]
+        found = [rows[key] for key in keys if key in rows]
+        if found:
+            results[method.label] = (choice, found)
+    return results
+
+
 def _line(
-    cell: str, label: str, choice: Any, found: Sequence[Row], baseline: Mapping[int, float]
+    cell: str, label: str, choice: Choice, found: Sequence[Row], baseline: Mapping[int, float]
 ) -> dict[str, Any]:
     errors = _by_seed(found)
     compared = paired(errors, baseline) if label != BASELINE else None
@@ -89,13 +124,15 @@ def _short(value: float | None) -> float | None:
 
 
 def write(suite: Suite, rows: Mapping[str, Row], folder: Path) -> None:
-    """Write `runs.csv` (all finished runs), `table.csv` and `table.png`."""
+    """Write `runs.csv` (all finished runs), `table.csv`, `table.png` and `contrasts.csv`."""
     order = sorted(rows.values(), key=lambda r: (r["cell"], r["method"], r["lr"], r["seed"]))
     _write_csv(folder / "runs.csv", [{k: v for k, v in r.items() if k != "key"} for r in order])
     lines = table(suite, rows)
     if lines:
         _write_csv(folder / "table.csv", lines)
         plot(suite, lines, rows, folder / "table.png")
+    if compared := contrasts(suite, rows):
+        _write_csv(folder / "contrasts.csv", compared)
 
 
 def _write_csv(file: Path, rows: Sequence[Row]) -> None:
@@ -127,7 +164,7 @@ def plot(
                 row["test_error"]
                 for row in rows.values()
                 if (row["cell"], row["method"], row["lr"]) == (cell, line["method"], line["lr"])
-                and row["seed"] in suite.seeds.reported
+                and row["seed"] in suite.seeds
                 and row["refit"] == refit[cell]
             ]
             axes.plot(seen, [height] * len(seen), ".", color="0.7", markersize=4)

@@ -41,6 +41,8 @@ class Cell:
         pad, flip: of the augmentation: margin of a random crop, mirroring.
         refit: the chosen rate is run anew on training and validation images together.
         device: "cpu" (one thread) or "cuda".
+        choosing: seeds whose validation errors choose the rate; more where these are few images.
+        heads: whether local rules are tried with other heads than their own.
     """
 
     data: str
@@ -53,6 +55,8 @@ class Cell:
     flip: bool = False
     refit: bool = False
     device: str = "cpu"
+    choosing: tuple[int, ...] = (0,)
+    heads: bool = False
 
     @property
     def name(self) -> str:

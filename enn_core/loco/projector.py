@@ -14,6 +14,8 @@ number of threads; this one takes batches, on any device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,12 @@ class SoftProjector:
     def used(self) -> float:
         """Share of the input dimensions taken, 0 to 1: `1 - tr(P) / columns`."""
         return 1.0 - float(self.P.trace()) / len(self.P)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"P": self.P}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.P = state["P"].clone()
 
 
 class HardProjector:
@@ -97,3 +105,9 @@ class HardProjector:
     def used(self) -> float:
         """Share of the input dimensions taken, 0 to 1."""
         return self.B.shape[1] / len(self.B)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"B": self.B}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.B = state["B"].clone()

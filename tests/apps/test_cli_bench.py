@@ -13,14 +13,13 @@ from typer.testing import CliRunner
 from apps.cli_bench import bench_app, core
 from apps.cli_terminal import CommandError
 from enn_core.bench import suites
-from enn_core.bench.plan import Seeds
 from enn_core.bench.runs import Cell, Method
 from enn_core.bench.suites import Suite
 
 TINY = Suite(
     (Cell("digits", 100, 50, "mlp:3x16", steps=5, batch=10),),
     tuple(Method(rule, rule, (1e-2,)) for rule in ("backprop-adamw", "dfa", "dgl")),
-    Seeds((0,), (0, 1)),
+    (0, 1),
 )
 
 

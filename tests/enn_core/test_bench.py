@@ -19,7 +19,7 @@ from torch import nn
 from enn_core.bench import core, runs
 from enn_core.bench.core import bench, trainable
 from enn_core.bench.measures import SavedMemory, about_weights
-from enn_core.bench.plan import Seeds, missing, neighbour
+from enn_core.bench.plan import missing, neighbour
 from enn_core.bench.report import table
 from enn_core.bench.runs import Cell, Method, Run, execute, prepare
 from enn_core.bench.statistics import interval, paired, spread
@@ -32,7 +32,7 @@ from enn_core.rules import RULES
 CELL = Cell("digits", 200, 100, "mlp:3x16", steps=12, batch=20)
 ADAMW = Method("backprop-adamw", "backprop-adamw", (1e-3, 1e-2))
 ENN = Method("enn", "enn", (1e-3, 1e-2))
-FEW = Suite((CELL,), (ADAMW, ENN), Seeds((0,), (0, 1)))
+FEW = Suite((CELL,), (ADAMW, ENN), (0, 1))
 
 
 # --- choosing rates -----------------------------------------------------------------------------
@@ -42,10 +42,10 @@ def imagined(errors: dict[float, float], cell: Cell = CELL) -> Any:
     """Runs a method by table look-up: valid errors by rate; returns (choice, rates in order)."""
     rows: dict[str, Any] = {}
     order: list[float] = []
-    seeds = Seeds((0, 1), (0, 1, 2))
+    cell = replace(cell, choosing=(0, 1))
     method = replace(ADAMW, grid=(2e-3, 5e-3, 1e-2))
     for _ in range(100):
-        todo, choice = missing(cell, method, seeds, rows)
+        todo, choice = missing(cell, method, (0, 1, 2), rows)
         if not todo:
             return choice, order, rows
         run = todo[0]
@@ -103,7 +103,7 @@ def test_grids_of_the_suites_are_of_the_series_and_cover_all_rules() -> None:
     for suite in (FULL, QUICK):
         assert {method.rule for method in suite.methods} == set(RULES)
         assert len({method.label for method in suite.methods}) == len(suite.methods)
-    assert len(FULL.seeds.reported) >= 5
+    assert len(FULL.seeds) >= 5
 
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_bench_writes_tables_and_runs_nothing_twice(
     count = len(ran)
     assert bench(suite, tmp_path) == (lines, {})
     assert len(ran) == count
-    wider = replace(suite, seeds=Seeds((0,), (0, 1, 2)))
+    wider = replace(suite, seeds=(0, 1, 2))
     bench(wider, tmp_path, pairs=[(CELL, ADAMW)])
     assert len(ran) == count + 1
     assert table(wider, Store(tmp_path / "runs.jsonl").rows)[0]["seeds"] == 3
@@ -298,12 +298,12 @@ def test_a_line_cut_off_by_a_kill_is_run_again(tmp_path: Path) -> None:
 
 def test_rules_that_cannot_train_a_network_are_left_out_with_the_reason() -> None:
     cell = replace(CELL, arch="resnet-small")
-    able, reasons = trainable([(cell, method) for method in METHODS], 0, None)
+    able, reasons = trainable([(cell, method) for method in METHODS], None)
     assert {"enn", "dgl", "muon"} <= {method.label for _, method in able}
     left_out = {method for _, method in reasons}
     assert left_out == {"forward-forward", "dfa", "node-perturbation", "loco", "loco-mean"}
     assert all("\n" not in reason for reason in reasons.values())
-    able, reasons = trainable([(CELL, method) for method in METHODS], 0, None)
+    able, reasons = trainable([(CELL, method) for method in METHODS], None)
     assert set(dict.fromkeys(m for _, m in reasons)) <= {"local-enn", "dgl", "predsim"}
 
 
@@ -311,5 +311,5 @@ def test_rules_that_cannot_train_a_network_are_left_out_with_the_reason() -> Non
 @pytest.mark.parametrize("suite", [FULL, QUICK], ids=["full", "quick"])
 def test_every_rule_trains_a_network_of_the_suite(suite: Suite) -> None:
     digits_only = [(c, m) for c, m in suite.pairs if c.data == "digits" and c.train == 400]
-    able, _ = trainable(digits_only, 0, None)
+    able, _ = trainable(digits_only, None)
     assert {method.rule for _, method in able} == set(RULES)

@@ -209,3 +209,21 @@ def test_second_task_is_learnt_and_the_first_kept(rule: str) -> None:
     assert summary["kept"] >= 0.95
     assert summary["learnt"] >= 0.70
     assert matrices["test"][0][1] < 0.2  # before its turn nobody knew the second task
+
+
+@pytest.mark.parametrize(
+    "make", [lambda c, _: SoftProjector(c, 1e-2), lambda c, _: HardProjector(c, 0.9)]
+)
+def test_protection_goes_on_from_its_state(make, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), ClampedReLU(), nn.Linear(5, 3))
+    known, other = Protection(model, make), Protection(model, make)
+    known.add(torch.rand(30, 6))
+    torch.save(known.state_dict(), tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for protection in (known, other):
+        protection.add(torch.rand(4, 6, generator=torch.Generator().manual_seed(1)))
+    for index, columns in enumerate((7, 6)):  # a bias is a column
+        change = torch.rand(2, columns)
+        assert torch.equal(known.project(index, change), other.project(index, change))
+        assert not torch.allclose(known.project(index, change), change, atol=1e-3)
