@@ -121,8 +121,9 @@ def run_split(
         temporary.rename(path)
         (runs / f"{name}.state").unlink(missing_ok=True)
         errors = " ".join(
-            f"{heads} {np.abs(said[f'{heads}_inner'].mean(1) - data.ages[out]).mean():.2f}"
-            for heads in heads_of(method)
+            f"{heads}, {answer} "
+            f"{np.abs(answered(said[f'{heads}_inner'], answer) - data.ages[out]).mean():.2f}"
+            for heads, answer in candidates(method)
         )
         print(f"{name}: {seconds:.0f} s of CPU, MAE of the inner fold: {errors}", flush=True)
 

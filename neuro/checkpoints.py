@@ -148,7 +148,7 @@ def load_sfcn(path: Path | str, layers: str = "plain") -> BrainNet:
                 )
     net.load_state_dict(mapped, strict=False)
     if layers == "enn":
-        eigen = build("sfcn", **{**net.settings, "name": "sfcn", "layers": "enn"})
+        eigen = build(**{**net.settings, "layers": "enn"})
         eigen.load_state_dict(net.state_dict())
         net = eigen
     return net.eval()

@@ -87,7 +87,6 @@ def test_pyment_s_names_load(trained, tmp_path, repeated):
         assert torch.equal(value, ours[name]), name
 
 
-@pytest.mark.slow
 def test_published_weights_become_eigen_layers(trained, tmp_path):
     torch.save(published_names(trained), tmp_path / "a.p")
     net = load_sfcn(tmp_path / "a.p", layers="enn")
