@@ -131,7 +131,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
         if hard:
             axes.axhline(float(np.mean(hard)), linestyle="--", color="0.4", label="retraction")
         axes.set_xscale("symlog", linthresh=1e-6)
-        axes.set(xlabel="λ", ylabel=label)
+        axes.set(xlabel="λ", ylabel=label, xlim=(-4e-7, 1.6 * max(lambdas)))
         axes.legend()
     figure.savefig(RESULTS / "lambda_sweep.png", dpi=120)
 

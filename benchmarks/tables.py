@@ -1,7 +1,7 @@
-"""Writes the tables of docs/learning-rules.md from the CSV files they come from.
+"""Writes the tables of README.md and docs/learning-rules.md from the CSV files they come from.
 
     python benchmarks/tables.py            # rewrites what stands between the marks
-    python benchmarks/tables.py --check    # exit code 1 if the page is not what the files say
+    python benchmarks/tables.py --check    # exit code 1 if a page is not what the files say
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "learning-rules.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "learning-rules.md")
 RESULTS = ROOT / "benchmarks" / "results" / "core"
 MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -60,6 +60,21 @@ def errors(name: str) -> str:
         )
     heads = ["data / network", "rule", "test error, %", "against backprop (95 %)", "rate", "seeds"]
     return markdown([*heads, "CPU s"], lines)
+
+
+def matrix() -> str:
+    """Test error of every rule in every cell of the full bench; the best of a cell in bold."""
+    found = rows("table.csv")
+    cells = list(dict.fromkeys(row["cell"] for row in found))
+    best = {c: min(float(r["test_error"]) for r in found if r["cell"] == c) for c in cells}
+    text = {}
+    for row in found:
+        shown = plus_minus(row["test_error"], row["sd"])
+        bold = float(row["test_error"]) == best[row["cell"]]
+        text[row["cell"], row["method"]] = f"**{shown}**" if bold else shown
+    methods = [m for m in dict.fromkeys(row["method"] for row in found) if "heads" not in m]
+    lines = [[f"`{m}`", *(text.get((cell, m), "") for cell in cells)] for m in methods]
+    return markdown(["rule", *cells], lines)
 
 
 def claims() -> str:
@@ -206,6 +221,7 @@ def sequential() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "quick": lambda: errors("quick/table.csv"),
+    "matrix": matrix,
     "full": lambda: errors("table.csv"),
     "contrasts": contrasts,
     "claims": claims,
@@ -225,11 +241,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    page = PAGE.read_text(encoding="utf-8")
-    new = filled(page)
+    pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    new = {page: filled(text) for page, text in pages.items()}
     if options.check:
-        sys.exit(new != page)
-    PAGE.write_text(new, encoding="utf-8")
+        sys.exit(new != pages)
+    for page, text in new.items():
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

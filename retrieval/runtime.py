@@ -158,6 +158,7 @@ class ImageRuntime:
             try:
                 return self._openvino()
             except Exception as error:
+                _pass_on_interrupt(error)
                 # OpenVINO raises bare RuntimeErrors for whatever its plugins do not support.
                 if not self._may_fall_back:
                     raise
@@ -181,6 +182,7 @@ class ImageRuntime:
                 _check(run(probe), expected, self.precision)
                 return run
             except Exception as error:
+                _pass_on_interrupt(error)
                 logger.warning("discarding the cached model %s: %s", folder, _first_line(error))
                 shutil.rmtree(folder, ignore_errors=True)
         tower = self._tower()
@@ -193,6 +195,14 @@ class ImageRuntime:
             openvino.save_model(graph, new / "tower.xml", compress_to_fp16=False)
             np.save(new / "probe.npy", expected)
         return run
+
+
+def _pass_on_interrupt(error: BaseException | None) -> None:
+    """Raise the Ctrl-C that an extension module reports as a failure of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        error = error.__cause__ or error.__context__
 
 
 def _import_openvino() -> Any:

@@ -25,6 +25,9 @@ from live_brain_server import LiveBrainServer
 
 DATA = Path(os.environ.get("ENN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 HEADS = sorted((DATA / "ixi_hh" / "heads_2mm").glob("*.nii.gz"))
+# What the visitor sees at the bottom of the window.
+ON_TOP_BELOW = """() => document.elementFromPoint(innerWidth / 2, innerHeight - 12)
+    .closest('.enn-warning')?.querySelector('b').textContent"""
 WEIGHTS = Path(__file__).parents[2] / "neuro" / "weights" / "brain-age-ixi.safetensors"
 
 
@@ -104,6 +107,9 @@ def test_from_a_scan_to_a_taught_age_and_back(visit, live, tmp_path):
     assert page.age == first
     assert not list(Path(os.environ["ENN_PROFILES"]).rglob("*.sqlite"))
     assert f"looks younger than {first + 8:.1f}" in page.page.inner_text("#enn-stage")
+    for place in (0, 10_000):  # however far one scrolls
+        page.page.evaluate("place => window.scrollTo(0, place)", place)
+        assert page.page.evaluate(ON_TOP_BELOW) == "Research use, not a medical device."
     page.page.click("#enn-lesson-box [data-do=dismiss]")
     page.page.wait_for_selector(".enn-preview-lesson", state="detached")
 

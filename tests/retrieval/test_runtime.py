@@ -169,6 +169,21 @@ def test_lower_precision_is_found_out(monkeypatch, caplog):
     assert "using torch" in caplog.text
 
 
+def test_ctrl_c_while_openvino_loads_is_no_reason_to_use_torch(monkeypatch):
+    """Extension modules say "initialization failed" when a Ctrl-C stops them."""
+
+    def stopped():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr(runtime, "available_runtimes", lambda: ["openvino", "torch"])
+    monkeypatch.setattr(runtime, "_import_openvino", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        make("auto")(pixels(1))
+
+
 def test_without_openvino_torch_runs(monkeypatch):
     monkeypatch.setattr(runtime, "available_runtimes", lambda: ["torch"])
     run = make("auto")
