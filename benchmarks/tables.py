@@ -158,9 +158,9 @@ def parameters() -> str:
     return markdown(["network", "paper", "plain", "stored", "trainable", "fused"], lines)
 
 
-def contrasts() -> str:
+def contrasts(name: str) -> str:
     """Questions about two methods, per cell: the first one's error less the second one's."""
-    found = rows("contrasts.csv")
+    found = rows(name)
     pairs = list(dict.fromkeys((row["method"], row["against"]) for row in found))
     cells = list(dict.fromkeys(row["cell"] for row in found))
     text = {}
@@ -223,7 +223,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "quick": lambda: errors("quick/table.csv"),
     "matrix": matrix,
     "full": lambda: errors("table.csv"),
-    "contrasts": contrasts,
+    "quick-contrasts": lambda: contrasts("quick/contrasts.csv"),
+    "contrasts": lambda: contrasts("contrasts.csv"),
     "claims": claims,
     "without-backprop": without_backprop,
     "parameters": parameters,

@@ -20,7 +20,7 @@ from enn_core.bench import core, runs
 from enn_core.bench.core import bench, trainable
 from enn_core.bench.measures import SavedMemory, about_weights
 from enn_core.bench.plan import missing, neighbour
-from enn_core.bench.report import table
+from enn_core.bench.report import contrasts, table
 from enn_core.bench.runs import Cell, Method, Run, execute, prepare
 from enn_core.bench.statistics import interval, paired, spread
 from enn_core.bench.store import Store
@@ -268,6 +268,36 @@ def test_bench_writes_tables_and_runs_nothing_twice(
     bench(wider, tmp_path, pairs=[(CELL, ADAMW)])
     assert len(ran) == count + 1
     assert table(wider, Store(tmp_path / "runs.jsonl").rows)[0]["seeds"] == 3
+
+
+def test_contrasts_are_between_methods_at_their_best_rates() -> None:
+    cell = replace(CELL, choosing=(0,))
+    suite = Suite((cell,), (ADAMW, ENN, replace(ENN, label="muon", rule="muon")), (0, 1, 2))
+    rows = {}
+    for method, best, errors in (
+        (suite.methods[1], 5e-3, (5, 6, 9)),
+        (suite.methods[2], 5e-3, (7, 7, 8)),
+    ):
+        for lr in (1e-3, 2e-3, 5e-3, 1e-2):
+            for seed, error in enumerate(errors):
+                wrong = error if lr == best else 80.0
+                run = Run(cell, replace(method, grid=(2e-3, 5e-3, 1e-2)), lr, seed)
+                rows[run.key] = {"seed": seed, "valid_error": wrong, "test_error": wrong}
+    suite = replace(
+        suite, methods=tuple(replace(m, grid=(2e-3, 5e-3, 1e-2)) for m in suite.methods)
+    )
+    (row,) = contrasts(suite, rows)
+    assert (row["method"], row["against"], row["seeds"]) == ("enn", "muon", 3)
+    assert row["difference"] == pytest.approx(-2 / 3, abs=1e-3)
+    assert row["low"] < row["difference"] < row["high"]
+
+
+def test_other_heads_are_tried_where_a_cell_asks_for_them() -> None:
+    for cell in FULL.cells:
+        tried = {method.label for one, method in FULL.pairs if one == cell}
+        assert ("dgl, mlp heads" in tried) == cell.heads
+        assert set(RULES) <= tried
+    assert any(cell.heads for cell in FULL.cells)
 
 
 @pytest.mark.slow
