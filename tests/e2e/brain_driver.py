@@ -19,7 +19,11 @@ WAIT_MS = 120_000  # a head takes many seconds when the machine is busy
 
 
 def webgl_browser() -> contextlib.AbstractContextManager[Browser]:
-    """A headless Chromium that computes WebGL, and nothing else of the page, by software GL."""
+    """A headless Chromium that computes WebGL, and nothing else of the page, by software GL.
+
+    Screenshots may lack parts of a canvas or of what is fixed in the window; without
+    `--disable-gpu-compositing` they are whole, and the tests slow.
+    """
     return browser(
         "--use-gl=angle",
         "--use-angle=swiftshader",
