@@ -132,7 +132,7 @@ def core(
         lines, left_out = bench(
             suite,
             output,
-            pairs=[(c, m) for c in cells for m in methods if (c, m) in suite.pairs],
+            pairs=suite.pairs_of(cells, methods),
             root=data_dir,
             workers=workers or os.cpu_count() or 1,
             progress=line.show,

@@ -23,8 +23,8 @@ MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Mapping[str, str]
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+def rows(name: str, folder: Path = RESULTS) -> list[dict[str, str]]:
+    with (folder / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -38,21 +38,25 @@ def plus_minus(mean: str, sd: str, digits: int = 1) -> str:
     return f"{text} ± {float(sd):.{digits}f}" if sd else text
 
 
+def difference(row: Row) -> str:
+    """A difference in points with its interval, as far as a row has them."""
+    if not row["difference"]:
+        return ""
+    less = f"{float(row['difference']):+.1f}"
+    return f"{less} ({float(row['low']):+.1f} to {float(row['high']):+.1f})" if row["low"] else less
+
+
 def errors(name: str) -> str:
     """A bench's table: test error by cell and method, best first, with its interval."""
     lines = []
     for row in sorted(rows(name), key=lambda row: (row["cell"], float(row["test_error"]))):
-        between = ""
-        if row["low"]:
-            less, low, high = (float(row[name]) for name in ("difference", "low", "high"))
-            between = f"{less:+.1f} ({low:+.1f} to {high:+.1f})"
         edge = ", at the grid's edge" if row["lr_at_edge"] == "True" else ""
         lines.append(
             [
                 row["cell"],
                 row["method"],
                 plus_minus(row["test_error"], row["sd"]),
-                between,
+                difference(row),
                 f"{float(row['lr']):g}{edge}",
                 row["seeds"],
                 row["cpu_s"],
@@ -125,8 +129,7 @@ def without_backprop() -> str:
 
 def published() -> list[dict[str, str]]:
     """Numbers of arXiv 2508.01219 that can be compared with ours."""
-    with (ROOT / "benchmarks" / "published.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return rows("published.csv", ROOT / "benchmarks")
 
 
 RESNETS, VIT = ("resnet50", "resnet101", "resnet152"), ("vit_b16",)
@@ -165,9 +168,7 @@ def contrasts(name: str) -> str:
     cells = list(dict.fromkeys(row["cell"] for row in found))
     text = {}
     for row in found:
-        between = f" ({float(row['low']):+.1f} to {float(row['high']):+.1f})" if row["low"] else ""
-        place = row["cell"], row["method"], row["against"]
-        text[place] = f"{float(row['difference']):+.1f}{between}"
+        text[row["cell"], row["method"], row["against"]] = difference(row)
     lines = [
         [f"{method} less {other}", *(text.get((cell, method, other), "") for cell in cells)]
         for method, other in pairs

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from enn_core.atomic import sync_folder
 from retrieval import eigen
 from retrieval import writer as writing
 from retrieval.catalog import Catalog, Entry
@@ -38,7 +39,7 @@ from retrieval.manifest import (
     Manifest,
     NoIndex,
 )
-from retrieval.snapshot import Snapshot, SnapshotError, sync_folder
+from retrieval.snapshot import Snapshot, SnapshotError
 from retrieval.writer import Writer
 
 if TYPE_CHECKING:

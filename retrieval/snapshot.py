@@ -19,7 +19,9 @@ from typing import Any
 import faiss as _faiss
 import numpy as np
 
-__all__ = ["Snapshot", "SnapshotError", "build_ann", "collect_strays", "sync_folder", "write"]
+from enn_core.atomic import sync_folder
+
+__all__ = ["Snapshot", "SnapshotError", "build_ann", "collect_strays", "write"]
 
 faiss: Any = _faiss  # its type stubs do not know its Python layer
 
@@ -272,17 +274,6 @@ def _write(index: Any, folder: Path, name: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where the platform can."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def collect_strays(folder: Path, keep: Iterable[str | None]) -> None:

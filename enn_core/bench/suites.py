@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +54,13 @@ class Suite:
 
     @property
     def pairs(self) -> list[tuple[Cell, Method]]:
-        """What is compared, in the order it is run; other heads only where a cell asks for them."""
-        return [
-            (cell, method)
-            for cell in self.cells
-            for method in self.methods
-            if cell.heads or method not in HEADS
-        ]
+        """All that is compared, in the order it is run."""
+        return self.pairs_of(self.cells, self.methods)
+
+    @staticmethod
+    def pairs_of(cells: Sequence[Cell], methods: Sequence[Method]) -> list[tuple[Cell, Method]]:
+        """Each of the cells with each of the methods; other heads only where a cell asks for it."""
+        return [(c, m) for c in cells for m in methods if c.heads or m not in HEADS]
 
 
 _NETWORKS = ("vit-tiny", "mlp", "resnet-small")

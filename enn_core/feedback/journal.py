@@ -38,6 +38,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from enn_core.atomic import sync_folder
 from enn_core.feedback.events import (
     TEACH,
     Event,
@@ -551,17 +552,6 @@ def _make_folder(folder: Path) -> None:
         with contextlib.suppress(FileExistsError):
             each.mkdir(mode=0o700)
         sync_folder(each.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in a folder durable, where the platform can."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _file_key(file: Path) -> tuple[int, int] | None:

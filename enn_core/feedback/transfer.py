@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from enn_core.atomic import sync_folder
 from enn_core.feedback.events import (
     DTYPES,
     MAX_ARRAY_BYTES,
@@ -38,7 +39,6 @@ from enn_core.feedback.journal import (
     JournalCorrupt,
     JournalError,
     check_identity,
-    sync_folder,
 )
 
 __all__ = ["Accept", "export_journal", "import_journal"]
