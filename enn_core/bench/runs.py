@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from enn_core.bench.measures import SavedMemory, about_weights, trained_modules
 from enn_core.bench.origin import provenance
-from enn_core.classify.data import ImageData, load_data
+from enn_core.classify.data import ImageData, in_unit_range, load_data
 from enn_core.classify.feed import Augment, Batches, feed
 from enn_core.classify.networks import build_network
+from enn_core.classify.sources import Images
 from enn_core.rules import Rule, make_rule
 
 __all__ = ["Cell", "Method", "Run", "execute", "prepare"]
@@ -43,6 +45,7 @@ class Cell:
         device: "cpu" (one thread) or "cuda".
         choosing: seeds whose validation errors choose the rate; more where these are few images.
         heads: whether local rules are tried with other heads than their own.
+        side: of the images, which are averaged down to it; 0: as they are.
     """
 
     data: str
@@ -57,10 +60,12 @@ class Cell:
     device: str = "cpu"
     choosing: tuple[int, ...] = (0,)
     heads: bool = False
+    side: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.data}-{self.train + self.valid * self.refit}/{self.arch}"
+        pixels = f"-{self.side}px" if self.side else ""
+        return f"{self.data}-{self.train + self.valid * self.refit}{pixels}/{self.arch}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Run:
             *(cell.pad, cell.flip, self.refit and cell.refit),
             *(self.method.rule, dict(self.method.options), self.lr, self.seed),
             *([cell.device] if cell.device != "cpu" else []),
+            *([cell.side] if cell.side else []),
         ]
         return json.dumps(parts)
 
@@ -117,7 +123,7 @@ def prepare(run: Run, root: Path | None) -> tuple[Rule, ImageData]:
             "install a torch with CUDA"
         )
     joined = run.refit and cell.refit
-    data = _load(cell.data, root, cell.train, cell.valid, run.seed, joined)
+    data = _load(cell.data, root, cell.train, cell.valid, run.seed, joined, cell.side)
     model = build_network(cell.arch, data.shape, len(data.classes), seed=run.seed)
     rule = make_rule(
         run.method.rule,
@@ -134,11 +140,25 @@ def prepare(run: Run, root: Path | None) -> tuple[Rule, ImageData]:
 
 @lru_cache(maxsize=8)
 def _load(
-    name: str, root: Path | None, train: int, valid: int, seed: int, joined: bool
+    name: str, root: Path | None, train: int, valid: int, seed: int, joined: bool, side: int
 ) -> ImageData:
     if joined:
         train, valid = train + valid, 0
-    return load_data(name, root=root, train=train, valid=valid, seed=seed)
+    data = load_data(name, root=root, train=train, valid=valid, seed=seed)
+    if not side:
+        return data
+    train_x, valid_x, test_x = (
+        _averaged(images, side) for images in (data.train_x, data.valid_x, data.test_x)
+    )
+    return replace(data, train_x=train_x, valid_x=valid_x, test_x=test_x)
+
+
+def _averaged(images: Images, side: int) -> Tensor:
+    if not isinstance(images, Tensor):
+        raise ValueError("sets that stay on disk cannot be averaged down; give a cell without side")
+    if not len(images):  # interpolate takes none
+        return images.new_empty(0, images.shape[1], side, side, dtype=torch.float32)
+    return F.interpolate(in_unit_range(images), (side, side), mode="area")
 
 
 def execute(run: Run, root: Path | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ All are plain; `enn_core.to_enn` converts them. Every one can be cut into four b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import sqrt
 from typing import Any
@@ -24,7 +24,8 @@ from enn_core.spiking import ClampedReLU
 __all__ = ["ARCHS", "NetworkError", "build_network"]
 
 ARCHS = (
-    *("mlp[:DEPTH[xWIDTH]]", "mlp-relu[:DEPTH[xWIDTH]]", "conv-small", "vit-tiny", "resnet-small"),
+    *("mlp[:DEPTH[xWIDTH]]", "mlp-relu[:DEPTH[xWIDTH]]", "conv-small", "vit-tiny[:PATCH]"),
+    "resnet-small",
     *("resnet18", "resnet50", "resnet101", "resnet152", "vit-b16"),
     *("timm:NAME", "torchvision:NAME"),
 )
@@ -47,7 +48,8 @@ def build_network(
             activation of an integrate-and-fire neuron, which LOCO and spiking networks need;
             "mlp-relu": the same with ReLU.
             "conv-small": five convolutions of rate neurons without norms, and a linear map.
-            "vit-tiny": 4 blocks of width 64, at most 8 x 8 patches (4 x 4 of 8 x 8 images).
+            "vit-tiny": 4 blocks of width 64, square patches of so many pixels (by default so that
+            there are at most 8 x 8 of them; 4 x 4 of 8 x 8 images).
             "resnet-small": 4 residual blocks with batch norm, 16 to 128 channels.
             "resnet18" ... "resnet152": torchvision's; for images up to 64 x 64 with a stem of
             one 3 x 3 convolution without stride, as usual there.
@@ -73,8 +75,8 @@ def build_network(
             return _theirs("timm", "vit_base_patch16_224", shape, classes)
         if arch == "conv-small":
             return _conv_small(shape, classes)
-        if arch == "vit-tiny":
-            return TinyViT(shape, classes)
+        if kind == "vit-tiny":
+            return TinyViT(shape, classes, patch=_patch(detail, shape[1:]))
         if arch == "resnet-small":
             return _resnet_small(shape, classes)
     raise NetworkError(f"arch {arch!r} is unknown; give one of {', '.join(ARCHS)}")
@@ -189,12 +191,28 @@ class Mean(nn.Module):
         return x.mean(1)
 
 
+def _patch(detail: str, sides: Sequence[int]) -> int:
+    """Side of a patch: the one given, else the smallest that gives 2 x 2 to 8 x 8 of them."""
+    fitting = [p for p in range(2, min(sides) // 2 + 1) if not (sides[0] % p or sides[1] % p)]
+    if detail in map(str, fitting):
+        return int(detail)
+    patch = next((p for p in fitting if max(sides) <= 8 * p), None)
+    if detail or patch is None:
+        valid = f"vit-tiny:PATCH with a patch of {' or '.join(map(str, fitting))}, or images"
+        raise NetworkError(
+            f"vit-tiny{':' * bool(detail)}{detail} cannot cut images of {sides[0]} x {sides[1]} "
+            f"into 2 x 2 to 8 x 8 patches; give {valid if fitting else 'images'} of another size"
+        )
+    return patch
+
+
 class TinyViT(nn.Sequential):
     """A pre-norm vision transformer without class token: the mean of the tokens is classified.
 
     Args:
         shape: (channels, height, width) of an image.
         classes: scores per image.
+        patch: side of the square patches that images are cut into, in pixels.
         width, blocks, heads: of the transformer.
     """
 
@@ -203,18 +221,11 @@ class TinyViT(nn.Sequential):
         shape: tuple[int, int, int],
         classes: int,
         *,
+        patch: int,
         width: int = 64,
         blocks: int = 4,
         heads: int = 4,
     ) -> None:
-        sides = shape[1:]
-        fitting = [p for p in range(2, min(sides) // 2 + 1) if not (sides[0] % p or sides[1] % p)]
-        patch = next((p for p in fitting if max(sides) <= 8 * p), None)
-        if patch is None:
-            raise NetworkError(
-                f"vit-tiny cannot cut images of {sides[0]} x {sides[1]} into 2 x 2 to 8 x 8 "
-                "patches; give images of another size"
-            )
         super().__init__(
             Tokens(shape, patch, width),
             *(TransformerBlock(width, heads) for _ in range(blocks)),

@@ -149,6 +149,21 @@ def test_refit_trains_on_the_validation_images_too() -> None:
     assert execute(Run(cell, ADAMW, 1e-2, 0))["train"] == 100
 
 
+def test_images_are_averaged_down_to_the_side_of_a_cell() -> None:
+    cell = replace(CELL, side=4, refit=True)
+    _, whole = prepare(Run(CELL, ADAMW, 1e-2, 0), None)
+    _, small = prepare(Run(cell, ADAMW, 1e-2, 0), None)
+    _, joined = prepare(Run(cell, ADAMW, 1e-2, 0, refit=True), None)
+    for part in ("train_x", "valid_x", "test_x"):
+        before, after = getattr(whole, part), getattr(small, part)
+        means = before.reshape(len(before), 1, 4, 2, 4, 2).mean((3, 5))
+        torch.testing.assert_close(after, means)
+    assert small.shape == joined.shape == (1, 4, 4)
+    assert joined.valid_x.shape == (0, 1, 4, 4)
+    assert cell.name == "digits-300-4px/mlp:3x16"
+    assert Run(cell, ADAMW, 1e-2, 0).key != Run(CELL, ADAMW, 1e-2, 0).key
+
+
 def test_a_diverging_run_counts_as_chance() -> None:
     row = execute(Run(replace(CELL, steps=40), Method("s", "backprop-sgd", (1.0,)), 1e9, 0))
     assert row["diverged"]

@@ -70,6 +70,8 @@ def test_patches_of_the_tiny_vit():
         for side in (8, 28, 32, 64)
     }
     assert {side: t.shape[1] for side, t in tokens.items()} == {8: 16, 28: 49, 32: 64, 64: 64}
+    larger = build_network("vit-tiny:7", (1, 28, 28), 10)
+    assert larger[0](torch.zeros(1, 1, 28, 28)).shape[1] == 16
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,14 @@ def test_patches_of_the_tiny_vit():
         ("resnet51", (3, 32, 32), "give one of mlp"),
         ("mlp:one", (1, 8, 8), "mlp:DEPTHxWIDTH"),
         ("mlp:1", (1, 8, 8), "at least 2 weight layers"),
-        ("vit-tiny", (1, 31, 31), "vit-tiny cannot cut images of 31 x 31"),
+        ("vit-tiny", (1, 31, 31), "vit-tiny cannot cut images of 31 x 31 into"),
+        (
+            "vit-tiny:5",
+            (1, 28, 28),
+            "vit-tiny:PATCH with a patch of 2 or 4 or 7 or 14, or images of",
+        ),
+        ("vit-tiny:5", (1, 31, 31), "patches; give images of another size"),
+        ("vit-tiny:wide", (1, 28, 28), "vit-tiny:wide cannot cut"),
         ("resnet-small", (1, 4, 4), "from 8 x 8 on"),
         ("timm:no_such_model", (3, 32, 32), "timm cannot build 'no_such_model'"),
         ("torchvision:no_such", (3, 32, 32), "torchvision cannot build 'no_such'"),
