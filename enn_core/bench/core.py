@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from enn_core.bench.plan import missing
 from enn_core.bench.report import table, write
@@ -55,13 +58,42 @@ def bench(
         root: directory of the data sets; the environment variable ENN_DATA if None.
         workers: processes that run at once.
         progress: called with (stage, done, total, note); the total grows with the grids.
+
+    Raises:
+        ValueError: another bench writes to the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        return _bench(
+            suite, folder, suite.pairs if pairs is None else pairs, root, workers, progress
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two benches would overwrite each other's runs."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(
+            f"another bench writes to '{folder}'; wait for it, or give another folder"
+        ) from None
+
+
+def _bench(
+    suite: Suite,
+    folder: Path,
+    pairs: Iterable[Pair],
+    root: Path | None,
+    workers: int,
+    progress: Progress | None,
+) -> Result:
     store = Store(folder / "runs.jsonl")
     say = progress or (lambda *_: None)
     say("looking what each rule can train", 0, 1, "")
     able, left_out = trainable(
-        suite.pairs if pairs is None else pairs,
+        pairs,
         root,
         {(row["cell"], row["method"]) for row in store.rows.values()},
     )

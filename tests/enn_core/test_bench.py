@@ -315,6 +315,19 @@ def test_other_heads_are_tried_where_a_cell_asks_for_them() -> None:
     assert any(cell.heads for cell in FULL.cells)
 
 
+def test_two_benches_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    def second(*_: object) -> None:
+        with pytest.raises(ValueError, match="another bench writes to") as caught:
+            bench(FEW, tmp_path)
+        assert "\n" not in str(caught.value)
+        seen.append(True)
+
+    seen: list[bool] = []
+    bench(FEW, tmp_path, pairs=[], progress=second)
+    assert seen
+    bench(FEW, tmp_path, pairs=[])
+
+
 @pytest.mark.slow
 def test_runs_are_shared_over_processes(tmp_path: Path) -> None:
     suite = replace(FEW, methods=(replace(ADAMW, grid=(1e-2, 2e-2, 5e-2)),))
