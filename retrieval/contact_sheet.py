@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from retrieval.atomic import replacing
+from enn_core.atomic import replacing
 from retrieval.datasets import TarImage, image_source
 from retrieval.images import decode
 from retrieval.ranking import best_captions, top_items

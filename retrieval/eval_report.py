@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.atomic import replacing
+from enn_core.atomic import replacing
 from retrieval.datasets import TarImage
 from retrieval.evaluate import DTYPES, Evaluation, split_name
 from retrieval.ranking import best_captions, own_cosines

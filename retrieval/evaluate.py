@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.atomic import replacing
+from enn_core.atomic import replacing
 from retrieval.datasets import CaptionDataset, DatasetError, TarImage, image_source
 from retrieval.extended_matches import extended_matches
 from retrieval.ranking import TIE_RULE, bootstrap_interval, retrieval_ranks

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.atomic import replacing
+from enn_core.atomic import replacing
 from retrieval.datasets import TarImage
 
 if TYPE_CHECKING:

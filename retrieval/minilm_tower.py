@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retrieval.atomic import replacing
+from enn_core.atomic import replacing
 
 __all__ = [
     "CONFIG",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrieval.atomic import replacing
+from enn_core.atomic import replacing
 from retrieval.mini.config import TrainError
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
-from retrieval.atomic import replacing
+from enn_core.atomic import replacing
 from retrieval.mini.backbone import MiniTower, fold_batchnorm
 from retrieval.mini.block_inputs import BlockInputs, Progress, imagenet_backbone
 from retrieval.mini.config import TrainConfig, TrainError

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval.atomic import replacing
+from enn_core.atomic import replacing
 
 __all__ = ["plot", "write_log"]
 

@@ -26,9 +26,9 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2 import MixUp
 
 from enn_core import orthogonality_error, param_groups
+from enn_core.atomic import replacing
 from enn_core.local import Learner, Recipe, random_stream
 from enn_core.processes import processes
-from retrieval.atomic import replacing
 from retrieval.datasets import CaptionDataset
 from retrieval.protocols import DATASETS, open_dataset
 from retrieval.training.config import TrainConfig

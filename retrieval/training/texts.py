@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from retrieval.atomic import replacing
+from enn_core.atomic import replacing
 from retrieval.training.settings import TrainError
 
 __all__ = ["text_features"]

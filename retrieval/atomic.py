@@ -1,5 +1,0 @@
-"""Files that are complete or not there."""
-
-from enn_core.atomic import replacing
-
-__all__ = ["replacing"]
