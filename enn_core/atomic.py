@@ -1,14 +1,16 @@
-"""Files that are complete or not there."""
+"""Files and folders that are complete or not there."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing", "sync_folder"]
+__all__ = ["new_folder", "replacing", "sync_folder"]
 
 
 @contextlib.contextmanager
@@ -35,6 +37,23 @@ def replacing(target: Path, *, shared: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, which takes its name when the block ends well.
+
+    Args:
+        target: must not exist, or be an empty folder, by then.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        os.replace(new, target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,8 +15,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from enn_core.atomic import new_folder
 from retrieval.checkpoints import ModelError, OpenClip, one_line
 from retrieval.clip_layouts import tensor_names
 
@@ -67,7 +66,7 @@ def export(model: RetrievalModel, folder: str | os.PathLike[str], form: str = "o
     if model.clip is None:
         raise ModelError(f"{model.name} is no CLIP network: there is no plain form of it")
     target = check_target(folder)
-    with _new_folder(target) as new:
+    with new_folder(target) as new:
         FORMS[form](model.clip, new)
         if target.is_dir():
             target.rmdir()
@@ -355,16 +354,3 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         logging.disable(previous)
-
-
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that appears under its name complete or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
-    try:
-        yield new
-        new.chmod(0o755)
-        os.replace(new, target)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

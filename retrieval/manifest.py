@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from enn_core.atomic import replacing
 from retrieval.eigen import EigenBasis
 
 __all__ = [
@@ -163,17 +162,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it into an index directory, complete or not at all."""
-        temporary = folder / (FILE_NAME + ".tmp")
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(self.as_dict(), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / FILE_NAME)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with replacing(folder / FILE_NAME) as new:
+            new.write_text(json.dumps(self.as_dict(), indent=1), encoding="utf-8")
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "probe": [round(value, 7) for value in self.probe]}

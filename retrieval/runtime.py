@@ -18,13 +18,11 @@ import hashlib
 import importlib
 import importlib.util
 import logging
-import os
 import shutil
 import sys
-import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,8 +188,10 @@ class ImageRuntime:
         graph = _to_openvino(openvino, tower, self._size)
         run = _compile(openvino, core, graph, self.precision)
         _check(run(probe), expected, self.precision)
+        from enn_core.atomic import new_folder
+
         # An index can be built without a cache: full disks and read-only homes are no error.
-        with contextlib.suppress(OSError, RuntimeError), _new_folder(folder) as new:
+        with contextlib.suppress(OSError, RuntimeError), new_folder(folder) as new:
             openvino.save_model(graph, new / "tower.xml", compress_to_fp16=False)
             np.save(new / "probe.npy", expected)
         return run
@@ -331,15 +331,3 @@ def _check(got: np.ndarray, expected: np.ndarray, precision: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that appears under its name complete or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
-    try:
-        yield new
-        os.replace(new, target)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

@@ -19,7 +19,7 @@ from typing import Any
 import faiss as _faiss
 import numpy as np
 
-from enn_core.atomic import sync_folder
+from enn_core.atomic import replacing
 
 __all__ = ["Snapshot", "SnapshotError", "build_ann", "collect_strays", "write"]
 
@@ -37,7 +37,6 @@ _ADD_ROWS = 65_536
 _REMEMBERED_SPECTRA = 4
 
 _PREFIXES = ("vectors-", "ann-")
-_TEMPORARY = ".tmp"
 
 
 class SnapshotError(RuntimeError):
@@ -259,21 +258,11 @@ def build_ann(folder: Path, name: str, snapshot: Snapshot) -> None:
 
 
 def _write(index: Any, folder: Path, name: str) -> None:
-    temporary = folder / (name + _TEMPORARY)
-    try:
-        with open(temporary, "wb") as file:
-            # Python's file object: any path works, and a full disk is an OSError.
-            writer = faiss.PyCallbackIOWriter(file.write)
-            faiss.write_index(index, writer)
-            del writer
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / name)
-        sync_folder(folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    # Python's file object: any path works, and a full disk is an OSError.
+    with replacing(folder / name) as new, open(new, "wb") as file:
+        writer = faiss.PyCallbackIOWriter(file.write)
+        faiss.write_index(index, writer)
+        del writer
 
 
 def collect_strays(folder: Path, keep: Iterable[str | None]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from enn_core.atomic import replacing
 from retrieval.catalog import Entry, encode_path
 from retrieval.manifest import IndexCorrupt, Manifest
 from retrieval.writer import Writer
@@ -65,30 +66,23 @@ def export_parquet(index: EigenIndex, path: str | os.PathLike[str]) -> int:
     ]
     schema = pa.schema(fields, metadata={_METADATA_KEY: json.dumps(index.manifest).encode()})
     target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
     count = 0
-    try:
-        with open(temporary, "wb") as file, pq.ParquetWriter(file, schema) as out:
-            for entries, vectors in _blocks(index):
-                paths = [encode_path(entry.path) for entry in entries]
-                flat = pa.array(vectors.reshape(-1), pa.float32())
-                columns: dict[str, Any] = {
-                    "path": [
-                        path.decode("utf-8", "replace") if isinstance(path, bytes) else path
-                        for path in paths
-                    ],
-                    "path_bytes": [path if isinstance(path, bytes) else None for path in paths],
-                    "vector": pa.FixedSizeListArray.from_arrays(flat, index.dim),
-                }
-                for name in _PLAIN:
-                    columns[name] = [getattr(entry, name) for entry in entries]
-                out.write_table(pa.table(columns, schema=schema))
-                count += len(entries)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with replacing(target) as new, open(new, "wb") as file, pq.ParquetWriter(file, schema) as out:
+        for entries, vectors in _blocks(index):
+            paths = [encode_path(entry.path) for entry in entries]
+            flat = pa.array(vectors.reshape(-1), pa.float32())
+            columns: dict[str, Any] = {
+                "path": [
+                    path.decode("utf-8", "replace") if isinstance(path, bytes) else path
+                    for path in paths
+                ],
+                "path_bytes": [path if isinstance(path, bytes) else None for path in paths],
+                "vector": pa.FixedSizeListArray.from_arrays(flat, index.dim),
+            }
+            for name in _PLAIN:
+                columns[name] = [getattr(entry, name) for entry in entries]
+            out.write_table(pa.table(columns, schema=schema))
+            count += len(entries)
     return count
 
 
