@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,9 @@ from apps.cli_terminal import (
     printable,
     quote,
 )
+
+if TYPE_CHECKING:
+    from enn_core.classify.config import ClassifyConfig
 
 __all__ = ["classifier", "train_app"]
 
@@ -86,7 +90,7 @@ def classifier(
         Path | None,
         typer.Argument(
             metavar="OUTPUT",
-            help="Directory for checkpoints, log and model.",
+            help="Directory for checkpoints, log and model. [default: runs/DATA-ARCH-RULE-LAYERS]",
             show_default=False,
         ),
     ] = None,
@@ -160,19 +164,23 @@ def classifier(
     if config == "list":
         _list(json)
         return EXIT_OK
-    if output is None:
-        raise CommandError("give OUTPUT, the directory for the run, such as runs/digits")
-    _check_output(output, resume)
+    if resume and output is None:
+        raise CommandError("give OUTPUT, the directory of the run to go on with")
+    if output is not None:
+        _check_output(output, resume)
     from enn_core.classify.config import ClassifyConfig, read_config
     from enn_core.classify.run import train
 
-    source = config or (os.fspath(output / SETTINGS) if resume else "small")
+    source = config or (os.fspath(output / SETTINGS) if output and resume else "small")
     flags = {"data": _data_name(data), "arch": arch, "rule": rule, "layers": layers}
     flags |= {"weights": os.fspath(absolute(weights.expanduser())) if weights else None}
     flags |= {"epochs": epochs, "seed": seed}  # type: ignore[dict-item]
     given = {name: value for name, value in flags.items() if value is not None}
     values = changed({**read_config(source), **given}, changes or [])
     settings = ClassifyConfig.load(source, values)
+    if output is None:
+        output = Path("runs", _run_name(settings))
+        _check_output(output, resume)
     first = int(os.environ.get("RANK", "0")) == 0
     if not first:
         try:
@@ -213,6 +221,14 @@ def _list(as_json: bool) -> None:
     width = max(map(len, found))
     for name, what in found.items():
         emit(f"{name:<{width}}  {what}")
+
+
+def _run_name(settings: ClassifyConfig) -> str:
+    """A folder's name that says what is trained how."""
+    kind, _, folder = settings.data.partition(":")
+    data = f"{kind}-{Path(folder).name}" if folder else kind
+    text = f"{data}-{settings.arch}-{settings.rule}-{settings.layers}"
+    return re.sub(r"[^\w.-]+", "-", text)
 
 
 def _check_output(output: Path, resume: bool) -> None:

@@ -104,8 +104,16 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, args, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_without_output_has_a_folder_that_says_what_it_is(tmp_path):
+    assert run(*SMALL, "--rule", "local").code == 0
+    folder = Path("runs", "digits-mlp-4x16-local-plain")
+    assert (tmp_path / folder / "result.json").is_file()
+    assert f"{str(folder)!r} holds a run already" in refused(*SMALL, "--rule", "local")
+    assert run("--resume", folder).code == 0
+    assert "give OUTPUT, the directory of the run to go on with" in refused("--resume")
+
+
 def test_output_must_be_a_directory(tmp_path):
-    assert "give OUTPUT" in refused()
     (tmp_path / "file").touch()
     assert "'file' is a file" in refused("file", *SMALL)
     assert "Not a directory" in refused("file/out", *SMALL)
