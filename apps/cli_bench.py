@@ -62,7 +62,8 @@ same weights on the same batches, at the learning rate of its grid that is best 
 validation images; the grid grows while its best rate is at an edge. Differences are to
 backprop-adamw over the same seeds, with 95 % intervals by Student's t.
 Every finished run is a line of OUTPUT/runs.jsonl; a later call runs what is missing.
-runs.csv, table.csv and table.png are written there when it ends or is stopped.
+Tables (runs.csv, table.csv, contrasts.csv) and pictures (overview.png, table.png) are
+written there when it ends or is stopped.
 Exit codes: 0 ok, 2 user error (no such cell, missing data, ...), 130 stopped.""",
 )
 def core(
@@ -147,7 +148,8 @@ def core(
     for in_cell in dict.fromkeys(in_cell for in_cell, _ in left_out):
         names = [name for where, name in left_out if where == in_cell]
         emit(f"cannot train {in_cell}: {', '.join(names)} (--json says why)")
-    emit(f"{counted(len(lines), 'row')} in {printable(output / 'table.csv')}, table.png beside it")
+    rows = f"{counted(len(lines), 'row')} in {printable(output / 'table.csv')}"
+    emit(f"{rows}, overview.png and table.png beside it")
 
 
 def _chosen(kind: str, wanted: list[str] | None, items: Sequence[Any], names: list[str]) -> Any:

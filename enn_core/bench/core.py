@@ -53,7 +53,7 @@ def bench(
     Args:
         suite: what is compared.
         folder: of `runs.jsonl` (one line per finished run, which a later call does not repeat),
-            `runs.csv`, `table.csv` and `table.png`.
+            the tables and pictures of `report.write`.
         pairs: run only these, in this order; the tables tell of all that is there.
         root: directory of the data sets; the environment variable ENN_DATA if None.
         workers: processes that run at once.

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+
 from enn_core.atomic import replacing
 from enn_core.bench.plan import Choice, Row, missing
 from enn_core.bench.runs import Cell, Run
@@ -124,13 +126,17 @@ def _short(value: float | None) -> float | None:
 
 
 def write(suite: Suite, rows: Mapping[str, Row], folder: Path) -> None:
-    """Write `runs.csv` (all finished runs), `table.csv`, `table.png` and `contrasts.csv`."""
+    """Write `runs.csv` (all finished runs), `table.csv`, `contrasts.csv` and two pictures.
+
+    `table.png` has the errors of every cell, `overview.png` all of them against backprop's.
+    """
     order = sorted(rows.values(), key=lambda r: (r["cell"], r["method"], r["lr"], r["seed"]))
     _write_csv(folder / "runs.csv", [{k: v for k, v in r.items() if k != "key"} for r in order])
     lines = table(suite, rows)
     if lines:
         _write_csv(folder / "table.csv", lines)
         plot(suite, lines, rows, folder / "table.png")
+        plot_overview(suite, lines, folder / "overview.png")
     if compared := contrasts(suite, rows):
         _write_csv(folder / "contrasts.csv", compared)
 
@@ -153,9 +159,14 @@ def plot(
     refit = {cell.name: cell.refit for cell in suite.cells}
     cells = list(dict.fromkeys(line["cell"] for line in lines))
     counts = [sum(line["cell"] == cell for line in lines) for cell in cells]
-    figure = Figure(figsize=(7, 0.9 * len(cells) + 0.24 * sum(counts)), layout="constrained")
-    panels = figure.subplots(len(cells), 1, squeeze=False, height_ratios=counts)[:, 0]
-    for axes, cell in zip(panels, cells, strict=True):
+    across = min(3, len(cells))
+    heights = [max(counts[i : i + across]) for i in range(0, len(cells), across)]
+    size = (5 * across, 0.9 * len(heights) + 0.2 * sum(heights))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(heights), across, squeeze=False, height_ratios=heights).ravel()
+    for axes in panels[len(cells) :]:
+        axes.set_visible(False)
+    for axes, cell in zip(panels, cells, strict=False):
         here = sorted(
             (line for line in lines if line["cell"] == cell), key=lambda line: -line["test_error"]
         )
@@ -183,3 +194,44 @@ def plot(
         axes.set_title(cell, fontsize=9, loc="left")
         axes.set_xlabel("test error (%)", fontsize=8)
     figure.savefig(file, dpi=120)
+
+
+def plot_overview(suite: Suite, lines: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Every method's error in parts of the baseline's: a column per cell, by network.
+
+    Bold: the interval of the difference leaves zero out.
+    """
+    from matplotlib.figure import Figure
+
+    base = {line["cell"]: line["test_error"] for line in lines if line["method"] == BASELINE}
+    networks = list(dict.fromkeys(_network(cell) for cell in base))
+    cells = sorted(base, key=lambda cell: networks.index(_network(cell)))
+    found = {line["method"] for line in lines} - {BASELINE}
+    methods = [method.label for method in suite.methods if method.label in found]
+    if not methods or not cells:
+        return
+    figure = Figure(
+        figsize=(2.2 + 0.75 * len(cells), 2 + 0.27 * len(methods)), layout="constrained"
+    )
+    axes = figure.subplots()
+    ratios = np.full((len(methods), len(cells)), np.nan)
+    for line in lines:
+        if line["method"] == BASELINE or not base.get(line["cell"]):
+            continue
+        place = methods.index(line["method"]), cells.index(line["cell"])
+        ratios[place] = line["test_error"] / base[line["cell"]]
+        sure = line["low"] is not None and (line["low"] > 0 or line["high"] < 0)
+        axes.text(
+            place[1], place[0], f"{ratios[place]:.2f}", ha="center", va="center", fontsize=8,
+            weight="bold" if sure else "normal", color="black" if sure else "0.4",
+        )  # fmt: skip
+    axes.imshow(np.log2(ratios), cmap="RdYlGn_r", vmin=-2, vmax=2, aspect="auto", alpha=0.7)
+    axes.set_yticks(range(len(methods)), methods, fontsize=8)
+    axes.set_xticks(range(len(cells)), cells, fontsize=8, rotation=45, ha="right")
+    axes.set_title(f"test error, in parts of {BASELINE}'s", fontsize=9, loc="left")
+    figure.savefig(file, dpi=120)
+
+
+def _network(cell: str) -> str:
+    """Its name without options."""
+    return cell.partition("/")[2].partition(":")[0]

@@ -42,7 +42,7 @@ def test_table_and_files() -> None:
     assert "backprop-adamw" in done.stdout
     assert "[" in done.stdout.split("dfa")[1]  # the interval of its difference
     folder = Path("runs/bench-quick")
-    names = {".lock", "runs.jsonl", "runs.csv", "table.csv", "table.png"}
+    names = {".lock", "runs.jsonl", "runs.csv", "table.csv", "table.png", "overview.png"}
     assert {path.name for path in folder.iterdir()} == names
     before = (folder / "runs.jsonl").read_bytes()
     again = json.loads(run("--quick", "--workers", "1", "--json").stdout)

@@ -275,6 +275,7 @@ def test_bench_writes_tables_and_runs_nothing_twice(
     with (tmp_path / "runs.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(ran)
     assert (tmp_path / "table.png").read_bytes()[1:4] == b"PNG"
+    assert (tmp_path / "overview.png").read_bytes()[1:4] == b"PNG"
 
     count = len(ran)
     assert bench(suite, tmp_path) == (lines, {})
