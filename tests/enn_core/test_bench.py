@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
@@ -338,6 +342,53 @@ def test_runs_are_shared_over_processes(tmp_path: Path) -> None:
         assert [a[k] for k in ("lr", "test_error", "sd")] == [
             b[k] for k in ("lr", "test_error", "sd")
         ]
+
+
+_LONG = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from enn_core.bench.core import bench
+from enn_core.bench.suites import QUICK
+
+if __name__ == "__main__":
+    cells = tuple(replace(cell, steps=100_000) for cell in QUICK.cells)
+    bench(replace(QUICK, cells=cells), Path(sys.argv[1]), workers=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_killed_bench_leaves_no_processes(tmp_path: Path) -> None:
+    (tmp_path / "long.py").write_text(_LONG)
+    main = subprocess.Popen([sys.executable, tmp_path / "long.py", tmp_path])
+    children = Path(f"/proc/{main.pid}/task/{main.pid}/children")
+    workers: list[str] = []
+
+    def until(state: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + 120
+        while not state() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return state()
+
+    def working() -> bool:
+        workers[:] = children.read_text().split()
+        return sum("spawn_main" in _command(pid) for pid in workers) == 2
+
+    try:
+        assert until(working)
+        time.sleep(10)  # until they are in a run
+    finally:
+        main.kill()
+        main.wait()
+    assert until(lambda: not any("spawn_main" in _command(pid) for pid in workers))
+
+
+def _command(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def test_a_line_cut_off_by_a_kill_is_run_again(tmp_path: Path) -> None:
