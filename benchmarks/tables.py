@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,47 +67,137 @@ def errors(name: str) -> str:
     return markdown([*heads, "CPU s"], lines)
 
 
+MAIN = ("backprop-adamw", "enn", "enn-penalty", "muon", "ocnn", "local-enn", "dgl")
+
+
 def matrix() -> str:
-    """Test error of every rule in every cell of the full bench; the best of a cell in bold."""
-    found = rows("table.csv")
-    cells = list(dict.fromkeys(row["cell"] for row in found))
-    best = {c: min(float(r["test_error"]) for r in found if r["cell"] == c) for c in cells}
-    text = {}
-    for row in found:
-        shown = plus_minus(row["test_error"], row["sd"])
-        bold = float(row["test_error"]) == best[row["cell"]]
-        text[row["cell"], row["method"]] = f"**{shown}**" if bold else shown
-    methods = [m for m in dict.fromkeys(row["method"] for row in found) if "heads" not in m]
-    lines = [[f"`{m}`", *(text.get((cell, m), "") for cell in cells)] for m in methods]
+    """Test error of the main rules in every cell of the full bench; the best of them in bold."""
+    found = {(row["cell"], row["method"]): row for row in rows("table.csv")}
+    lines = []
+    for cell in dict.fromkeys(cell for cell, _ in found):
+        here = {m: found[cell, m] for m in MAIN if (cell, m) in found}
+        best = min(float(row["test_error"]) for row in here.values())
+        line = [cell]
+        for method in MAIN:
+            row = here.get(method)
+            text = plus_minus(row["test_error"], row["sd"]) if row else ""
+            line.append(f"**{text}**" if row and float(row["test_error"]) == best else text)
+        lines.append(line)
+    return markdown(["data / network", *(f"`{method}`" for method in MAIN)], lines)
+
+
+def network_of(cell: str) -> str:
+    return cell.partition("/")[2].partition(":")[0]
+
+
+def errors_in(found: Mapping[tuple[str, str], Row], cell: str) -> list[float]:
+    return [float(row["test_error"]) for (where, _), row in found.items() if where == cell]
+
+
+def full(network: str) -> str:
+    """All rules on the cells of one network: error, and its difference to backprop."""
+    found = {
+        (row["cell"], row["method"]): row
+        for row in rows("table.csv")
+        if network_of(row["cell"]) == network
+    }
+    cells = list(dict.fromkeys(cell for cell, _ in found))
+    best = {
+        c: min(float(r["test_error"]) for (at, _), r in found.items() if at == c) for c in cells
+    }
+    lines = []
+    for method in dict.fromkeys(method for _, method in found):
+        line = [f"`{method}`" if "heads" not in method else method]
+        for cell in cells:
+            row = found.get((cell, method))
+            text = plus_minus(row["test_error"], row["sd"]) if row else ""
+            if row and float(row["test_error"]) == best[cell]:
+                text = f"**{text}**"
+            if row and row["lr_at_edge"] == "True":
+                text += " (rate at the grid's edge)"
+            if row and row["difference"]:
+                text += f"<br>{difference(row)}"
+            line.append(text)
+        lines.append(line)
     return markdown(["rule", *cells], lines)
+
+
+def costs() -> str:
+    """What a rule costs in parts of backprop with AdamW, median over the cells of a network."""
+    found = {(row["cell"], row["method"]): row for row in rows("table.csv")}
+    networks = list(dict.fromkeys(network_of(cell) for cell, _ in found))
+    lines = []
+    for method in dict.fromkeys(method for _, method in found):
+        if method == "backprop-adamw" or "heads" in method:
+            continue
+        line = [f"`{method}`"]
+        for column in ("cpu_s", "saved_mb"):
+            for network in networks:
+                ratios = [
+                    float(row[column]) / float(found[cell, "backprop-adamw"][column])
+                    for (cell, name), row in found.items()
+                    if (network_of(cell), name) == (network, method)
+                ]
+                line.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+        own = [row for (_, name), row in found.items() if name == method]
+        stored = [
+            float(row["stored"]) / float(found[row["cell"], "backprop-adamw"]["stored"])
+            for row in own
+        ]
+        drifts = [float(row["drift"]) for row in own if row["drift"]]
+        line += [
+            f"{statistics.median(stored):.2f}",
+            f"{max(drifts):.0e}" if drifts else "",
+        ]
+        lines.append(line)
+    heads = [f"{what}, {network}" for what in ("CPU", "memory") for network in networks]
+    return markdown(["rule", *heads, "stored", "largest drift"], lines)
 
 
 def claims() -> str:
     """Errors against backprop, in parts of its error: the papers' and ours."""
     theirs, ours = published(), rows("table.csv")
-    cells = [cell for cell in dict.fromkeys(row["cell"] for row in ours) if "/mlp" not in cell]
+    cells = list(dict.fromkeys(row["cell"] for row in ours))
     error = {(row["cell"], row["method"]): float(row["test_error"]) for row in ours}
+
+    def changes(rule: str, network: str) -> str:
+        found = [
+            _change(error.get((cell, rule)), error.get((cell, "backprop-adamw")))
+            for cell in cells
+            if network_of(cell) == network
+        ]
+        return " / ".join(text or "–" for text in found)
+
     lines = []
     for rule, name in (
         ("enn", "ENN"),
+        ("enn-penalty", "ENN"),
         ("local-enn", "ENN-l"),
         ("srip", "SRIP"),
         ("ocnn", "OCNN"),
         ("dgl", "DGL"),
     ):
-        line = [f"`{rule}`"]
+        paper = []
         for data, networks in (("cifar10", RESNETS), ("imagenet", RESNETS), ("imagenet", VIT)):
             found = [
                 _change(_published(theirs, data, name, net), _published(theirs, data, "BP", net))
                 for net in networks
             ]
-            line.append(" / ".join(text for text in found if text))
-        line += [
-            _change(error.get((cell, rule)), error.get((cell, "backprop-adamw"))) for cell in cells
-        ]
-        lines.append(line)
-    heads = ["CIFAR-10, ResNet-50 / 101 / 152", "ImageNet, the same", "ImageNet, ViT-B/16"]
-    return markdown(["rule", *(f"paper: {head}" for head in heads), *cells], lines)
+            paper.append(" / ".join(text for text in found if text))
+        small, vit = changes(rule, "resnet-small"), changes(rule, "vit-tiny")
+        lines.append([f"`{rule}`", *paper[:2], small, paper[2], vit])
+    data = {
+        network: " / ".join(cell.partition("/")[0] for cell in cells if network_of(cell) == network)
+        for network in ("resnet-small", "vit-tiny")
+    }
+    heads = [
+        "paper: CIFAR-10, ResNet-50 / 101 / 152",
+        "paper: ImageNet, the same",
+        f"ours: resnet-small, {data['resnet-small']}",
+        "paper: ImageNet, ViT-B/16",
+        f"ours: vit-tiny, {data['vit-tiny']}",
+    ]
+    return markdown(["rule", *heads], lines)
 
 
 def without_backprop() -> str:
@@ -145,6 +236,36 @@ def _published(theirs: Sequence[Row], data: str, method: str, network: str) -> f
 
 def _change(error: float | None, baseline: float | None) -> str:
     return "" if error is None or not baseline else f"{100 * (error / baseline - 1):+.0f} %"
+
+
+def speed() -> str:
+    """How much faster local training is than backprop: the paper's devices and our processes."""
+    names = {"vit-s 224 b8": "ViT-S", "resnet-50 64 b32": "ResNet-50"}
+    seconds = {
+        (row["network"], row["schedule"]): float(row["seconds_per_step"])
+        for row in rows("local_pipeline.csv", RESULTS.parent)
+    }
+    lines = [
+        ["ImageNet, four A100", network, f"{_published_speed(backbone)}"]
+        for backbone, network in (
+            ("resnet101", "ResNet-101"),
+            ("resnet152", "ResNet-152"),
+            ("vit_b16", "ViT-B/16"),
+        )
+    ]
+    for key, network in names.items():
+        for of in ("1 thread", "2 threads"):
+            slow = seconds[key, f"backprop, {of}"]
+            ratio = slow / seconds[key, "pipeline"]
+            lines.append([f"ours: two processes, backprop on {of}", network, f"{ratio:.2f}"])
+    return markdown(["where", "network", "backprop's time in parts of ENN-ℓ's"], lines)
+
+
+def _published_speed(backbone: str) -> str:
+    for row in published():
+        if (row["metric"], row["method"], row["backbone"]) == ("speedup", "ENN-l", backbone):
+            return row["value"]
+    raise KeyError(backbone)
 
 
 def parameters() -> str:
@@ -223,7 +344,11 @@ def sequential() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "quick": lambda: errors("quick/table.csv"),
     "matrix": matrix,
-    "full": lambda: errors("table.csv"),
+    "full-vit": lambda: full("vit-tiny"),
+    "full-mlp": lambda: full("mlp"),
+    "full-resnet": lambda: full("resnet-small"),
+    "costs": costs,
+    "speed": speed,
     "quick-contrasts": lambda: contrasts("quick/contrasts.csv"),
     "contrasts": lambda: contrasts("contrasts.csv"),
     "claims": claims,
