@@ -38,7 +38,8 @@ CONTRASTS = (
 
 _DIGITS = {"steps": 500, "batch": 32}
 _FEW = {"choosing": (0, 1), "heads": True}  # 200 images of 600 choose: by two seeds
-_LARGER = {"steps": 300}  # in batches of 64
+_FASHION = {"steps": 200}  # in batches of 64
+_CIFAR = {"steps": 300, "side": 16}
 
 
 def _cells(data: str, train: int, valid: int, archs: tuple[str, ...], **budget: Any) -> list[Cell]:
@@ -70,10 +71,10 @@ FULL = Suite(
     cells=(
         *_cells("digits", 400, 200, _NETWORKS, **_FEW, **_DIGITS),
         *_cells("digits", 1200, 200, _NETWORKS, refit=True, **_DIGITS),
-        *_cells("fashion-mnist", 10000, 2000, ("vit-tiny:7", "mlp"), **_LARGER),
-        *_cells("fashion-mnist", 10000, 2000, ("resnet-small",), side=14, **_LARGER),
-        *_cells("cifar10", 8000, 2000, ("resnet-small",), side=16, heads=True, **_LARGER),
-        *_cells("cifar10", 8000, 2000, ("vit-tiny:4",), side=16, **_LARGER),
+        *_cells("fashion-mnist", 10000, 2000, ("vit-tiny:7", "mlp"), **_FASHION),
+        *_cells("fashion-mnist", 10000, 2000, ("resnet-small",), side=14, **_FASHION),
+        *_cells("cifar10", 8000, 2000, ("resnet-small",), heads=True, **_CIFAR),
+        *_cells("cifar10", 8000, 2000, ("vit-tiny:4",), **_CIFAR),
     ),
     methods=(*METHODS, *HEADS),
     seeds=(0, 1, 2, 3, 4),
