@@ -128,7 +128,7 @@ def costs() -> str:
     networks = list(dict.fromkeys(network_of(cell) for cell, _ in found))
     lines = []
     for method in dict.fromkeys(method for _, method in found):
-        if method == "backprop-adamw" or "heads" in method:
+        if "heads" in method:
             continue
         line = [f"`{method}`"]
         for column in ("cpu_s", "saved_mb"):
@@ -139,6 +139,13 @@ def costs() -> str:
                     if (network_of(cell), name) == (network, method)
                 ]
                 line.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+        for network in networks:
+            conditions = [
+                float(row["condition"])
+                for (cell, name), row in found.items()
+                if (network_of(cell), name) == (network, method)
+            ]
+            line.append(f"{statistics.median(conditions):.0f}" if conditions else "")
         own = [row for (_, name), row in found.items() if name == method]
         stored = [
             float(row["stored"]) / float(found[row["cell"], "backprop-adamw"]["stored"])
@@ -150,7 +157,9 @@ def costs() -> str:
             f"{max(drifts):.0e}" if drifts else "",
         ]
         lines.append(line)
-    heads = [f"{what}, {network}" for what in ("CPU", "memory") for network in networks]
+    heads = [
+        f"{what}, {network}" for what in ("CPU", "memory", "condition") for network in networks
+    ]
     return markdown(["rule", *heads, "stored", "largest drift"], lines)
 
 
@@ -314,20 +323,54 @@ def deep() -> str:
     return markdown(["net", "rule", "test accuracy, %", "rate", "seeds", "CPU s"], lines)
 
 
+def spiking() -> str:
+    """Spiking nets that are perturbed and trained themselves: test accuracy."""
+    names = {"none": "node perturbation", "mean": "mean input projected out", "loco": "LOCO"}
+    lines = []
+    for row in rows("loco_spiking_summary.csv"):
+        leaky = row["leak"] != "1.0"
+        neuron = f"leaky ({float(row['leak']):g})" if leaky else "integrate-and-fire"
+        lines.append(
+            [
+                f"{row['net']}, {row['depth']} layers, {row['steps']} steps",
+                f"{neuron}, {row['coding']} input",
+                names[row["method"]],
+                plus_minus(row["test"], row["sd"]),
+                f"{float(row['lr']):g}" + (", not searched" if row["edge"] == "True" else ""),
+                row["seeds"],
+            ]
+        )
+    return markdown(["net", "neurons", "rule", "test accuracy, %", "rate", "seeds"], lines)
+
+
+def choices() -> str:
+    """One choice of LOCO's training changed at a time: test accuracy by projection."""
+    found = rows("loco_choices.csv")
+    text = {(row["choice"], row["method"]): f"{float(row['test']):.1f}" for row in found}
+    names = {"mean": "mean input projected out", "none": "node perturbation"}
+    lines = [
+        [choice, *(text.get((choice, method), "") for method in names)]
+        for choice in dict.fromkeys(row["choice"] for row in found)
+    ]
+    return markdown(["changed", *names.values()], lines)
+
+
 def continual() -> str:
-    """Two tasks one after the other: what is kept of the first, and learnt of the second."""
+    """Tasks one after the other: what is kept of the first, and learnt of the last."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for row in rows("loco_continual_summary.csv"):
-        key = tuple(row[name] for name in ("data", "scenario", "rule", "setting"))
+        key = tuple(row[name] for name in ("data", "scenario", "rule", "setting", "steps"))
+        kind = row["scenario"]
+        kind = "permuted, three tasks" if kind == "permuted" else f"{kind}-incremental"
         lines[key] = [
-            f"{row['data']}, {row['scenario']}-incremental",
-            row["rule"],
+            f"{row['data']}, {kind}",
+            row["rule"] + (f", {row['steps']} steps" if row["steps"] != "500" else ""),
             row["setting"],
             f"{100 * float(row['kept']):.1f}",
             f"{100 * float(row['learnt']):.1f}",
             row["seeds"],
         ]
-    heads = ["stream", "rule", "protection", "kept of task 1, %", "task 2, %", "seeds"]
+    heads = ["stream", "rule", "protection", "kept, %", "learnt, %", "seeds"]
     return markdown(heads, list(lines.values()))
 
 
@@ -355,6 +398,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "without-backprop": without_backprop,
     "parameters": parameters,
     "deep": deep,
+    "spiking": spiking,
+    "choices": choices,
     "continual": continual,
     "sequential": sequential,
 }
