@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from enn_core.atomic import new_folder
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -188,8 +190,6 @@ class ImageRuntime:
         graph = _to_openvino(openvino, tower, self._size)
         run = _compile(openvino, core, graph, self.precision)
         _check(run(probe), expected, self.precision)
-        from enn_core.atomic import new_folder
-
         # An index can be built without a cache: full disks and read-only homes are no error.
         with contextlib.suppress(OSError, RuntimeError), new_folder(folder) as new:
             openvino.save_model(graph, new / "tower.xml", compress_to_fp16=False)
