@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from enn_core import settings
 from enn_core.heads import FORMS
 
 __all__ = ["AMP", "LAYERS", "ClassifyConfig", "ClassifyError", "list_configs", "read_config"]
@@ -133,21 +133,7 @@ class ClassifyConfig:
         """
         values = {**read_config(name), **(changes or {})}
         values.pop("description", None)
-        defaults = cls()
-        valid = [f.name for f in fields(cls)]
-        unknown = sorted(set(values) - set(valid))
-        if unknown:
-            raise ClassifyError(
-                f"{name}: unknown setting {', '.join(unknown)}; valid: {', '.join(valid)}"
-            )
-        for key, value in values.items():
-            default = getattr(defaults, key)
-            wanted = (int, float) if isinstance(default, float) else type(default)
-            if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(
-                default, bool
-            ):
-                raise ClassifyError(f"{name}: {key} must be like {default!r}, got {value!r}")
-        return cls(**values)
+        return settings.make_settings(cls, values, str(name), ClassifyError)
 
     def with_changes(self, **changes: Any) -> ClassifyConfig:
         """A copy with other values, checked."""
@@ -156,8 +142,7 @@ class ClassifyConfig:
 
 def list_configs() -> dict[str, str]:
     """Names of the configurations that come along, and what each is for."""
-    files = sorted(_CONFIGS.glob("*.json"), key=lambda file: file.stem)
-    return {file.stem: read_config(file)["description"] for file in files}
+    return settings.list_configs(_CONFIGS)
 
 
 def read_config(name: str | Path) -> dict[str, Any]:
@@ -166,18 +151,4 @@ def read_config(name: str | Path) -> dict[str, Any]:
     Raises:
         ClassifyError: there is no such configuration, or its file cannot be read.
     """
-    path = Path(name)
-    if path.suffix != ".json":
-        path = _CONFIGS / f"{name}.json"
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        named = ", ".join(sorted(p.stem for p in _CONFIGS.glob("*.json")))
-        raise ClassifyError(
-            f"no configuration {str(name)!r}; give one of {named}, or a .json file"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ClassifyError(f"cannot read '{path}': {' '.join(str(error).split())}") from error
-    if not isinstance(given, dict):
-        raise ClassifyError(f"'{path}' must hold a JSON object of settings")
-    return given
+    return settings.read_config(name, _CONFIGS, ClassifyError)

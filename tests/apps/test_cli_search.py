@@ -280,7 +280,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch, indexed):
         (["import", empty], "neither pictures (Parquet) nor lessons (JSON)"),
         (["eval", "--dataset", "no.json", "--images", "."], "caption file not found"),
         (["eval", "--dataset", "no.json", "--images", "no"], "there is no folder 'no'"),
-        (["train", "--config", "no-such"], "no training configuration"),
+        (["train", "--config", "no-such"], "no configuration"),
     ]
     for args, expected in cases:
         assert expected in refused(*args)

@@ -69,7 +69,7 @@ def test_configurations_are_listed():
     assert set(document("train", "--config", "list")) == set(names)
     told = refused("train")
     assert "give --config: coco, flickr30k, flickr8k, long-eclip-mini" in told
-    assert "no training configuration 'no-such'; give one of coco" in refused(
+    assert "no configuration 'no-such'; give one of coco" in refused(
         "train", "--config", "no-such"
     )
 
@@ -150,7 +150,7 @@ def test_settings_are_changed_by_name(tmp_path, library):
     assert config.vision["width"] == 192
     assert config.vision["patch_size"] == 16  # the configuration's own
     for change, says in [
-        ("epocs=3", "unknown epocs; valid: dataset"),
+        ("epocs=3", "unknown setting epocs; valid: dataset"),
         ("epochs=three", "epochs must be like"),
         ("epochs=0", "at least 1"),
         ("rule=magic", "rule must be one of"),

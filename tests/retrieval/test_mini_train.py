@@ -102,7 +102,7 @@ def test_class_directions_raise_their_own_logit() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"epoch": 3}', "unknown epoch"),
+        ('{"epoch": 3}', "unknown setting epoch"),
         ('{"epochs": "three"}', "epochs must be like"),
         ('{"epochs": 0}', "at least 1"),
         ('{"rule": "loco"}', "rule must be"),
