@@ -36,8 +36,8 @@ CONTRASTS = (
     ("loco", "node-perturbation"),
 )
 
-_DIGITS = {"steps": 500, "batch": 32}
-_FEW = {"choosing": (0, 1), "heads": True}  # 200 images of 600 choose: by two seeds
+_FEW = {"steps": 500, "batch": 32, "choosing": (0, 1), "heads": True}  # 200 images choose
+_DIGITS = {"steps": 300, "batch": 32, "refit": True}
 _FASHION = {"steps": 200}  # in batches of 64
 _CIFAR = {"steps": 300, "side": 16}
 
@@ -69,8 +69,8 @@ _NETWORKS = ("vit-tiny", "mlp", "resnet-small")
 # What two processor cores can pay: CIFAR-10 at half its resolution, transformers of 16 tokens.
 FULL = Suite(
     cells=(
-        *_cells("digits", 400, 200, _NETWORKS, **_FEW, **_DIGITS),
-        *_cells("digits", 1200, 200, _NETWORKS, refit=True, **_DIGITS),
+        *_cells("digits", 400, 200, _NETWORKS, **_FEW),
+        *_cells("digits", 1200, 200, _NETWORKS, **_DIGITS),
         *_cells("fashion-mnist", 10000, 2000, ("vit-tiny:7", "mlp"), **_FASHION),
         *_cells("fashion-mnist", 10000, 2000, ("resnet-small",), side=14, **_FASHION),
         *_cells("cifar10", 8000, 2000, ("resnet-small",), heads=True, **_CIFAR),
