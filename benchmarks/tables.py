@@ -308,7 +308,13 @@ def contrasts(name: str) -> str:
 
 def deep() -> str:
     """LOCO and its controls in deep nets: test accuracy."""
-    names = {"none": "node perturbation", "mean": "mean input projected out", "loco": "LOCO"}
+    names = {
+        "none": "node perturbation",
+        "low-rank": "its low-rank part alone",
+        "cluster": "its clusters alone",
+        "mean": "mean input projected out",
+        "loco": "LOCO",
+    }
     lines = [
         [
             f"{row['data']}, {row['depth']} layers, {row['steps']} steps",
@@ -320,6 +326,7 @@ def deep() -> str:
         ]
         for row in rows("loco_deep_summary.csv")
     ]
+    lines.sort(key=lambda line: line[0])
     return markdown(["net", "rule", "test accuracy, %", "rate", "seeds", "CPU s"], lines)
 
 

@@ -39,6 +39,7 @@ CONTRASTS = (
 _FEW = {"steps": 500, "batch": 32, "choosing": (0, 1), "heads": True}  # 200 images choose
 _DIGITS = {"steps": 300, "batch": 32, "refit": True}
 _FASHION = {"steps": 200}  # in batches of 64
+_FASHION_SMALL = {"steps": 120, "side": 14}
 _CIFAR = {"steps": 300, "side": 16}
 
 
@@ -72,7 +73,7 @@ FULL = Suite(
         *_cells("digits", 400, 200, _NETWORKS, **_FEW),
         *_cells("digits", 1200, 200, _NETWORKS, **_DIGITS),
         *_cells("fashion-mnist", 10000, 2000, ("vit-tiny:7", "mlp"), **_FASHION),
-        *_cells("fashion-mnist", 10000, 2000, ("resnet-small",), side=14, **_FASHION),
+        *_cells("fashion-mnist", 10000, 2000, ("resnet-small",), **_FASHION_SMALL),
         *_cells("cifar10", 8000, 2000, ("resnet-small",), heads=True, **_CIFAR),
         *_cells("cifar10", 8000, 2000, ("vit-tiny:4",), **_CIFAR),
     ),
