@@ -69,9 +69,7 @@ def test_configurations_are_listed():
     assert set(document("train", "--config", "list")) == set(names)
     told = refused("train")
     assert "give --config: coco, flickr30k, flickr8k, long-eclip-mini" in told
-    assert "no configuration 'no-such'; give one of coco" in refused(
-        "train", "--config", "no-such"
-    )
+    assert "no configuration 'no-such'; give one of coco" in refused("train", "--config", "no-such")
 
 
 @pytest.mark.parametrize("name", ["flickr8k", "long-eclip-mini"])
