@@ -74,8 +74,8 @@ Examples:
 --data: digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, or imagefolder:DIR with
 images in DIR/train/CLASS and DIR/test/CLASS.
 --arch: mlp, mlp:11 (weight layers), mlp:11x512 (and width), mlp-relu, conv-small,
-vit-tiny[:PATCH], resnet-small, resnet18, resnet50, resnet101, resnet152, vit-b16, or any model
-of other libraries as timm:NAME or torchvision:NAME.
+vit-tiny, vit-tiny:4 (side of patches), resnet-small, resnet18, resnet50, resnet101,
+resnet152, vit-b16, or any model of other libraries as timm:NAME or torchvision:NAME.
 --rule: backprop (end to end), local (blocks that learn from heads of their own), loco
 (without any gradient), or the name of another rule; a wrong name lists them.
 --layers: plain; enn, eigen layers kept orthonormal; enn-penalty, the paper's.
