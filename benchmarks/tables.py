@@ -13,7 +13,7 @@ import csv
 import re
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -90,10 +90,6 @@ def network_of(cell: str) -> str:
     return cell.partition("/")[2].partition(":")[0]
 
 
-def errors_in(found: Mapping[tuple[str, str], Row], cell: str) -> list[float]:
-    return [float(row["test_error"]) for (where, _), row in found.items() if where == cell]
-
-
 def full(network: str) -> str:
     """All rules on the cells of one network: error, and its difference to backprop."""
     found = {
@@ -122,40 +118,32 @@ def full(network: str) -> str:
     return markdown(["rule", *cells], lines)
 
 
+def median(values: Iterable[float], digits: int) -> str:
+    found = list(values)
+    return f"{statistics.median(found):.{digits}f}" if found else ""
+
+
 def costs() -> str:
     """What a rule costs in parts of backprop with AdamW, median over the cells of a network."""
     found = {(row["cell"], row["method"]): row for row in rows("table.csv")}
     networks = list(dict.fromkeys(network_of(cell) for cell, _ in found))
+
+    def against(row: Row, column: str) -> float:
+        return float(row[column]) / float(found[row["cell"], "backprop-adamw"][column])
+
     lines = []
     for method in dict.fromkeys(method for _, method in found):
         if "heads" in method:
             continue
+        own = [row for (_, name), row in found.items() if name == method]
+        here = [[row for row in own if network_of(row["cell"]) == network] for network in networks]
         line = [f"`{method}`"]
         for column in ("cpu_s", "saved_mb"):
-            for network in networks:
-                ratios = [
-                    float(row[column]) / float(found[cell, "backprop-adamw"][column])
-                    for (cell, name), row in found.items()
-                    if (network_of(cell), name) == (network, method)
-                ]
-                line.append(f"{statistics.median(ratios):.2f}" if ratios else "")
-        for network in networks:
-            conditions = [
-                float(row["condition"])
-                for (cell, name), row in found.items()
-                if (network_of(cell), name) == (network, method)
-            ]
-            line.append(f"{statistics.median(conditions):.0f}" if conditions else "")
-        own = [row for (_, name), row in found.items() if name == method]
-        stored = [
-            float(row["stored"]) / float(found[row["cell"], "backprop-adamw"]["stored"])
-            for row in own
-        ]
+            line += [median((against(row, column) for row in part), 2) for part in here]
+        line += [median((float(row["condition"]) for row in part), 0) for part in here]
+        line.append(median((against(row, "stored") for row in own), 2))
         drifts = [float(row["drift"]) for row in own if row["drift"]]
-        line += [
-            f"{statistics.median(stored):.2f}",
-            f"{max(drifts):.0e}" if drifts else "",
-        ]
+        line.append(f"{max(drifts):.0e}" if drifts else "")
         lines.append(line)
     heads = [
         f"{what}, {network}" for what in ("CPU", "memory", "condition") for network in networks
@@ -235,10 +223,12 @@ def published() -> list[dict[str, str]]:
 RESNETS, VIT = ("resnet50", "resnet101", "resnet152"), ("vit_b16",)
 
 
-def _published(theirs: Sequence[Row], data: str, method: str, network: str) -> float | None:
+def _published(
+    theirs: Sequence[Row], data: str, method: str, network: str, metric: str = "top1_error_pct"
+) -> float | None:
     for row in theirs:
         place = (row["metric"], row["dataset"], row["method"], row["backbone"])
-        if place == ("top1_error_pct", data, method, network):
+        if place == (metric, data, method, network):
             return float(row["value"])
     return None
 
@@ -255,7 +245,11 @@ def speed() -> str:
         for row in rows("local_pipeline.csv", RESULTS.parent)
     }
     lines = [
-        ["ImageNet, four A100", network, f"{_published_speed(backbone)}"]
+        [
+            "ImageNet, four A100",
+            network,
+            f"{_published(published(), 'imagenet', 'ENN-l', backbone, 'speedup'):g}",
+        ]
         for backbone, network in (
             ("resnet101", "ResNet-101"),
             ("resnet152", "ResNet-152"),
@@ -268,13 +262,6 @@ def speed() -> str:
             ratio = slow / seconds[key, "pipeline"]
             lines.append([f"ours: two processes, backprop on {of}", network, f"{ratio:.2f}"])
     return markdown(["where", "network", "backprop's time in parts of ENN-ℓ's"], lines)
-
-
-def _published_speed(backbone: str) -> str:
-    for row in published():
-        if (row["metric"], row["method"], row["backbone"]) == ("speedup", "ENN-l", backbone):
-            return row["value"]
-    raise KeyError(backbone)
 
 
 def parameters() -> str:
@@ -306,19 +293,21 @@ def contrasts(name: str) -> str:
     return markdown(["", *cells], lines)
 
 
+PROJECTIONS = {
+    "none": "node perturbation",
+    "low-rank": "its low-rank part alone",
+    "cluster": "its clusters alone",
+    "mean": "mean input projected out",
+    "loco": "LOCO",
+}
+
+
 def deep() -> str:
     """LOCO and its controls in deep nets: test accuracy."""
-    names = {
-        "none": "node perturbation",
-        "low-rank": "its low-rank part alone",
-        "cluster": "its clusters alone",
-        "mean": "mean input projected out",
-        "loco": "LOCO",
-    }
     lines = [
         [
             f"{row['data']}, {row['depth']} layers, {row['steps']} steps",
-            names.get(row["method"], row["method"]),
+            PROJECTIONS.get(row["method"], row["method"]),
             plus_minus(row["test"], row["sd"]),
             f"{float(row['lr']):g}" + (", at the grid's edge" if row["edge"] == "True" else ""),
             row["seeds"],
@@ -332,7 +321,6 @@ def deep() -> str:
 
 def spiking() -> str:
     """Spiking nets that are perturbed and trained themselves: test accuracy."""
-    names = {"none": "node perturbation", "mean": "mean input projected out", "loco": "LOCO"}
     lines = []
     for row in rows("loco_spiking_summary.csv"):
         leaky = row["leak"] != "1.0"
@@ -341,7 +329,7 @@ def spiking() -> str:
             [
                 f"{row['net']}, {row['depth']} layers, {row['steps']} steps",
                 f"{neuron}, {row['coding']} input",
-                names[row["method"]],
+                PROJECTIONS[row["method"]],
                 plus_minus(row["test"], row["sd"]),
                 f"{float(row['lr']):g}" + (", not searched" if row["edge"] == "True" else ""),
                 row["seeds"],
@@ -354,16 +342,16 @@ def choices() -> str:
     """One choice of LOCO's training changed at a time: test accuracy by projection."""
     found = rows("loco_choices.csv")
     text = {(row["choice"], row["method"]): f"{float(row['test']):.1f}" for row in found}
-    names = {"mean": "mean input projected out", "none": "node perturbation"}
+    methods = ("mean", "none")
     lines = [
-        [choice, *(text.get((choice, method), "") for method in names)]
+        [choice, *(text.get((choice, method), "") for method in methods)]
         for choice in dict.fromkeys(row["choice"] for row in found)
     ]
-    return markdown(["changed", *names.values()], lines)
+    return markdown(["changed", *(PROJECTIONS[method] for method in methods)], lines)
 
 
 def continual() -> str:
-    """Tasks one after the other: what is kept of the first, and learnt of the last."""
+    """Tasks one after the other: what is kept of earlier ones, and learnt of later ones."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for row in rows("loco_continual_summary.csv"):
         key = tuple(row[name] for name in ("data", "scenario", "rule", "setting", "steps"))
