@@ -21,8 +21,8 @@ import faiss
 import numpy as np
 from record import write_rows
 
-import retrieval.models
-from retrieval.evaluate import embed_images
+import retrieval.model.loading
+from retrieval.eval.recall import embed_images
 
 QUERIES = 600
 
@@ -42,13 +42,13 @@ def main() -> None:
     data = Path(os.environ.get("ENN_DATA", "../shared/data")) / "flickr8k"
     parser.add_argument("--images", type=Path, default=data / "images")
     parser.add_argument("--captions", type=Path, default=data / "dataset_flickr8k.json")
-    parser.add_argument("--model", default=retrieval.models.MINI)
+    parser.add_argument("--model", default=retrieval.model.loading.MINI)
     parser.add_argument("--count", type=int, default=5000, help="images (default: %(default)s)")
     arguments = parser.parse_args()
     if not arguments.captions.exists():
         sys.exit(f"no {arguments.captions}; set ENN_DATA or give --images and --captions")
     listed = json.loads(arguments.captions.read_text("utf-8"))["images"][: arguments.count]
-    model = retrieval.models.load(arguments.model)
+    model = retrieval.model.loading.load(arguments.model)
     images = embed_images(model, [arguments.images / item["filename"] for item in listed])
     images = np.ascontiguousarray(images, np.float32)
     texts = model.text_vectors([item["sentences"][0]["raw"] for item in listed[:QUERIES]])

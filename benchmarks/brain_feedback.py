@@ -30,10 +30,10 @@ from brain_sites import SITES, seen_at
 from record import RESULTS, write_rows
 from torch.nn import functional as F
 
+from neuro.age.model import BrainAgeModel, Member
+from neuro.age.population import GRID, Population, summarise
 from neuro.dataset import BrainDataset, as_input, find_ixi, folds, outer_splits
 from neuro.metrics import paired_difference
-from neuro.model import BrainAgeModel, Member
-from neuro.population import GRID, Population, summarise
 from neuro.site_rule import Correction, Taught
 from neuro.train import refit_heads_, train_network
 
@@ -334,9 +334,9 @@ def speed(data: BrainDataset, args: argparse.Namespace) -> dict[str, Any]:
     """From the click to refreshed predictions of 500 earlier scans, ten scans taught before."""
     import tempfile
 
-    from neuro.population import features_of
-    from neuro.predict import BrainAge, Seen
-    from neuro.teaching import Site, ready
+    from neuro.age.model import features_of
+    from neuro.age.predict import BrainAge, Seen
+    from neuro.teach import Site, ready
 
     model = networks([args.runs / f"local-enn-seed0-fold0-net{m}" for m in range(5)])
     inputs = []

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from neuro.preprocess import to_uint8
-from neuro.template import FULL_SCALE
+from neuro.scans.preprocess import to_uint8
+from neuro.scans.template import FULL_SCALE
 
 __all__ = ["SITES", "seen_at"]
 

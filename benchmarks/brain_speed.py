@@ -31,8 +31,8 @@ def one(path: Path) -> dict[str, Any]:
     import deepbet  # noqa: F401
     import monai  # noqa: F401
 
-    from neuro.batch import prepare_scan
-    from neuro.predict import BrainAge
+    from neuro.age.predict import BrainAge
+    from neuro.scans.batch import prepare_scan
 
     imported = time.perf_counter()
     brain = BrainAge.load()

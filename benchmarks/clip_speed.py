@@ -34,13 +34,13 @@ import transformers
 from PIL import Image
 from record import write_rows
 
-import retrieval.models
-from retrieval import runtime
-from retrieval.architecture import find_architecture
-from retrieval.evaluate import embed_images, evaluate
-from retrieval.export import export
+import retrieval.model.loading
+from retrieval.datasets.protocols import open_dataset
+from retrieval.eval.recall import embed_images, evaluate
 from retrieval.images import decode
-from retrieval.protocols import open_dataset
+from retrieval.model import runtime
+from retrieval.model.architecture import find_architecture
+from retrieval.model.export import export
 
 Embed = Callable[[Sequence[Any]], np.ndarray]
 
@@ -298,7 +298,7 @@ def mini_recall(data: Path, limit: int | None) -> list[dict[str, Any]]:
         row = {
             "measured": "recall, flickr8k val",
             "system": f"ours {precision}, the shipped model",
-            "architecture": retrieval.models.MINI,
+            "architecture": retrieval.model.loading.MINI,
             "items": result["n_images"],
         }
         for k in (1, 5, 10):

@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 from record import write_rows
 
-import retrieval.models
-from retrieval.evaluate import embed_images
+import retrieval.model.loading
+from retrieval.eval.recall import embed_images
 from retrieval.images import decode, find_images
-from retrieval.runtime import available_runtimes
+from retrieval.model.runtime import available_runtimes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     data = Path(os.environ.get("ENN_DATA", "../shared/data"))
     parser.add_argument("--images", type=Path, default=data / "flickr8k" / "images")
-    parser.add_argument("--model", default=retrieval.models.MINI)
+    parser.add_argument("--model", default=retrieval.model.loading.MINI)
     parser.add_argument("--count", type=int, default=1000, help="photos (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -43,7 +43,8 @@ def main() -> None:
         sys.exit(f"no images in {arguments.images}; set ENN_DATA or give --images DIR")
 
     models = {
-        name: retrieval.models.load(arguments.model, runtime=name) for name in arguments.runtimes
+        name: retrieval.model.loading.load(arguments.model, runtime=name)
+        for name in arguments.runtimes
     }
     preprocess = next(iter(models.values())).preprocess
     warm = np.stack([pixels(path, preprocess) for path in paths[: arguments.batch_size]])
@@ -94,7 +95,7 @@ def main() -> None:
     print(write_rows("embed_speed", rows))
 
 
-def pixels(path: Path, preprocess: retrieval.models.Preprocess) -> np.ndarray:
+def pixels(path: Path, preprocess: retrieval.model.loading.Preprocess) -> np.ndarray:
     return preprocess(decode(path, draft_size=preprocess.draft_size))
 
 

@@ -54,9 +54,9 @@ from feedback_protocol import average_precision, marks
 from record import RESULTS, write_rows
 
 import retrieval
-from retrieval.evaluate import bootstrap_interval
-from retrieval.guard import protected_queries
-from retrieval.models import RetrievalModel
+from retrieval.eval.recall import bootstrap_interval
+from retrieval.model.retrieval_model import RetrievalModel
+from retrieval.teach.guard import protected_queries
 
 KEPT = 0.8  # of the pictures, per seed
 HELD_OUT = 4  # one concept in so many

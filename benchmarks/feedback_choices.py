@@ -1,4 +1,4 @@
-"""Which fit, which guard, which map? The choices behind `retrieval.fitting`, on training images.
+"""Which fit, guard and map? The choices behind `retrieval.teach.fitting`, on training images.
 
     python benchmarks/feedback_choices.py [--features POOLED.npy]      # about twenty minutes
 
@@ -26,13 +26,13 @@ from feedback_protocol import average_precision, concepts, marks
 from mini_recall import embed, features, probe
 from record import write_rows
 
-from enn_core.feedback import RidgeAdapter
-from retrieval import fitting
-from retrieval.datasets import load_karpathy
-from retrieval.fitting import ALPHA
-from retrieval.guard import protected_queries
-from retrieval.knowledge import Adapted
-from retrieval.text import MiniLM
+from enn_core.lessons import RidgeAdapter
+from retrieval.datasets.captioned import load_karpathy
+from retrieval.model.text_towers import MiniLM
+from retrieval.teach import fitting
+from retrieval.teach.fitting import ALPHA
+from retrieval.teach.guard import protected_queries
+from retrieval.teach.knowledge import Adapted
 
 FOLDS = 6
 HELD = 1000

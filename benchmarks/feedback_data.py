@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from feedback_protocol import Concept, concepts
 
-from retrieval import snapshot
-from retrieval.datasets import load_karpathy
+from retrieval.datasets.captioned import load_karpathy
 from retrieval.images import decode
-from retrieval.index import EigenIndex
-from retrieval.models import RetrievalModel
-from retrieval.writer import ANN_FROM
+from retrieval.index import snapshot
+from retrieval.index.eigen_index import EigenIndex
+from retrieval.index.writer import ANN_FROM
+from retrieval.model.retrieval_model import RetrievalModel
 
 # Other words for CIFAR-10's classes, with the article that their query has.
 CIFAR = {

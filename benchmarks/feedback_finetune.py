@@ -20,9 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import retrieval
-from retrieval.mini.backbone import MiniTower, load_mini
 from retrieval.mini.learner import Learner
-from retrieval.models import RetrievalModel
+from retrieval.model.mini_tower import MiniTower
+from retrieval.model.retrieval_model import RetrievalModel
+from retrieval.model.tower_folder import load_mini
 
 FIRST_BLOCK = 4
 # Chosen on CIFAR-10's training pictures, which the model never saw, for one query alone: AP gains

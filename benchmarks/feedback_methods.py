@@ -19,14 +19,14 @@ from feedback_data import make_index
 from feedback_finetune import Finetuning, Marked
 from sklearn.svm import LinearSVC
 
-from enn_core.feedback import RidgeAdapter
-from retrieval import fitting
-from retrieval.eigen import scores
-from retrieval.fitting import ALPHA, fit_direction
-from retrieval.index import EigenIndex
-from retrieval.knowledge import Adapted
-from retrieval.models import RetrievalModel
-from retrieval.teaching import Teacher
+from enn_core.lessons import RidgeAdapter
+from retrieval.eigen_coordinates import scores
+from retrieval.index.eigen_index import EigenIndex
+from retrieval.model.retrieval_model import RetrievalModel
+from retrieval.teach import fitting
+from retrieval.teach.fitting import ALPHA, fit_direction
+from retrieval.teach.knowledge import Adapted
+from retrieval.teach.teacher import Teacher
 
 LINEAR_ALPHA = 0.1
 """Ridge of the linear map, as the prototype chose it."""

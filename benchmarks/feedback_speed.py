@@ -29,9 +29,9 @@ from record import write_rows
 from threadpoolctl import threadpool_limits
 
 import retrieval
-from retrieval.models import RetrievalModel
+from retrieval.model.retrieval_model import RetrievalModel
 from retrieval.search import Searcher
-from retrieval.teaching import Teacher, prepare
+from retrieval.teach.teacher import Teacher, prepare
 
 LESSONS = 30
 MANY = 100  # lessons after which another is measured again

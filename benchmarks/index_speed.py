@@ -25,10 +25,10 @@ import numpy as np
 from PIL import Image
 from record import write_rows
 
-from retrieval import snapshot as snapshots
-from retrieval.eigen import EigenBasis, scores
-from retrieval.index import EigenIndex
-from retrieval.writer import ANN_FROM
+from retrieval.eigen_coordinates import EigenBasis, scores
+from retrieval.index import snapshot as snapshots
+from retrieval.index.eigen_index import EigenIndex
+from retrieval.index.writer import ANN_FROM
 
 DIM = 384
 QUERIES = 30

@@ -36,8 +36,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from enn_core.classify.data import ImageData, load_data
-from enn_core.continual import (
+from enn_core.lab.classify.datasets import ImageData, load_data
+from enn_core.lab.continual import (
     Protection,
     Task,
     accuracy_matrix_summary,
@@ -48,7 +48,7 @@ from enn_core.continual import (
 from enn_core.local import LocalBlock, LocalTrainer
 from enn_core.loco import LOCO, PROJECTIONS, calibrate_
 from enn_core.loco.estimator import LOSSES, restricted
-from enn_core.loco.projector import HardProjector, SoftProjector
+from enn_core.loco.protected_inputs import HardProjector, SoftProjector
 from enn_core.rules.base import decay
 from enn_core.spiking import ClampedReLU, spiking_twin
 

@@ -23,11 +23,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import retrieval
-from retrieval.datasets import CaptionDataset, load_karpathy
-from retrieval.evaluate import bootstrap_interval, embed_images, retrieval_ranks
+from retrieval.datasets.captioned import CaptionDataset, load_karpathy
+from retrieval.eval.recall import bootstrap_interval, embed_images, retrieval_ranks
 from retrieval.images import decode
 from retrieval.mini.block_inputs import imagenet_backbone
-from retrieval.text import MiniLM
+from retrieval.model.text_towers import MiniLM
 
 KS = (1, 5, 10)
 

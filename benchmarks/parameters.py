@@ -14,7 +14,7 @@ from typing import Any
 from record import write_rows
 
 from enn_core import conversion_report, fuse, to_enn
-from enn_core.classify.networks import build_network
+from enn_core.lab.classify.networks import build_network
 
 NETWORKS = ("resnet50", "resnet101", "resnet152", "vit-b16")
 

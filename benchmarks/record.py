@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from enn_core.bench.origin import provenance
+from enn_core.lab.bench.origin import provenance
 
 __all__ = ["RESULTS", "provenance", "write_rows"]
 

@@ -90,7 +90,7 @@ def other_contrast() -> dict:
     import nibabel
     import numpy as np
 
-    from neuro.template import MNI_AFFINE, load_template
+    from neuro.scans.template import MNI_AFFINE, load_template
 
     brain = load_template()[0]
     changed = (brain / brain.max()) ** 0.8

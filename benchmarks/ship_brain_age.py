@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from neuro.age.model import BrainAgeModel
+from neuro.age.predict import BrainAge
 from neuro.dataset import BrainDataset, find_ixi
-from neuro.model import BrainAgeModel
-from neuro.predict import BrainAge
 from neuro.train import describe_scans_
 
 SHIPPED = Path(__file__).parents[1] / "neuro" / "weights" / "brain-age-ixi.safetensors"

@@ -127,8 +127,8 @@ def run_one(work: Path, job: dict[str, Any]) -> None:
 
 def recalls_on_val(model: Path, photos: Path) -> dict[str, float]:
     import retrieval
-    from retrieval.evaluate import evaluate
-    from retrieval.protocols import open_dataset
+    from retrieval.datasets.protocols import open_dataset
+    from retrieval.eval.recall import evaluate
 
     dataset = open_dataset("flickr8k", images=photos, split="val")
     metrics = evaluate(retrieval.load(f"local-dir:{model}", runtime="torch"), dataset)["metrics"]

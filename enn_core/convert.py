@@ -27,6 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from enn_core.bare_parameters import (
+    SUFFIX,
+    EigenOwner,
+    EigenWeight,
+    Form,
+    known_form,
+    owner_class,
+)
 from enn_core.factors import FactorError
 from enn_core.layers import (
     FACTORS,
@@ -38,14 +46,6 @@ from enn_core.layers import (
     make_parameters,
     plain_base,
     replace_parameter,
-)
-from enn_core.projections import (
-    SUFFIX,
-    EigenOwner,
-    EigenWeight,
-    Form,
-    known_form,
-    owner_class,
 )
 
 Patterns = str | Iterable[str] | None

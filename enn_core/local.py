@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from enn_core.atomic import replacing
+from enn_core.files.atomic import replacing
 from enn_core.orthogonality import Retraction, factors, orthogonality_penalty, param_groups
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from enn_core.continual import (
+from enn_core.lab.continual import (
     Protection,
     Task,
     accuracy_matrix_summary,
@@ -23,7 +23,7 @@ from enn_core.continual import (
     split_stream,
 )
 from enn_core.loco import LOCO, calibrate_
-from enn_core.loco.projector import SoftProjector
+from enn_core.loco.protected_inputs import SoftProjector
 from enn_core.spiking import ClampedReLU
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enn_core import LocalTrainer, Pipeline, conversion_report, fuse, local_blocks, to_enn
-from enn_core.classify.data import load_data
+from enn_core.lab.classify.datasets import load_data
 from enn_core.local import adamw
 
 SIDE = 32  # pixels; digits have 8

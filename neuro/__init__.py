@@ -14,48 +14,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neuro.batch import Outcome, prepare_all, prepare_scan
+    from neuro.age.calibrate import BiasCorrection, Calibration
+    from neuro.age.model import BrainAgeModel
+    from neuro.age.predict import BrainAge, Estimate, Seen
     from neuro.bundle import write_bundle
-    from neuro.calibrate import BiasCorrection, Calibration
     from neuro.dataset import BrainDataset
-    from neuro.model import BrainAgeModel
-    from neuro.predict import BrainAge, Estimate, Seen
-    from neuro.preprocess import Prepared, Preprocessor, to_native
-    from neuro.quality import Flag, IntensityReference, Quality, judge, save_picture
-    from neuro.scans import Scan, ScanError, find_scans
-    from neuro.teaching import Site
+    from neuro.scans.batch import Outcome, prepare_all, prepare_scan
+    from neuro.scans.find import Scan, ScanError, find_scans
+    from neuro.scans.preprocess import Prepared, Preprocessor, to_native
+    from neuro.scans.quality import Flag, IntensityReference, Quality, judge, save_picture
+    from neuro.scans.read import Volume, VolumeError, read_volume
+    from neuro.teach import Site
     from neuro.train import TrainConfig, fit
-    from neuro.volumes import Volume, VolumeError, read_volume
 
 # Imported on first use: nibabel, torch and ANTs take seconds.
 _HOME = {
-    "BiasCorrection": "neuro.calibrate",
-    "BrainAge": "neuro.predict",
-    "BrainAgeModel": "neuro.model",
+    "BiasCorrection": "neuro.age.calibrate",
+    "BrainAge": "neuro.age.predict",
+    "BrainAgeModel": "neuro.age.model",
     "BrainDataset": "neuro.dataset",
-    "Calibration": "neuro.calibrate",
-    "Estimate": "neuro.predict",
-    "Flag": "neuro.quality",
-    "IntensityReference": "neuro.quality",
-    "Outcome": "neuro.batch",
-    "Prepared": "neuro.preprocess",
-    "Preprocessor": "neuro.preprocess",
-    "Quality": "neuro.quality",
-    "Scan": "neuro.scans",
-    "ScanError": "neuro.scans",
-    "Seen": "neuro.predict",
-    "Site": "neuro.teaching",
+    "Calibration": "neuro.age.calibrate",
+    "Estimate": "neuro.age.predict",
+    "Flag": "neuro.scans.quality",
+    "IntensityReference": "neuro.scans.quality",
+    "Outcome": "neuro.scans.batch",
+    "Prepared": "neuro.scans.preprocess",
+    "Preprocessor": "neuro.scans.preprocess",
+    "Quality": "neuro.scans.quality",
+    "Scan": "neuro.scans.find",
+    "ScanError": "neuro.scans.find",
+    "Seen": "neuro.age.predict",
+    "Site": "neuro.teach",
     "TrainConfig": "neuro.train",
-    "Volume": "neuro.volumes",
-    "VolumeError": "neuro.volumes",
-    "find_scans": "neuro.scans",
+    "Volume": "neuro.scans.read",
+    "VolumeError": "neuro.scans.read",
+    "find_scans": "neuro.scans.find",
     "fit": "neuro.train",
-    "judge": "neuro.quality",
-    "prepare_all": "neuro.batch",
-    "prepare_scan": "neuro.batch",
-    "read_volume": "neuro.volumes",
-    "save_picture": "neuro.quality",
-    "to_native": "neuro.preprocess",
+    "judge": "neuro.scans.quality",
+    "prepare_all": "neuro.scans.batch",
+    "prepare_scan": "neuro.scans.batch",
+    "read_volume": "neuro.scans.read",
+    "save_picture": "neuro.scans.quality",
+    "to_native": "neuro.scans.preprocess",
     "write_bundle": "neuro.bundle",
 }
 

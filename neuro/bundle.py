@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from enn_core.atomic import replacing
 from enn_core.convert import fuse
+from enn_core.files.atomic import replacing
+from neuro.age.model import BrainAgeModel, ModelError
+from neuro.age.networks import build
+from neuro.age.targets import AgeBins, AgeValue, make_target, target_settings
 from neuro.dataset import GRID, as_input, crop
-from neuro.model import BrainAgeModel, ModelError
-from neuro.networks import build
-from neuro.quality import judge
-from neuro.scans import find_scans
-from neuro.targets import AgeBins, AgeValue, make_target, target_settings
-from neuro.volumes import VolumeError
+from neuro.scans.find import find_scans
+from neuro.scans.quality import judge
+from neuro.scans.read import VolumeError
 
 __all__ = ["AgeTable", "BrainAgeNetwork", "PrepareBrain", "list_scans", "write_bundle"]
 
@@ -52,8 +52,8 @@ class BrainAgeNetwork(nn.Module):
     """All networks of a model as one module: brains -> ages.
 
     Args:
-        members: of each network, `network` (arguments of `neuro.networks.build`) and `target`
-            (settings of `neuro.targets.make_target`).
+        members: of each network, `network` (arguments of `neuro.age.networks.build`) and `target`
+            (settings of `neuro.age.targets.make_target`).
         answer: "mean" of all heads, or the "last" head.
     """
 
@@ -81,14 +81,14 @@ class PrepareBrain:
     """
 
     def __init__(self, kind: str = "head") -> None:
-        from neuro.preprocess import Preprocessor, check_kind
+        from neuro.scans.preprocess import Preprocessor, check_kind
 
         self.kind = check_kind(kind)
         self.prepare = Preprocessor()
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Adds `file` and `error`; `image` is (1, 80, 96, 80) float32, 0 if there is an error."""
-        from neuro.batch import prepare_scan
+        from neuro.scans.batch import prepare_scan
 
         image, error = np.zeros((1, *GRID), np.float32), ""
         try:

@@ -1,7 +1,8 @@
 """Registered brains with ages, read once into memory, and the folds that everything is judged on.
 
 A data set is a folder with `participants.tsv` (at least `participant_id` and `age`) and one volume
-for each participant, in the MNI152 2 mm grid as `neuro.preprocess` writes it. Volumes are kept as
+for each participant, in the MNI152 2 mm grid as `neuro.scans.preprocess` writes it. Volumes are
+kept as
 uint8, cropped to `GRID`; `as_input` turns a batch into what networks read.
 
 >>> outer = folds(["a", "b", "c", "d", "e", "f"], [20, 30, 40, 50, 60, 70], parts=3, seed=0)
@@ -21,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from neuro.preprocess import to_uint8
-from neuro.template import FULL_SCALE, MNI_SHAPE
-from neuro.volumes import VolumeError
+from neuro.scans.preprocess import to_uint8
+from neuro.scans.read import VolumeError
+from neuro.scans.template import FULL_SCALE, MNI_SHAPE
 
 __all__ = [
     "FOLDS",

@@ -9,7 +9,7 @@ of the site, and what of their errors the rest of their features explains; scans
 training hardly move.
 
 >>> import numpy as np
->>> from neuro.population import summarise
+>>> from neuro.age.population import summarise
 >>> known = np.random.default_rng(0).normal(size=(40, 6)) * [3, 2, 1, 0.1, 0.1, 0.1]
 >>> site = known[:4] + [0, 0, 0, 0, 0, 2]
 >>> taught = Taught(site, np.full(4, 50.0), np.full(4, 58.0))
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from neuro.population import Population
+from neuro.age.population import Population
 
 __all__ = ["MOST_MOVED", "Correction", "Taught"]
 

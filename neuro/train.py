@@ -28,18 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from enn_core.atomic import replacing
+from enn_core.files.atomic import replacing
 from enn_core.local import LocalTrainer, plot_losses, write_state
 from enn_core.orthogonality import param_groups
+from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
+from neuro.age.model import Answer, BrainAgeModel, Member, answer, by_head, features_of, last_inputs
+from neuro.age.networks import BrainNet, Layers, build
+from neuro.age.population import summarise
+from neuro.age.targets import AgeBins, AgeValue, Target
 from neuro.augment import views
-from neuro.calibrate import BiasCorrection, CalibrationError, Conformal
 from neuro.dataset import GRID, BrainDataset, as_input, folds, uncrop
 from neuro.metrics import evaluate
-from neuro.model import Answer, BrainAgeModel, Member, answer, by_head, last_inputs
-from neuro.networks import BrainNet, Layers, build
-from neuro.population import features_of, summarise
-from neuro.quality import IntensityReference
-from neuro.targets import AgeBins, AgeValue, Target
+from neuro.scans.quality import IntensityReference
 
 __all__ = [
     "TrainConfig",
@@ -65,7 +65,7 @@ class TrainConfig:
     """How one network is trained.
 
     Attributes:
-        architecture: see `neuro.networks.ARCHITECTURES`.
+        architecture: see `neuro.age.networks.ARCHITECTURES`.
         layers: "enn" (kept exactly orthonormal) or "plain".
         options: of the architecture.
         rule: "local" or "backprop".

@@ -12,50 +12,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrieval.datasets import DatasetError, load_karpathy
-    from retrieval.eigen import EigenBasis
+    from retrieval.datasets.captioned import DatasetError, load_karpathy
+    from retrieval.datasets.protocols import open_dataset
+    from retrieval.eigen_coordinates import EigenBasis
     from retrieval.images import ImageError
-    from retrieval.index import EigenIndex, default_index_dir
-    from retrieval.lessons import Effect, HistoryEntry, Lesson
-    from retrieval.marks import TeachError
-    from retrieval.models import ModelError, RetrievalModel, list_models, load
-    from retrieval.profiles import ProfileError, list_profiles
-    from retrieval.protocols import open_dataset
-    from retrieval.search import (
-        Hit,
-        QueryError,
-        Searcher,
-        open_index,
-        parse_query,
-        rank_captions,
-    )
-    from retrieval.teaching import Teacher
+    from retrieval.index.eigen_index import EigenIndex, default_index_dir
+    from retrieval.model.loading import ModelError, list_models, load
+    from retrieval.model.retrieval_model import RetrievalModel
+    from retrieval.queries import QueryError, parse_query
+    from retrieval.search import Hit, Searcher, open_index, rank_captions
+    from retrieval.teach.marks import TeachError
+    from retrieval.teach.profiles import ProfileError, list_profiles
+    from retrieval.teach.reports import Effect, HistoryEntry, Lesson
+    from retrieval.teach.teacher import Teacher
 
 # Imported on first use: torch, faiss and the models take seconds.
 _HOME = {
-    "DatasetError": "retrieval.datasets",
-    "Effect": "retrieval.lessons",
-    "EigenBasis": "retrieval.eigen",
-    "EigenIndex": "retrieval.index",
-    "HistoryEntry": "retrieval.lessons",
+    "DatasetError": "retrieval.datasets.captioned",
+    "Effect": "retrieval.teach.reports",
+    "EigenBasis": "retrieval.eigen_coordinates",
+    "EigenIndex": "retrieval.index.eigen_index",
+    "HistoryEntry": "retrieval.teach.reports",
     "Hit": "retrieval.search",
     "ImageError": "retrieval.images",
-    "Lesson": "retrieval.lessons",
-    "ModelError": "retrieval.models",
-    "ProfileError": "retrieval.profiles",
-    "QueryError": "retrieval.search",
-    "RetrievalModel": "retrieval.models",
+    "Lesson": "retrieval.teach.reports",
+    "ModelError": "retrieval.model.checkpoints",
+    "ProfileError": "retrieval.teach.profiles",
+    "QueryError": "retrieval.queries",
+    "RetrievalModel": "retrieval.model.retrieval_model",
     "Searcher": "retrieval.search",
-    "TeachError": "retrieval.marks",
-    "Teacher": "retrieval.teaching",
-    "default_index_dir": "retrieval.index",
-    "list_models": "retrieval.models",
-    "list_profiles": "retrieval.profiles",
-    "load": "retrieval.models",
-    "load_karpathy": "retrieval.datasets",
-    "open_dataset": "retrieval.protocols",
+    "TeachError": "retrieval.teach.marks",
+    "Teacher": "retrieval.teach.teacher",
+    "default_index_dir": "retrieval.index.eigen_index",
+    "list_models": "retrieval.model.loading",
+    "list_profiles": "retrieval.teach.profiles",
+    "load": "retrieval.model.loading",
+    "load_karpathy": "retrieval.datasets.captioned",
+    "open_dataset": "retrieval.datasets.protocols",
     "open_index": "retrieval.search",
-    "parse_query": "retrieval.search",
+    "parse_query": "retrieval.queries",
     "rank_captions": "retrieval.search",
 }
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from neuro.model import BrainAgeModel, Member
-from neuro.networks import build
-from neuro.targets import AgeValue
+from neuro.age.model import BrainAgeModel, Member
+from neuro.age.networks import build
+from neuro.age.targets import AgeValue
 
 
 def tiny_model(members: int = 2, **parts: Any) -> BrainAgeModel:

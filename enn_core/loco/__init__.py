@@ -2,7 +2,7 @@
 
 from enn_core.loco.estimator import Estimate, Perturbation, perturb
 from enn_core.loco.init import calibrate_
-from enn_core.loco.projection import PROJECTIONS, InputProjection
+from enn_core.loco.input_projection import PROJECTIONS, InputProjection
 from enn_core.loco.rule import LOCO
 from enn_core.loco.stages import Stage, UnsupportedModel, to_stages
 

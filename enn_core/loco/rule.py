@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from enn_core.local import random_stream
 from enn_core.loco.estimator import LOSSES, Estimate, Perturbation, SampleLoss, perturb, restricted
-from enn_core.loco.projection import InputProjection, Projection
+from enn_core.loco.input_projection import InputProjection, Projection
 from enn_core.loco.stages import Stage, time_steps, to_stages
 from enn_core.schedules import warm_up_cosine
 
@@ -31,7 +31,7 @@ __all__ = ["LOCO"]
 
 
 class Protects(Protocol):
-    """What `enn_core.continual.Protection` is to `LOCO`."""
+    """What `enn_core.lab.continual.Protection` is to `LOCO`."""
 
     def project(self, index: int, change: Tensor) -> Tensor:
         """The allowed part of a change (out, columns) of layer `index`."""
@@ -52,14 +52,15 @@ class LOCO:
         steps: length of the schedule; 0 keeps the rate constant.
         classes: number of scores, checked against the last layer if given.
         sigma, probes, antithetic, gate: see `Perturbation`.
-        projection: of the update, on the input side: see `enn_core.loco.projection`.
+        projection: of the update, on the input side: see `enn_core.loco.input_projection`.
         rank, clusters, buffer, every: see `InputProjection`.
         optimizer: `adam` or `sgd` (momentum 0.9), applied before the projection.
         loss: `mse` (half squared distance to the one-hot label), `ce`, or a function of scores
             (B, classes) and labels (B,) that gives the losses (B,).
         outputs: scores that this task compares; the loss sees no others, and what gives the others
             stays as it is. All by default.
-        protection: of earlier tasks' inputs, projects every update last: see `enn_core.continual`.
+        protection: of earlier tasks' inputs, projects every update last, see
+            `enn_core.lab.continual`.
         seed: of the noise.
 
     Attributes:

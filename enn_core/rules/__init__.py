@@ -25,18 +25,10 @@ from torch import Tensor, nn
 
 from enn_core.cuts import CutError
 from enn_core.loco.stages import UnsupportedModel
-from enn_core.rules import (
-    backprop,
-    dfa,
-    eigen,
-    forward_forward,
-    local,
-    mono_forward,
-    muon,
-    perturbation,
-    predsim,
-    regularised,
-)
+from enn_core.rules import backprop, dfa, forward_forward, mono_forward, muon, predsim, regularised
+from enn_core.rules import enn as eigen
+from enn_core.rules import enn_local as local
+from enn_core.rules import loco_rules as perturbation
 from enn_core.rules.base import Entry, Rule, RuleError, train_blocks
 
 __all__ = ["RULES", "Entry", "Rule", "RuleError", "make_rule", "rule_options"]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from enn_core.cuts import measure
 from enn_core.local import LocalBlock, adamw
 from enn_core.rules.base import TrainerRule, seeded, train_blocks
-from enn_core.rules.layers import layers_of
+from enn_core.rules.chains import layers_of
 
 
 def dfa(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from enn_core.local import LocalBlock, LocalTrainer, adamw, random_stream
 from enn_core.rules.base import RuleError, TrainerRule, seeded, train_blocks
-from enn_core.rules.layers import layers_of
+from enn_core.rules.chains import layers_of
 
 
 def forward_forward(

@@ -12,7 +12,7 @@ from enn_core.cuts import By, measure
 from enn_core.heads import Form
 from enn_core.local import adamw
 from enn_core.rules.base import TrainerRule, seeded, train_blocks
-from enn_core.rules.local import BLOCKS, blocks_with_heads
+from enn_core.rules.enn_local import BLOCKS, blocks_with_heads
 
 
 def predsim(

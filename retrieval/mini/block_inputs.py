@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from enn_core.atomic import replacing
+from enn_core.files.atomic import replacing
 from retrieval.mini.config import TrainError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from retrieval.datasets import CaptionDataset
+    from retrieval.datasets.captioned import CaptionDataset
 
 __all__ = ["BlockInputs", "Progress", "imagenet_backbone", "random_view"]
 
@@ -186,10 +186,10 @@ class BlockInputs:
     def _images(self, folder: Path, report: Progress) -> None:
         from PIL import Image as PILImage
 
-        from retrieval.datasets import image_source
+        from retrieval.datasets.captioned import image_source
         from retrieval.images import decode
-        from retrieval.runtime import ImageRuntime
-        from retrieval.towers import PixelTower
+        from retrieval.model.clip_towers import PixelTower
+        from retrieval.model.runtime import ImageRuntime
 
         paths, views = self.paths, self._views
         stem = Stem(imagenet_backbone(), self._first_block)
@@ -235,8 +235,8 @@ class BlockInputs:
 
 
 def _embedded(texts: list[str], folder: Path, report: Progress) -> Tensor:
-    from retrieval.text import MINILM_SHA256, MiniLM
-    from retrieval.training.texts import text_features
+    from retrieval.model.text_towers import MINILM_SHA256, MiniLM
+    from retrieval.training.caption_features import text_features
 
     rows = text_features(
         texts, MiniLM().embed, key=f"minilm|{MINILM_SHA256}", folder=folder, report=report

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retrieval.mini.backbone import MiniTower
+from retrieval.model.mini_tower import MiniTower
 
 __all__ = ["Learner", "average_"]
 

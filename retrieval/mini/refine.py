@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, param_groups, to_enn
-from retrieval.mini.backbone import MiniTower
 from retrieval.mini.learner import average_
+from retrieval.model.mini_tower import MiniTower
 
 if TYPE_CHECKING:
     from retrieval.mini.block_inputs import BlockInputs, Progress

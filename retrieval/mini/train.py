@@ -24,14 +24,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
-from enn_core.atomic import replacing
-from retrieval.mini.backbone import MiniTower, fold_batchnorm
+from enn_core.files.atomic import replacing
 from retrieval.mini.block_inputs import BlockInputs, Progress, imagenet_backbone
 from retrieval.mini.config import TrainConfig, TrainError
 from retrieval.mini.learner import Learner, average_
 from retrieval.mini.refine import refine_head
-from retrieval.minilm_tower import save_tower
-from retrieval.training.curves import plot, write_log
+from retrieval.model.mini_tower import MiniTower, fold_batchnorm
+from retrieval.model.tower_folder import save_tower
+from retrieval.training.training_log import plot, write_log
 
 __all__ = ["TrainConfig", "TrainError", "train"]
 
@@ -59,7 +59,7 @@ def train(
     Raises:
         TrainError: missing data, or an output directory that belongs to another configuration.
     """
-    from retrieval.datasets import load_karpathy
+    from retrieval.datasets.captioned import load_karpathy
 
     report = progress or (lambda *_: None)
     root = Path(data or os.environ.get("ENN_DATA", "../shared/data"))
@@ -240,7 +240,7 @@ class _Run:
     @torch.no_grad()
     def recalls(self) -> dict[str, float]:
         """Recall@1/5/10 in percent among the held-out images, by the averaged weights."""
-        from retrieval.evaluate import retrieval_ranks
+        from retrieval.eval.recall import retrieval_ranks
 
         self.average.eval()
         views = np.zeros(64, dtype=int)

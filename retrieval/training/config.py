@@ -29,7 +29,7 @@ class TrainConfig:
         architecture: with text "clip", what `retrieval.load` takes: its network is trained.
         weights: with text "clip", a file of that architecture with the frozen text tower.
         vision: with text "minilm", open_clip's `vision_cfg` of the ViT to train.
-        preprocess: with text "minilm", fields of `retrieval.preprocess.Preprocess`.
+        preprocess: with text "minilm", fields of `retrieval.model.preprocess.Preprocess`.
         start: "scratch" draws the image tower anew, "weights" begins from the file's.
         rule: "backprop" end to end, or "local": `blocks` blocks with a contrastive head each and
             no gradient between them (ENN-ℓ).

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from retrieval.datasets import CaptionDataset, image_source
+from retrieval.datasets.captioned import CaptionDataset, image_source
 from retrieval.images import ImageError, decode
-from retrieval.preprocess import Preprocess
+from retrieval.model.preprocess import Preprocess
 from retrieval.training.settings import TrainError
 
 __all__ = ["Augment", "Batches", "Pairs", "captions_of", "loader"]

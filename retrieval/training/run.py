@@ -26,18 +26,18 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2 import MixUp
 
 from enn_core import orthogonality_error, param_groups
-from enn_core.atomic import replacing
+from enn_core.files.atomic import replacing
 from enn_core.local import Learner, Recipe, random_stream
-from enn_core.processes import processes
-from retrieval.datasets import CaptionDataset
-from retrieval.protocols import DATASETS, open_dataset
+from enn_core.torchrun import processes
+from retrieval.datasets.captioned import CaptionDataset
+from retrieval.datasets.protocols import DATASETS, open_dataset
+from retrieval.training.caption_features import text_features
 from retrieval.training.config import TrainConfig
-from retrieval.training.curves import plot, write_log
 from retrieval.training.loss import contrastive_loss, gather_rows, principal_components
 from retrieval.training.pairs import Augment, Batches, Pairs, captions_of, loader
 from retrieval.training.settings import TrainError
 from retrieval.training.student import make_student
-from retrieval.training.texts import text_features
+from retrieval.training.training_log import plot, write_log
 
 __all__ = ["train"]
 
@@ -361,7 +361,7 @@ class _Run:
     @torch.no_grad()
     def recalls(self) -> dict[str, float]:
         """Recall@1/5/10 in percent among the held-out images, by the averaged weights."""
-        from retrieval.evaluate import retrieval_ranks
+        from retrieval.eval.recall import retrieval_ranks
 
         self.mean.eval()
         pairs = Pairs(self.dataset, Augment(self.student.preprocess), self.config.seed)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from enn_core import settings
+from enn_core.files import settings
 
 __all__ = ["TrainError", "list_configs", "make_settings", "read_config"]
 
-_CONFIGS = Path(__file__).parents[1] / "configs"
+_CONFIGS = Path(__file__).parent / "configs"
 
 Settings = TypeVar("Settings")
 

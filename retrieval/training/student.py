@@ -17,15 +17,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from enn_core import fuse, to_enn
+from enn_core.bare_parameters import EigenOwner
 from enn_core.local import LocalBlock
-from enn_core.projections import EigenOwner
-from retrieval.preprocess import Preprocess
+from retrieval.model.preprocess import Preprocess
 from retrieval.training.config import TrainConfig
 from retrieval.training.settings import TrainError
 
 if TYPE_CHECKING:
-    from retrieval.checkpoints import OpenClip
-    from retrieval.vit import VitTower
+    from retrieval.model.checkpoints import OpenClip
+    from retrieval.model.vit import VitTower
 
 __all__ = ["Student", "TextEncoder", "make_student"]
 
@@ -179,7 +179,7 @@ class _BesideMiniLM(Student):
         self.tower.text_mean.copy_(mean)
 
     def save(self, folder: Path, training: Mapping[str, Any]) -> None:
-        from retrieval.vit import save_vit
+        from retrieval.model.tower_folder import save_vit
 
         preprocess = asdict(self.preprocess)
         for fixed in ("mean", "std"):
@@ -190,8 +190,8 @@ class _BesideMiniLM(Student):
 def _beside_minilm(
     config: TrainConfig, data: Path | None, device: str
 ) -> tuple[Student, TextEncoder]:
-    from retrieval.text import MINILM_SHA256, MiniLM
-    from retrieval.vit import VitTower
+    from retrieval.model.text_towers import MINILM_SHA256, MiniLM
+    from retrieval.model.vit import VitTower
 
     tower = VitTower(config.vision)
     size = int(tower.vision["image_size"])
@@ -220,7 +220,7 @@ class _Clip(Student):
         self._loaded = loaded
 
     def save(self, folder: Path, training: Mapping[str, Any]) -> None:
-        from retrieval.export import FORMS
+        from retrieval.model.export import FORMS
 
         plain: Any = fuse(self.tower)
         FORMS["open_clip"](replace(self._loaded, model=plain.cpu()), folder)
@@ -229,10 +229,10 @@ class _Clip(Student):
 
 
 def _clip(config: TrainConfig, data: Path | None, device: str) -> tuple[Student, TextEncoder]:
-    from retrieval.architecture import find_architecture
-    from retrieval.checkpoints import load_architecture, weights_hash
-    from retrieval.text import OpenClipText
-    from retrieval.vit import cut_vision
+    from retrieval.model.architecture import find_architecture
+    from retrieval.model.checkpoints import load_architecture, weights_hash
+    from retrieval.model.text_towers import OpenClipText
+    from retrieval.model.vit import cut_vision
 
     architecture = find_architecture(config.architecture)
     if architecture is None:

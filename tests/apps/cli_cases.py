@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from apps.cli import app
+from apps.cli.main import app
 
 __all__ = ["ENN", "GALLERY", "document", "load_models_once", "refused", "run"]
 
@@ -66,7 +66,7 @@ def refused(*args: str | Path) -> str:
 
 def load_models_once(patch: pytest.MonkeyPatch) -> None:
     """Let commands of this process share their models, until the patch ends."""
-    from retrieval import models
+    from retrieval.model import loading as models
 
     once = functools.cache(models.load)
 

@@ -10,14 +10,15 @@ import numpy as np
 import uvicorn
 from tiny_brain_models import tiny_model
 
-from apps import server
-from apps.brain_demo import create_app, offered_scans, routes
-from apps.brain_session import Desk, Sessions
-from apps.brain_worker import Worker
-from apps.visitors import Visitors
-from neuro.calibrate import Conformal
-from neuro.population import features_of, summarise
-from neuro.predict import BrainAge
+from apps.web import server
+from apps.web.brain.serve import create_app, offered_scans, routes
+from apps.web.brain.session import Desk, Sessions
+from apps.web.brain.worker import Worker
+from apps.web.visitors import Visitors
+from neuro.age.calibrate import Conformal
+from neuro.age.model import features_of
+from neuro.age.population import summarise
+from neuro.age.predict import BrainAge
 
 __all__ = ["LiveBrainServer", "tiny_brain"]
 

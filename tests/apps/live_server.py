@@ -8,14 +8,14 @@ from pathlib import Path
 
 import uvicorn
 
-from apps import server
-from apps.collection import Collection
-from apps.pictures import PICTURE_ROUTES, Pictures, Uploads
-from apps.search_demo import create_app
-from apps.teachers import Teachers
-from apps.teaching_files import TEACHING_ROUTES
-from apps.visitors import Visitors
-from retrieval.models import RetrievalModel
+from apps.web import server
+from apps.web.search.collection import Collection
+from apps.web.search.pictures import PICTURE_ROUTES, Pictures, Uploads
+from apps.web.search.profile_files import TEACHING_ROUTES
+from apps.web.search.serve import create_app
+from apps.web.search.teachers import Teachers
+from apps.web.visitors import Visitors
+from retrieval.model.retrieval_model import RetrievalModel
 from retrieval.search import open_index
 
 __all__ = ["LiveServer"]

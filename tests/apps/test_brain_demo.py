@@ -30,18 +30,19 @@ from hypothesis import strategies as st
 from live_brain_server import LiveBrainServer, tiny_brain
 from starlette.requests import Request
 
-from apps import brain_html, brain_taught_html
-from apps.brain_demo import session_csv
-from apps.brain_files import BRAIN_ROUTES, NIIVUE, UPLOAD_LIMIT
-from apps.brain_handlers import BrainHandlers, Screen
-from apps.brain_session import Desk, Scan, SessionError, Sessions, clean_label
-from apps.brain_worker import WorkerError
-from apps.private_folder import make_private_folder
-from apps.sites import Sites
-from apps.visitors import Visitor, remember
-from neuro.predict import Estimate
-from neuro.teaching import Lesson
-from neuro.template import MNI_AFFINE, MNI_SHAPE
+from apps.web.brain import html as brain_html
+from apps.web.brain import taught_html as brain_taught_html
+from apps.web.brain.files import BRAIN_ROUTES, NIIVUE, UPLOAD_LIMIT
+from apps.web.brain.handlers import BrainHandlers, Screen
+from apps.web.brain.serve import session_csv
+from apps.web.brain.session import Desk, Scan, SessionError, Sessions, clean_label
+from apps.web.brain.sites import Sites
+from apps.web.brain.worker import WorkerError
+from apps.web.private_folder import make_private_folder
+from apps.web.visitors import Visitor, remember
+from neuro.age.predict import Estimate
+from neuro.scans.template import MNI_AFFINE, MNI_SHAPE
+from neuro.teach import Lesson
 
 EVIL = "<img src=x onerror=alert(1)> \"quoted\" 'too' ${1}"
 SCANS, STAGE, QUALITY, FORM, LESSON, TABLE, TAUGHT, TIMER, SCREEN = range(9)
@@ -250,7 +251,7 @@ def test_a_worker_that_dies_costs_one_scan(live, tmp_path):
 
 
 def test_sessions_are_their_owners_and_end_with_the_tab(tmp_path, monkeypatch):
-    monkeypatch.setattr("apps.brain_session.CLOSED_SECONDS", 0.0)
+    monkeypatch.setattr("apps.web.brain.session.CLOSED_SECONDS", 0.0)
     sessions = Sessions(tmp_path / "root")
     (tmp_path / "root").mkdir()
     try:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from apps import cli, cli_terminal
-from apps.cli import app
-from apps.cli_reference import commands, reference
-from apps.cli_terminal import (
+from apps.cli import main as cli
+from apps.cli import terminal as cli_terminal
+from apps.cli.main import app
+from apps.cli.reference import commands, reference
+from apps.cli.terminal import (
     CommandError,
     ProgressLine,
     counted,
@@ -66,7 +67,7 @@ def test_the_commands_of_the_manual_are_there():
 
 def test_reference_page_equals_the_help():
     page = (DOCS / "cli.md").read_text(encoding="utf-8")
-    assert page == reference(), "rebuild it: python -m apps.cli_reference > docs/cli.md"
+    assert page == reference(), "rebuild it: python -m apps.cli.reference > docs/cli.md"
 
 
 def test_a_group_alone_shows_its_help():
@@ -106,7 +107,7 @@ def test_unexpected_errors_are_one_line_and_traced_on_demand(monkeypatch):
     def broken(*_args: object, **_options: object) -> None:
         raise TypeError("two\nlines")
 
-    monkeypatch.setattr("apps.search_demo.serve", broken)
+    monkeypatch.setattr("apps.web.search.serve.serve", broken)
     code, out, err = run("demo", "search")
     assert (code, out) == (cli.EXIT_BUG, "")
     assert err == ("enn demo search: unexpected TypeError: two lines (ENN_DEBUG=1 shows where)\n")
@@ -129,7 +130,7 @@ def test_errors_of_users_and_machines_end_with_2(error, expected, monkeypatch):
     def broken(*_args: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr("apps.search_demo.serve", broken)
+    monkeypatch.setattr("apps.web.search.serve.serve", broken)
     code, out, err = run("demo", "search")
     assert (code, out) == (2, "")
     assert expected in err
@@ -138,7 +139,7 @@ def test_errors_of_users_and_machines_end_with_2(error, expected, monkeypatch):
 
 def test_demo_passes_its_options_on(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr("apps.search_demo.serve", lambda *args, **kw: calls.append((args, kw)))
+    monkeypatch.setattr("apps.web.search.serve.serve", lambda *args, **kw: calls.append((args, kw)))
     assert run("demo", "search")[0] == 0
     options = ["--index", "i", "--host", "::1", "--port", "0", "--auth-file", "a", "--model", "m"]
     assert run("demo", "search", str(tmp_path), "b", *options, "--open")[0] == 0
@@ -155,7 +156,7 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path):
 
 def test_the_brain_demo_passes_its_options_on(monkeypatch):
     calls = []
-    monkeypatch.setattr("apps.brain_demo.serve", lambda *args, **kw: calls.append((args, kw)))
+    monkeypatch.setattr("apps.web.brain.serve.serve", lambda *args, **kw: calls.append((args, kw)))
     assert run("demo", "brain")[0] == 0
     options = ["--model", "m", "--host", "::1", "--port", "0", "--auth-file", "a", "--open"]
     assert run("demo", "brain", *options)[0] == 0
@@ -169,7 +170,7 @@ def test_ctrl_c_anywhere_ends_with_130(monkeypatch):
     def interrupted(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("apps.search_demo.serve", interrupted)
+    monkeypatch.setattr("apps.web.search.serve.serve", interrupted)
     code, out, err = run("demo", "search")
     assert (code, out, err.strip()) == (130, "", "stopped")
 
@@ -177,7 +178,7 @@ def test_ctrl_c_anywhere_ends_with_130(monkeypatch):
 def test_help_imports_nothing_heavy():
     script = (
         "import sys\n"
-        "from apps.cli import app\n"
+        "from apps.cli.main import app\n"
         "app(['search', 'index', '--help'], standalone_mode=False)\n"
         "heavy = {'torch', 'numpy', 'faiss', 'gradio', 'retrieval', 'enn_core', 'rich.progress'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"

@@ -10,11 +10,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from apps.cli_bench import bench_app, core
-from apps.cli_terminal import CommandError
-from enn_core.bench import suites
-from enn_core.bench.runs import Cell, Method
-from enn_core.bench.suites import Suite
+from apps.cli.lab.bench import bench_app, core
+from apps.cli.terminal import CommandError
+from enn_core.lab.bench import suites
+from enn_core.lab.bench.one_run import Cell, Method
+from enn_core.lab.bench.suites import Suite
 
 TINY = Suite(
     (Cell("digits", 100, 50, "mlp:3x16", steps=5, batch=10),),
@@ -73,7 +73,7 @@ def test_what_does_not_exist() -> None:
 
 
 def test_it_is_a_command_of_enn_train() -> None:
-    from apps.cli_classify import train_app
+    from apps.cli.lab.classifier import train_app
 
     groups = [group.typer_instance for group in train_app.registered_groups]
     assert bench_app in groups

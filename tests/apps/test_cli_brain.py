@@ -16,8 +16,8 @@ import typer
 
 nib = pytest.importorskip("nibabel")
 
-from apps.cli import app  # noqa: E402
-from neuro.template import MNI_AFFINE, load_template  # noqa: E402
+from apps.cli.main import app  # noqa: E402
+from neuro.scans.template import MNI_AFFINE, load_template  # noqa: E402
 
 COMMAND = typer.main.get_command(app)
 

@@ -18,10 +18,10 @@ nib = pytest.importorskip("nibabel")
 
 from tiny_brain_models import tiny_model  # noqa: E402
 
-from apps.cli import app  # noqa: E402
-from neuro.calibrate import BiasCorrection, Calibration, Conformal  # noqa: E402
-from neuro.predict import BrainAge  # noqa: E402
-from neuro.template import MNI_AFFINE, load_template  # noqa: E402
+from apps.cli.main import app  # noqa: E402
+from neuro.age.calibrate import BiasCorrection, Calibration, Conformal  # noqa: E402
+from neuro.age.predict import BrainAge  # noqa: E402
+from neuro.scans.template import MNI_AFFINE, load_template  # noqa: E402
 
 COMMAND = typer.main.get_command(app)
 

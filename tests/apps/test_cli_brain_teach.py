@@ -17,11 +17,11 @@ nib = pytest.importorskip("nibabel")
 
 from tiny_brain_models import tiny_model  # noqa: E402
 
-from apps.cli import app  # noqa: E402
+from apps.cli.main import app  # noqa: E402
+from neuro.age.model import both_sides, features_of  # noqa: E402
+from neuro.age.population import summarise  # noqa: E402
 from neuro.dataset import as_input, crop  # noqa: E402
-from neuro.model import both_sides  # noqa: E402
-from neuro.population import features_of, summarise  # noqa: E402
-from neuro.template import MNI_AFFINE, load_template  # noqa: E402
+from neuro.scans.template import MNI_AFFINE, load_template  # noqa: E402
 
 COMMAND = typer.main.get_command(app)
 
@@ -150,8 +150,8 @@ def test_a_far_age_is_refused_unless_forced(study, model, scan):
 
 def test_at_a_terminal_the_user_is_asked(study, model, scan, monkeypatch):
     asked = []
-    monkeypatch.setattr("apps.cli_terminal._is_terminal", lambda: True)
-    monkeypatch.setattr("apps.cli_brain_teach.asks", lambda: True)
+    monkeypatch.setattr("apps.cli.terminal._is_terminal", lambda: True)
+    monkeypatch.setattr("apps.cli.brain.teach.asks", lambda: True)
     monkeypatch.setattr("typer.confirm", lambda text, **_: asked.append(text))
     assert run("teach", study.one, "--age", "60", "--force", *scan).code == 0
     assert asked == ["Learn this under profile default?"]

@@ -18,12 +18,12 @@ nib = pytest.importorskip("nibabel")
 
 from tiny_brain_models import tiny_model  # noqa: E402
 
-from apps.cli import app  # noqa: E402
-from neuro import networks  # noqa: E402
-from neuro.calibrate import Calibration  # noqa: E402
-from neuro.model import BrainAgeModel  # noqa: E402
-from neuro.predict import BrainAge  # noqa: E402
-from neuro.template import MNI_AFFINE, load_template  # noqa: E402
+from apps.cli.main import app  # noqa: E402
+from neuro.age import networks  # noqa: E402
+from neuro.age.calibrate import Calibration  # noqa: E402
+from neuro.age.model import BrainAgeModel  # noqa: E402
+from neuro.age.predict import BrainAge  # noqa: E402
+from neuro.scans.template import MNI_AFFINE, load_template  # noqa: E402
 
 COMMAND = typer.main.get_command(app)
 AGES = (25.0, 38, 47, 52, 60, 77)

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from apps.cli import app
-from enn_core.classify import run as library
+from apps.cli.main import app
+from enn_core.lab.classify import run as library
 
 SMALL = ["--arch", "mlp:4x16", "--set", "train=64", "--set", "batch_size=32", "--epochs", "2"]
 ENN = Path(sys.executable).with_name("enn")

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from apps import weight_files
-from apps.cli import app
+from apps.cli.lab import weight_files
+from apps.cli.main import app
 from enn_core import to_enn
 
 ARCH = "timm:test_vit"

@@ -14,7 +14,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "retrieval"))
 from index_cases import TinyTestModel
 
-from retrieval import feature_cache, models
+from retrieval.eval import feature_cache
+from retrieval.model import loading as models
 
 pytest.importorskip("faiss")
 PHOTOS = sorted(GALLERY.glob("*.webp"))[:6]
@@ -123,7 +124,7 @@ def test_a_result_of_something_else_is_not_skipped(folder, tmp_path):
 
 
 def test_a_stopped_run_goes_on(folder, tmp_path, monkeypatch):
-    from retrieval import evaluate
+    from retrieval.eval import recall as evaluate
 
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt

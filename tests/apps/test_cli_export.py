@@ -12,15 +12,15 @@ from cli_cases import GALLERY, document, refused, run
 sys.path.insert(0, str(Path(__file__).parents[1] / "retrieval"))
 import clip_cases as cases
 
-from retrieval.models import load
+from retrieval.model.loading import load
 
 PHOTOS = sorted(GALLERY.glob("*.webp"))[:3]
 
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.runtime.cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr("retrieval.feature_cache.default_cache_dir", lambda: tmp_path / "eval")
+    monkeypatch.setattr("retrieval.model.runtime.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("retrieval.eval.feature_cache.default_cache_dir", lambda: tmp_path / "eval")
     monkeypatch.setenv("ENN_ARCHITECTURES", str(tmp_path / "architectures"))
 
 

@@ -16,7 +16,7 @@ from cli_cases import ENN, GALLERY, document, load_models_once, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.cli_options import ManyValues
+from apps.cli.search.group import ManyValues
 
 pytest.importorskip("faiss")
 PHOTOS = ("gc_alpaca", "gc_bison", "gc_duck", "gc_giraffe_head", "gc_kitten_on_box", "gc_mars")
@@ -126,7 +126,7 @@ def test_empty_folder(tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch):
-    from retrieval import models
+    from retrieval.model import loading as models
 
     for name in PHOTOS[:3]:
         shutil.copy(GALLERY / f"{name}.webp", tmp_path)
@@ -295,7 +295,7 @@ def test_index_of_another_model_is_refused(tmp_path, indexed):
 
 
 def test_a_second_writer_is_refused(indexed):
-    from retrieval.writer import index_lock
+    from retrieval.index.writer import index_lock
 
     with index_lock(indexed / ".enn-index"):
         assert "being written by process" in refused("index", indexed)

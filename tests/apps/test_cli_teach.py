@@ -16,8 +16,8 @@ from cli_cases import GALLERY, document, load_models_once, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.cli_options import ManyValues
-from apps.cli_teach import _ids
+from apps.cli.search.group import ManyValues
+from apps.cli.search.teach import _ids
 
 pytest.importorskip("faiss")
 QUERY = "animal with horns"
@@ -84,13 +84,13 @@ def everything_below(folder: Path) -> bytes:
 @pytest.fixture
 def no_guard(monkeypatch) -> None:
     """Of a dozen pictures any lesson may move a large share."""
-    monkeypatch.setattr("retrieval.guard.LEAST_OVERLAP", 0.0)
-    monkeypatch.setattr("retrieval.guard.MOST_AGREEMENT_LOST", 1.0)
+    monkeypatch.setattr("retrieval.teach.guard.LEAST_OVERLAP", 0.0)
+    monkeypatch.setattr("retrieval.teach.guard.MOST_AGREEMENT_LOST", 1.0)
 
 
 @pytest.fixture
 def strict_guard(monkeypatch) -> None:
-    monkeypatch.setattr("retrieval.guard.LEAST_OVERLAP", 1.1)
+    monkeypatch.setattr("retrieval.teach.guard.LEAST_OVERLAP", 1.1)
 
 
 # --- teach and undo ----------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_json_of_a_lesson_tells_everything(good, bad, ids, no_guard):
 
 
 def test_what_the_model_does_not_read_is_told(good, monkeypatch, no_guard):
-    from retrieval import models
+    from retrieval.model import loading as models
 
     # Counted per model, which here outlives the command.
     monkeypatch.setattr(models.load(models.MINI)._text._minilm, "truncated", 0)
@@ -224,12 +224,12 @@ def test_a_refused_lesson_writes_nothing_unless_forced(good, profiles, strict_gu
 
 
 def test_a_query_that_is_kept_is_told_in_plain_words(good, monkeypatch):
-    from retrieval.fitting import Fit
+    from retrieval.teach.fitting import Fit
 
     def kept(c: Any, *_: Any, **__: Any) -> Fit:
         return Fit(target=c, kept_text=True, before=0.9, after=0.6)
 
-    monkeypatch.setattr("retrieval.teaching.fit_direction", kept)
+    monkeypatch.setattr("retrieval.teach.teacher.fit_direction", kept)
     done = run("teach", QUERY, "--good", good)
     assert done.code == 0
     assert "the words alone fit your marks as well as anything learned from them" in done.out
@@ -240,7 +240,7 @@ def test_a_query_that_is_kept_is_told_in_plain_words(good, monkeypatch):
 
 
 def test_earlier_queries_that_lose_are_named(good, bad, monkeypatch, no_guard):
-    monkeypatch.setattr("retrieval.teaching._NOTEWORTHY", -2.0)
+    monkeypatch.setattr("retrieval.teach.teacher._NOTEWORTHY", -2.0)
     assert run("teach", QUERY, "--good", good, "--bad", bad).code == 0
     lesson = ["teach", "a swimming animal", "--good", bad]
     assert document(*lesson, "--preview")["worse"][0]["query"] == QUERY
@@ -408,7 +408,7 @@ def test_forget_leaves_nothing_readable(good, ids, profiles, no_guard):
 
 def test_forget_asks_at_a_terminal(good, monkeypatch):
     asked = []
-    monkeypatch.setattr("apps.cli_terminal._is_terminal", lambda: True)
+    monkeypatch.setattr("apps.cli.terminal._is_terminal", lambda: True)
     monkeypatch.setattr("typer.confirm", lambda text, **_: asked.append(text))
     assert run("teach", QUERY, "--good", good).code == 0
     assert run("forget").code == 0
@@ -558,7 +558,7 @@ def test_mistakes_are_told_in_one_line(ids, tmp_path, monkeypatch):
 
 _TEACHING = """
 import sys
-from apps.cli import app
+from apps.cli.main import app
 for number in range(8):
     code = app(["search", "teach", f"bird {number}", "--good", sys.argv[1], "--force", "--json"],
                standalone_mode=False)

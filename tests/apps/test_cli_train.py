@@ -20,7 +20,7 @@ from cli_cases import ENN, GALLERY, document, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.cli_settings import changed, json_value
+from apps.cli.training_settings import changed, json_value
 from retrieval.mini import train as mini
 from retrieval.training import run as contrastive
 

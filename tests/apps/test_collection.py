@@ -13,12 +13,12 @@ pytest.importorskip("faiss")
 pytest.importorskip("fastapi")
 from PIL import Image
 
-from apps.collection import Collection, UpdateRunning, share
-from apps.pictures import ImageRef
-from retrieval.eigen import EigenBasis
-from retrieval.index import EigenIndex
+from apps.web.search.collection import Collection, UpdateRunning, share
+from apps.web.search.pictures import ImageRef
+from retrieval.eigen_coordinates import EigenBasis
+from retrieval.index.eigen_index import EigenIndex
 from retrieval.search import Searcher
-from retrieval.teaching import Teacher
+from retrieval.teach.teacher import Teacher
 
 
 class _Small:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from apps.pictures import ImageRef, Pictures, Uploads, _ByteCache
+from apps.web.search.pictures import ImageRef, Pictures, Uploads, _ByteCache
 from retrieval.images import ImageError
 
 versions = st.text("0123456789abcdef", min_size=14, max_size=14)

@@ -22,10 +22,10 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from live_server import LiveServer
 
-from apps.search_api import ENDPOINTS
-from apps.visitors import COOKIE
-from retrieval.index import EigenIndex
-from retrieval.models import load
+from apps.web.search.api import ENDPOINTS
+from apps.web.visitors import COOKIE
+from retrieval.index.eigen_index import EigenIndex
+from retrieval.model.loading import load
 
 ROOT = Path(__file__).resolve().parents[2]
 GALLERY = ROOT / "apps" / "gallery"

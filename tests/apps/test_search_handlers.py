@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from test_collection import _Colours, folder  # noqa: F401
 
-from apps.collection import Collection
-from apps.pictures import ImageRef, Pictures, Uploads
-from apps.search_handlers import MARKS_LIMIT, Query, Screen
-from apps.taught_handlers import TaughtHandlers
-from apps.teachers import Teachers
-from apps.visitors import Visitor, remember
-from retrieval import guard
-from retrieval.index import EigenIndex
+from apps.web.search.collection import Collection
+from apps.web.search.handlers import MARKS_LIMIT, Query, Screen
+from apps.web.search.pictures import ImageRef, Pictures, Uploads
+from apps.web.search.taught_handlers import TaughtHandlers
+from apps.web.search.teachers import Teachers
+from apps.web.visitors import Visitor, remember
+from retrieval.index.eigen_index import EigenIndex
 from retrieval.search import Searcher
+from retrieval.teach import guard
 
 TEXT, PICKER, STATUS, LESSON, RESULTS, SCREEN = range(6)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps import search_html as html
-from apps.search_html import Card
+from apps.web.search import html
+from apps.web.search.html import Card
 
 VOID = {"img", "input", "circle", "path", "rect", "line", "br"}
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from apps import server
-from apps.server import AuthFileError, Guard, Route, ServerError, read_auth_file
+from apps.web import server
+from apps.web.server import AuthFileError, Guard, Route, ServerError, read_auth_file
 
 ROUTES = (
     Route("GET", "/open"),

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_search_html import _Structure
 
-from apps import taught_html as html
-from apps.effects_chart import SHOWN, _Axis, effects_html
-from retrieval.teaching import Effect, HistoryEntry, Lesson
+from apps.web.search import taught_html as html
+from apps.web.search.effects_chart import SHOWN, _Axis, effects_html
+from retrieval.teach.teacher import Effect, HistoryEntry, Lesson
 
 
 def _lesson(**changes) -> Lesson:

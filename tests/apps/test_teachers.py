@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("faiss")
-from apps import teachers as module
-from apps.teachers import PROFILES_EACH, Teachers
-from retrieval.eigen import EigenBasis
-from retrieval.profiles import ProfileError, profile_path
+from apps.web.search import teachers as module
+from apps.web.search.teachers import PROFILES_EACH, Teachers
+from retrieval.eigen_coordinates import EigenBasis
+from retrieval.teach.profiles import ProfileError, profile_path
 
 
 class _Model:

@@ -10,9 +10,9 @@ pytest.importorskip("fastapi")
 from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
-from apps import server
-from apps.server import Guard, Route
-from apps.visitors import COOKIE, LOCAL, UnknownVisitor, Visitor, Visitors, visitor_of
+from apps.web import server
+from apps.web.server import Guard, Route
+from apps.web.visitors import COOKIE, LOCAL, UnknownVisitor, Visitor, Visitors, visitor_of
 
 ROUTES = (
     Route("GET", "/", begins_visit=True),

@@ -40,7 +40,7 @@ class Server(ServerProcess):
 
     def command(self) -> Sequence[str]:
         code = (
-            "import sys; from pathlib import Path; from apps.search_demo import serve; "
+            "import sys; from pathlib import Path; from apps.web.search.serve import serve; "
             f"serve(None, [Path(p) for p in {[str(folder) for folder in self.folders]!r}], "
             f"port={self.port}, host={('0.0.0.0' if self.everybody else '127.0.0.1')!r}, "
             f"auth_file={str(self.auth_file) if self.auth_file else None!r})"

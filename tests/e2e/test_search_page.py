@@ -16,7 +16,7 @@ pytest.importorskip("playwright")
 
 from search_driver import SearchPage, Server
 
-from apps.search_api import ENDPOINTS
+from apps.web.search.api import ENDPOINTS
 
 GALLERY = Path(__file__).resolve().parents[2] / "apps" / "gallery"
 

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps"))
 
 from live_server import LiveServer
 
-from retrieval import guard
-from retrieval.index import EigenIndex, default_index_dir
-from retrieval.models import load
+from retrieval.index.eigen_index import EigenIndex, default_index_dir
+from retrieval.model.loading import load
+from retrieval.teach import guard
 
 BOX = "#enn-text :is(textarea, input)"
 # Words that the model reads badly: a wrench is far down, a frying pan far up.

@@ -20,17 +20,18 @@ from hypothesis import strategies as st
 from rule_cases import conv, digits, made, normed
 from torch import nn
 
-from enn_core.bench import core, runs
-from enn_core.bench.core import bench, trainable
-from enn_core.bench.measures import SavedMemory, about_weights
-from enn_core.bench.plan import missing, neighbour
-from enn_core.bench.report import contrasts, table
-from enn_core.bench.runs import Cell, Method, Run, execute, prepare
-from enn_core.bench.statistics import interval, paired, spread
-from enn_core.bench.store import Store
-from enn_core.bench.suites import FULL, LARGE, METHODS, QUICK, Suite
-from enn_core.classify.networks import build_network
 from enn_core.cuts import measure
+from enn_core.lab.bench import bench as core
+from enn_core.lab.bench import one_run as runs
+from enn_core.lab.bench.bench import bench, trainable
+from enn_core.lab.bench.measures import SavedMemory, about_weights
+from enn_core.lab.bench.one_run import Cell, Method, Run, execute, prepare
+from enn_core.lab.bench.plan import missing, neighbour
+from enn_core.lab.bench.report import contrasts, table
+from enn_core.lab.bench.statistics import interval, paired, spread
+from enn_core.lab.bench.store import Store
+from enn_core.lab.bench.suites import FULL, LARGE, METHODS, QUICK, Suite
+from enn_core.lab.classify.networks import build_network
 from enn_core.rules import RULES
 
 CELL = Cell("digits", 200, 100, "mlp:3x16", steps=12, batch=20)
@@ -348,8 +349,8 @@ _LONG = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from enn_core.bench.core import bench
-from enn_core.bench.suites import QUICK
+from enn_core.lab.bench.bench import bench
+from enn_core.lab.bench.suites import QUICK
 
 if __name__ == "__main__":
     cells = tuple(replace(cell, steps=100_000) for cell in QUICK.cells)

@@ -24,9 +24,9 @@ from image_sets import (
 )
 from PIL import Image
 
-from enn_core.classify import sources
-from enn_core.classify.data import DATA_NAMES, DataError, ImageFiles, load_data, mixed_order
-from enn_core.classify.feed import Augment, Batches, feed
+from enn_core.lab.classify import dataset_files as sources
+from enn_core.lab.classify.batches import Augment, Batches, feed
+from enn_core.lab.classify.datasets import DATA_NAMES, DataError, ImageFiles, load_data, mixed_order
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

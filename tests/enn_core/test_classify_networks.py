@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torchvision import models
 
 from enn_core import conversion_report, fuse, local_blocks, to_enn
-from enn_core.classify.config import ClassifyError
-from enn_core.classify.networks import NetworkError, build_network
-from enn_core.classify.weights import load_plain, own_names
+from enn_core.lab.classify.config import ClassifyError
+from enn_core.lab.classify.networks import NetworkError, build_network
+from enn_core.lab.classify.weights import load_plain, own_names
 
 SMALL = [
     ("mlp", (1, 8, 8)),

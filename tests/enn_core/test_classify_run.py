@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from enn_core import LocalBlock, LocalTrainer
-from enn_core.classify.config import ClassifyConfig, ClassifyError, list_configs
-from enn_core.classify.data import load_data
-from enn_core.classify.networks import build_network
-from enn_core.classify.run import learning_rate, rule_name, train
-from enn_core.classify.weights import load_classifier
+from enn_core.lab.classify.config import ClassifyConfig, ClassifyError, list_configs
+from enn_core.lab.classify.datasets import load_data
+from enn_core.lab.classify.networks import build_network
+from enn_core.lab.classify.run import learning_rate, rule_name, train
+from enn_core.lab.classify.weights import load_classifier
 from enn_core.rules import RULES
 from enn_core.rules.base import decay
 

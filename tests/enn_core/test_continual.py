@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from enn_core.continual import (
+from enn_core.lab.continual import (
     Protection,
     Task,
     accuracy,
@@ -21,7 +21,7 @@ from enn_core.continual import (
 )
 from enn_core.loco import LOCO, calibrate_, to_stages
 from enn_core.loco.estimator import LOSSES, restricted
-from enn_core.loco.projector import HardProjector, SoftProjector
+from enn_core.loco.protected_inputs import HardProjector, SoftProjector
 from enn_core.spiking import ClampedReLU, spiking_twin
 
 GROUPS = [(0, 1), (3, 2)]

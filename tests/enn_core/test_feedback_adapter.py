@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enn_core.feedback import RecursiveProjector, RidgeAdapter
+from enn_core.lessons import RecursiveProjector, RidgeAdapter
 
 
 def products(left: np.ndarray, right: np.ndarray, power: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def test_many_pairs_and_rows_go_through_in_pieces() -> None:
 _DIGEST = """
 import hashlib
 import numpy as np
-from enn_core.feedback import RecursiveProjector, RidgeAdapter
+from enn_core.lessons import RecursiveProjector, RidgeAdapter
 rng = np.random.default_rng(0)
 a, b = rng.standard_normal((2, 40, 384)) / 20
 rows = rng.standard_normal((2, 384)) / 20
@@ -225,7 +225,7 @@ def test_wrong_values_are_refused(make, message) -> None:
 
 @pytest.mark.parametrize("name", ["adapter", "journal", "projector"])
 def test_the_examples_run(name) -> None:
-    result = doctest.testmod(importlib.import_module(f"enn_core.feedback.{name}"))
+    result = doctest.testmod(importlib.import_module(f"enn_core.lessons.{name}"))
     assert result.attempted
     assert not result.failed
 

@@ -15,14 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enn_core.feedback import (
-    Journal,
-    JournalCorrupt,
-    JournalError,
-    JournalMismatch,
-    latest,
-    transfer,
-)
+from enn_core.lessons import Journal, JournalCorrupt, JournalError, JournalMismatch, latest
+from enn_core.lessons import lesson_file as transfer
 
 IDENTITY = {"weights": "0123abcd", "dim": 4}
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from enn_core.feedback import RecursiveProjector
+from enn_core.lessons import RecursiveProjector
 from enn_core.loco import PROJECTIONS, InputProjection, Perturbation, perturb, to_stages
-from enn_core.loco.projection import k_means, orthonormal, principal
-from enn_core.loco.projector import HardProjector, SoftProjector
+from enn_core.loco.input_projection import k_means, orthonormal, principal
+from enn_core.loco.protected_inputs import HardProjector, SoftProjector
 
 
 def observed(kind: str, columns: int = 12, batches: int = 30, seed: int = 0) -> InputProjection:

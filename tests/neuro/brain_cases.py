@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 
 from neuro.dataset import BrainDataset
-from neuro.template import MNI_AFFINE, MNI_SHAPE
+from neuro.scans.template import MNI_AFFINE, MNI_SHAPE
 
 SMALL = (20, 24, 20)
 

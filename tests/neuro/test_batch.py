@@ -11,10 +11,10 @@ import psutil
 import pytest
 from volume_cases import blob, write
 
-from neuro.batch import prepare_all, prepare_scan, write_outputs
-from neuro.scans import find_scans
-from neuro.template import MNI_AFFINE, MNI_SHAPE, load_template
-from neuro.volumes import VolumeError
+from neuro.scans.batch import prepare_all, prepare_scan, write_outputs
+from neuro.scans.find import find_scans
+from neuro.scans.read import VolumeError
+from neuro.scans.template import MNI_AFFINE, MNI_SHAPE, load_template
 
 
 def brain(path, scale: float = 200):

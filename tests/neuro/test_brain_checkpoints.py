@@ -8,8 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from neuro.checkpoints import CheckpointError, load_sfcn, map_sfcn, published_names, read_tensors
-from neuro.networks import BrainNet, build
+from neuro.age.networks import BrainNet, build
+from neuro.age.published_weights import (
+    CheckpointError,
+    load_sfcn,
+    map_sfcn,
+    published_names,
+    read_tensors,
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from volume_cases import DATA, OBLIQUE, blob, needs_brains, needs_heads, rearranged, write
 
-from neuro.preprocess import (
+from neuro.scans.preprocess import (
     Preprocessor,
     at_2_mm,
     foreground,
@@ -17,9 +17,9 @@ from neuro.preprocess import (
     to_native,
     to_uint8,
 )
-from neuro.quality import Quality, dice, judge
-from neuro.template import FULL_SCALE, MNI_AFFINE, MNI_SHAPE, load_template
-from neuro.volumes import VolumeError, read_volume
+from neuro.scans.quality import Quality, dice, judge
+from neuro.scans.read import VolumeError, read_volume
+from neuro.scans.template import FULL_SCALE, MNI_AFFINE, MNI_SHAPE, load_template
 
 HEADS = DATA / "ixi_hh" / "heads_2mm"
 BRAINS = DATA / "ixi_hh" / "brains_mni_2mm"
@@ -252,7 +252,7 @@ def test_what_is_no_head_is_never_passed_on_silently(prepare, tmp_path):
 
 
 def test_oblique_headers_are_no_trouble_for_ants():
-    from neuro.preprocess import _ants_image
+    from neuro.scans.preprocess import _ants_image
 
     image = _ants_image(blob(dtype="float32"), OBLIQUE)
     assert np.allclose(image.spacing, (4, 5, 6))

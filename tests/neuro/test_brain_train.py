@@ -12,10 +12,10 @@ import torch
 from brain_cases import made_up
 from safetensors.torch import save_file
 
+from neuro.age.model import BrainAgeModel, Member, ModelError, by_head
+from neuro.age.networks import build
+from neuro.age.targets import AgeBins
 from neuro.augment import views
-from neuro.model import BrainAgeModel, Member, ModelError, by_head
-from neuro.networks import build
-from neuro.targets import AgeBins
 from neuro.train import TrainConfig, TrainError, fit, make_inputs, refit_heads_, train_network
 
 TINY = TrainConfig(

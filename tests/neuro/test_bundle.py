@@ -13,10 +13,10 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.bundle.properties import MetaProperties
 from tiny_brain_models import tiny_model
 
-from neuro.batch import prepare_scan
 from neuro.bundle import write_bundle
 from neuro.dataset import as_input, crop
-from neuro.template import MNI_AFFINE, load_template
+from neuro.scans.batch import prepare_scan
+from neuro.scans.template import MNI_AFFINE, load_template
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neuro.calibrate import BiasCorrection, CalibrationError, Conformal, coverage
+from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal, coverage
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from neuro.dataset import (
     outer_splits,
     read_ages,
 )
-from neuro.template import MNI_AFFINE, MNI_SHAPE
+from neuro.scans.template import MNI_AFFINE, MNI_SHAPE
 
 
 def test_a_folder_is_read_and_cropped(tmp_path):

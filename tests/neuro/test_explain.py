@@ -9,11 +9,11 @@ from PIL import Image
 from tiny_brain_models import tiny_model
 from torch import nn
 
+from neuro.age.explain import ExplainError, explain, gradient, occlusion, save_overlay
+from neuro.age.model import BrainAgeModel, Member
+from neuro.age.targets import AgeValue
 from neuro.dataset import ORIGIN, crop, uncrop
-from neuro.explain import ExplainError, explain, gradient, occlusion, save_overlay
-from neuro.model import BrainAgeModel, Member
-from neuro.targets import AgeValue
-from neuro.template import load_template
+from neuro.scans.template import load_template
 
 # On the template's grid, and on the grid that networks see.
 PLACE = (slice(25, 41), slice(75, 91), slice(32, 48))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from enn_core import conversion_report, fuse
-from neuro.networks import ARCHITECTURES, BrainNet, GridHead, IntensityBins, build
+from neuro.age.networks import ARCHITECTURES, BrainNet, GridHead, IntensityBins, build
 
 TINY = {"widths": (4, 6, 6, 8), "grid": (2, 2, 2)}
 

@@ -10,7 +10,8 @@ import neuro
 
 def test_import_is_light():
     code = """
-import sys, neuro, neuro.scans, neuro.batch, neuro.volumes, neuro.preprocess, neuro.prep_cache
+import sys, neuro, neuro.scans.find, neuro.scans.batch, neuro.scans.read, neuro.scans.preprocess
+import neuro.scans.prep_cache
 heavy = {"torch", "nibabel", "nilearn", "ants", "deepbet", "monai", "scipy", "retrieval"}
 print(sorted(heavy & set(sys.modules)))
 """

@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny_brain_models import tiny_model
 
-from neuro.calibrate import BiasCorrection, CalibrationError, Conformal
+from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
+from neuro.age.model import ModelError
+from neuro.age.predict import BrainAge
 from neuro.dataset import BrainDataset, crop, uncrop
-from neuro.model import ModelError
-from neuro.predict import BrainAge
-from neuro.preprocess import Prepared
-from neuro.quality import IntensityReference, Quality
-from neuro.template import MNI_AFFINE, load_template
+from neuro.scans.preprocess import Prepared
+from neuro.scans.quality import IntensityReference, Quality
+from neuro.scans.template import MNI_AFFINE, load_template
 from neuro.train import describe_scans_
 
 FINE = Quality(0.95, 1400.0, 1.0, (0.9, 1.1), 1.0)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from volume_cases import write
 
-import neuro.preprocess
-from neuro.batch import prepare_scan
-from neuro.prep_cache import PrepCache
-from neuro.preprocess import Preprocessor
-from neuro.template import MNI_AFFINE, load_template
-from neuro.volumes import content_hash, read_volume
+import neuro.scans.preprocess
+from neuro.scans.batch import prepare_scan
+from neuro.scans.prep_cache import PrepCache
+from neuro.scans.preprocess import Preprocessor
+from neuro.scans.read import content_hash, read_volume
+from neuro.scans.template import MNI_AFFINE, load_template
 
 
 @pytest.fixture
@@ -46,13 +46,13 @@ def test_kept_and_found(tmp_path, path, prepared):
 def test_other_steps_are_other_brains(tmp_path, path, prepared, monkeypatch):
     cache = PrepCache(tmp_path / "cache")
     cache.add(prepared)
-    monkeypatch.setattr(neuro.preprocess, "VERSION", 2)
-    neuro.preprocess.parameters.cache_clear()
+    monkeypatch.setattr(neuro.scans.preprocess, "VERSION", 2)
+    neuro.scans.preprocess.parameters.cache_clear()
     try:
         assert cache.find(content_hash(path), "mni") is None
     finally:
         monkeypatch.undo()
-        neuro.preprocess.parameters.cache_clear()
+        neuro.scans.preprocess.parameters.cache_clear()
     assert cache.find(content_hash(path), "mni") is not None
 
 

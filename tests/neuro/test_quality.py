@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from volume_cases import DATA, needs_brains
 
-from neuro.quality import (
+from neuro.scans.quality import (
     IntensityReference,
     Quality,
     dice,
@@ -18,7 +18,7 @@ from neuro.quality import (
     judge,
     save_picture,
 )
-from neuro.template import FULL_SCALE, MNI_AFFINE, MNI_SHAPE, load_template
+from neuro.scans.template import FULL_SCALE, MNI_AFFINE, MNI_SHAPE, load_template
 
 GOOD = Quality(0.945, 1400.0, 1.0, (0.95, 1.2), 1.2)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from neuro.scans import ScanError, find_scans, parse_age
+from neuro.scans.find import ScanError, find_scans, parse_age
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuro.targets import AgeBins, AgeValue, make_target, target_settings
+from neuro.age.targets import AgeBins, AgeValue, make_target, target_settings
 
 
 @given(age=st.floats(20, 85))

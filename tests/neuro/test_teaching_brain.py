@@ -12,16 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enn_core.feedback import JournalCorrupt, JournalError, JournalMismatch
-from neuro import site_rule, teaching
-from neuro.model import BrainAgeModel, Member
-from neuro.networks import build
-from neuro.population import Population, features_of, summarise
-from neuro.predict import BrainAge, Seen
-from neuro.quality import Flag
+from enn_core.lessons import JournalCorrupt, JournalError, JournalMismatch
+from neuro import site_rule
+from neuro import teach as teaching
+from neuro.age.model import BrainAgeModel, Member, features_of
+from neuro.age.networks import build
+from neuro.age.population import Population, summarise
+from neuro.age.predict import BrainAge, Seen
+from neuro.age.targets import AgeValue
+from neuro.scans.quality import Flag
 from neuro.site_rule import Correction, Taught
-from neuro.targets import AgeValue
-from neuro.teaching import Site, SiteError, list_sites, ready
+from neuro.teach import Site, SiteError, list_sites, ready
 
 SHAPE = (2, 8, 4, 5, 4)  # members, channels, i, j, k of a tiny network's last block
 
@@ -238,7 +239,7 @@ def test_a_far_age_is_refused_unless_forced(site):
 
 
 def test_what_moves_the_training_population_is_refused(site, monkeypatch):
-    monkeypatch.setattr("neuro.teaching.MOST_MOVED", 1e-3)
+    monkeypatch.setattr("neuro.teach.MOST_MOVED", 1e-3)
     lesson = site.teach(seen(100, 50.0), 60.0)
     assert lesson.refused is not None
     assert "root mean square" in lesson.refused

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from volume_cases import OBLIQUE, blob, rearranged, write
 
-from neuro.volumes import MAX_VOXELS, VolumeError, content_hash, is_volume_name, read_volume
+from neuro.scans.read import MAX_VOXELS, VolumeError, content_hash, is_volume_name, read_volume
 
 ORDERS = list(itertools.permutations(range(3)))
 FLIPS = list(itertools.product((1, -1), repeat=3))

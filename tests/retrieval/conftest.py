@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from teaching_cases import make_gallery, open_profile
 
-from retrieval import fitting
 from retrieval.search import Searcher
+from retrieval.teach import fitting
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What the tests of the index share: a test model, small photos, and what must hold.
 
-The test model has the interface of `retrieval.models.RetrievalModel` but is no search model: a real
+The test model has the interface of `retrieval.RetrievalModel` but is no search model: a real
 linear map (through `EigenBasis`) of an image shrunk to 8 x 8, so that everything about an index can
 be tested in milliseconds per image.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from retrieval.eigen import EigenBasis
+from retrieval.eigen_coordinates import EigenBasis
 from retrieval.images import decode
-from retrieval.index import EigenIndex
+from retrieval.index.eigen_index import EigenIndex
 
 SIDE = 8
 

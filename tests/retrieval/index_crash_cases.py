@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from index_cases import TinyTestModel, assert_same_ranking, queries, ranking
 
-from retrieval import transfer, update, writer  # noqa: F401  (imported before the fork)
-from retrieval.catalog import Catalog
-from retrieval.index import EigenIndex
+from retrieval.index import writer
+from retrieval.index.catalog import Catalog
+from retrieval.index.eigen_index import EigenIndex
 
 if "SMALL_SNAPSHOT" in os.environ:
     writer.SMALL_SNAPSHOT = int(os.environ["SMALL_SNAPSHOT"])

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from index_cases import TinyTestModel, photo
 
-from retrieval.index import EigenIndex
+from retrieval.index.eigen_index import EigenIndex
 from retrieval.search import Searcher
-from retrieval.teaching import Teacher
+from retrieval.teach.teacher import Teacher
 
 PICTURES = 60
 QUERY = "a red thing"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.catalog import Catalog, Entry, decode_path, encode_path
+from retrieval.index.catalog import Catalog, Entry, decode_path, encode_path
 
 
 @pytest.fixture

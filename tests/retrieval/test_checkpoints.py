@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from enn_core import ENNLinear, conversion_report
-from retrieval.architecture import find_architecture, list_architectures
-from retrieval.checkpoints import ModelError, load_open_clip, read_clip
-from retrieval.clip_layouts import read_layout, stretch_positions
-from retrieval.eigen import scores
-from retrieval.models import list_models, load
+from retrieval.eigen_coordinates import scores
+from retrieval.model.architecture import find_architecture, list_architectures
+from retrieval.model.checkpoints import ModelError, load_open_clip, read_clip
+from retrieval.model.clip_layouts import read_layout, stretch_positions
+from retrieval.model.loading import list_models, load
 
 TEXTS = ["a dog", "two red cars at night", "word " * 60, "many more words " * 60, "dog " * 400]
 
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.runtime.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("retrieval.model.runtime.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("ENN_ARCHITECTURES", str(tmp_path / "architectures"))
     cases.write_architecture(tmp_path / "architectures" / "tiny-248.json", cases.tiny())
     cases.write_architecture(tmp_path / "architectures" / "tiny-77.json", cases.tiny(77))

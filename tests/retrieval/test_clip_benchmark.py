@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval.datasets import load_webdataset
-from retrieval.eval_report import write_table
-from retrieval.evaluate import evaluate, measure, write_result
-from retrieval.models import RetrievalModel, load
-from retrieval.protocols import open_dataset
+from retrieval.datasets.captioned import load_webdataset
+from retrieval.datasets.protocols import open_dataset
+from retrieval.eval.recall import evaluate, measure, write_result
+from retrieval.eval.report import write_table
+from retrieval.model.loading import load
+from retrieval.model.retrieval_model import RetrievalModel
 
 open_clip = pytest.importorskip("open_clip")
 for package in ("clip_benchmark", "requests"):  # it needs requests and does not say so

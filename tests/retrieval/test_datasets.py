@@ -14,14 +14,14 @@ import pytest
 from index_cases import TinyTestModel
 from PIL import Image
 
-from retrieval.datasets import (
+from retrieval.datasets.captioned import (
     CaptionDataset,
     DatasetError,
     TarImage,
     load_karpathy,
     load_webdataset,
 )
-from retrieval.evaluate import embed_images
+from retrieval.eval.recall import embed_images
 
 
 def row(name: str, split: str, *captions: str, **extra: str) -> dict:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import eigen
-from retrieval.eigen import SPECTRUM_FLOOR, EigenBasis, scores
+from retrieval import eigen_coordinates as eigen
+from retrieval.eigen_coordinates import SPECTRUM_FLOOR, EigenBasis, scores
 
 
 def cosine(t: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from index_cases import TinyTestModel, photo
 from PIL import Image
 
-from retrieval.contact_sheet import write_contact_sheet
-from retrieval.datasets import CaptionDataset
-from retrieval.eval_report import ReportError, output_path, write_ranks
-from retrieval.evaluate import Evaluation, measure
+from retrieval.datasets.captioned import CaptionDataset
+from retrieval.eval.contact_sheet import write_contact_sheet
+from retrieval.eval.recall import Evaluation, measure
+from retrieval.eval.report import ReportError, output_path, write_ranks
 
 
 class Model(TinyTestModel):

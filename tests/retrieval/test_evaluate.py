@@ -14,10 +14,10 @@ import pytest
 from index_cases import TinyTestModel, photo
 from ranking_cases import brute_recall, exact_scores
 
-from retrieval import evaluate as evaluation
-from retrieval.datasets import CaptionDataset, DatasetError, load_karpathy
-from retrieval.evaluate import embed_images, evaluate, measure, write_result
-from retrieval.feature_cache import FeatureCache
+from retrieval.datasets.captioned import CaptionDataset, DatasetError, load_karpathy
+from retrieval.eval import recall as evaluation
+from retrieval.eval.feature_cache import FeatureCache
+from retrieval.eval.recall import embed_images, evaluate, measure, write_result
 from retrieval.images import ImageError
 
 
@@ -181,7 +181,7 @@ def test_wrong_arguments_are_refused(dataset):
 
 @pytest.mark.slow
 def test_the_shipped_model_beats_the_probe_on_flickr8k():
-    from retrieval.models import load
+    from retrieval.model.loading import load
 
     data = Path(os.environ.get("ENN_DATA", "../shared/data")) / "flickr8k"
     if not data.is_dir():

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval.checkpoints import ModelError
-from retrieval.export import FORMS, export
-from retrieval.models import RetrievalModel, load
+from retrieval.model.checkpoints import ModelError
+from retrieval.model.export import FORMS, export
+from retrieval.model.loading import load
+from retrieval.model.retrieval_model import RetrievalModel
 
 TEXTS = ["a dog", "Zwei rote Autos, naïve café!", "word " * 100, "dog " * 400]
 MISSING = [
@@ -26,7 +27,7 @@ needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.joi
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.runtime.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("retrieval.model.runtime.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("ENN_ARCHITECTURES", str(tmp_path / "architectures"))
 
 
@@ -164,7 +165,7 @@ def test_forms_are_listed():
 @pytest.mark.slow
 def test_the_full_size_towers_run_in_onnxruntime(tmp_path):
     """ViT-B/16 with 248 tokens; `export` itself compares both towers with torch."""
-    from retrieval.architecture import find_architecture
+    from retrieval.model.architecture import find_architecture
 
     state = cases.plain_state(cases.network(dict(find_architecture("long-eclip-b16").model)))
     file = cases.save(cases.long_clip(state), tmp_path / "w.safetensors")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.datasets import CaptionDataset
-from retrieval.extended_matches import extended_matches
-from retrieval.ranking import retrieval_ranks
+from retrieval.datasets.captioned import CaptionDataset
+from retrieval.eval.extended_matches import extended_matches
+from retrieval.eval.ranks import retrieval_ranks
 
 eccv_caption = pytest.importorskip(
     "eccv_caption", reason="pip install eccv_caption (the extra [dev] has it)"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 
-from retrieval import fitting
-from retrieval.fitting import fit_direction, roc_area
+from retrieval.teach import fitting
+from retrieval.teach.fitting import fit_direction, roc_area
 
 
 def unit(x: np.ndarray) -> np.ndarray:

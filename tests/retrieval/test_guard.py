@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval import guard
-from retrieval.guard import Marks, agreements, best, overlap, protected_queries, verdict
-from retrieval.knowledge import Unchanged
-from retrieval.local_rule import Turned
+from retrieval.teach import guard
+from retrieval.teach.guard import Marks, agreements, best, overlap, protected_queries, verdict
+from retrieval.teach.knowledge import Unchanged
+from retrieval.teach.local_rule import Turned
 
 
 def unit(rng, count, dim=8):

@@ -26,13 +26,13 @@ from index_cases import (
 )
 from PIL import Image
 
-from retrieval import snapshot as snapshot_module
-from retrieval import update as update_module
-from retrieval import writer as writer_module
-from retrieval.catalog import Entry
-from retrieval.eigen import scores
+from retrieval.eigen_coordinates import scores
 from retrieval.images import ImageError, decode
-from retrieval.index import (
+from retrieval.index import snapshot as snapshot_module
+from retrieval.index import update as update_module
+from retrieval.index import writer as writer_module
+from retrieval.index.catalog import Entry
+from retrieval.index.eigen_index import (
     EigenIndex,
     IndexCorrupt,
     IndexExists,
@@ -41,8 +41,8 @@ from retrieval.index import (
     NoIndex,
     default_index_dir,
 )
-from retrieval.manifest import Manifest
-from retrieval.update import Progress
+from retrieval.index.manifest import Manifest
+from retrieval.index.update import Progress
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_nothing_changed_reads_nothing(index, root, model, monkeypatch) -> None:
     def forbidden(*_, **__):
         raise AssertionError("an unchanged file was read")
 
-    monkeypatch.setattr("retrieval.update.read_stable", forbidden)
+    monkeypatch.setattr("retrieval.index.update.read_stable", forbidden)
     before = sorted(os.listdir(index.path))
     report = index.update(root, model)
     assert (report.unchanged, report.added, report.changed, report.embedded) == (9, 0, 0, 0)
@@ -141,7 +141,7 @@ def test_same_size_and_time_right_after_reading_is_not_trusted(
     root, model, tmp_path, monkeypatch
 ) -> None:
     # Written, read and written again within one tick of the file system's clock (a slow one here).
-    monkeypatch.setattr("retrieval.update._RACY_NS", 30_000_000_000)
+    monkeypatch.setattr("retrieval.index.update._RACY_NS", 30_000_000_000)
     image, pixels = root / "plain.tif", np.zeros((4, 4, 3), np.uint8)
     Image.fromarray(pixels).save(image)
     stamp = image.stat().st_mtime_ns
@@ -299,7 +299,7 @@ def test_names_that_are_not_utf8(root, model, tmp_path) -> None:
 
 
 def test_progress_and_batches(root, model, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("retrieval.update._TELL_SECONDS", 0)
+    monkeypatch.setattr("retrieval.index.update._TELL_SECONDS", 0)
     told: list[Progress] = []
     index = EigenIndex.create(tmp_path / "i", model)
     report = index.update(root, model, progress=told.append, batch_size=2, workers=3)
@@ -317,7 +317,7 @@ def test_progress_and_batches(root, model, tmp_path, monkeypatch) -> None:
 
 
 def test_an_exception_from_progress_keeps_what_is_done(root, model, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("retrieval.update._TELL_SECONDS", 0)
+    monkeypatch.setattr("retrieval.index.update._TELL_SECONDS", 0)
 
     def stop(step: Progress) -> None:
         if step.stage == "index" and step.done == 6:
@@ -655,7 +655,8 @@ def test_writer_in_another_process_is_named_and_its_death_frees_the_lock(
     index, root, model
 ) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from retrieval.writer import index_lock\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from retrieval.index.writer import index_lock\n"
         "with index_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(

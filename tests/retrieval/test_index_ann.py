@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from index_cases import TinyTestModel
 
-from retrieval import snapshot as snapshot_module
-from retrieval import writer as writer_module
-from retrieval.catalog import Entry
-from retrieval.eigen import scores
-from retrieval.index import EigenIndex
+from retrieval.eigen_coordinates import scores
+from retrieval.index import snapshot as snapshot_module
+from retrieval.index import writer as writer_module
+from retrieval.index.catalog import Entry
+from retrieval.index.eigen_index import EigenIndex
 
 DIM = 48
 ROWS = 12_000

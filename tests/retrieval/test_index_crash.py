@@ -28,8 +28,8 @@ from index_cases import (
 )
 from index_crash_cases import Server
 
-from retrieval.index import EigenIndex
-from retrieval.manifest import NoIndex
+from retrieval.index.eigen_index import EigenIndex
+from retrieval.index.manifest import NoIndex
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and limits processes the POSIX way")
 

@@ -30,8 +30,8 @@ from index_cases import (
 )
 from index_crash_cases import Server
 
-from retrieval import writer
-from retrieval.index import EigenIndex
+from retrieval.index import writer
+from retrieval.index.eigen_index import EigenIndex
 
 SEEDS = st.integers(0, 12)  # few contents, so that copies and returns happen
 NAMES = st.sampled_from(

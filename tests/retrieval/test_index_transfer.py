@@ -17,8 +17,8 @@ from index_cases import (
     ranking,
 )
 
-from retrieval.index import EigenIndex, IndexMismatch
-from retrieval.transfer import ImportFileError, manifest_of
+from retrieval.index.eigen_index import EigenIndex, IndexMismatch
+from retrieval.index.parquet import ImportFileError, manifest_of
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.eigen import EigenBasis, scores
-from retrieval.local_rule import LocalLesson, Turned, learn
+from retrieval.eigen_coordinates import EigenBasis, scores
+from retrieval.teach.local_rule import LocalLesson, Turned, learn
 
 DIM = 24
 

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from retrieval.mini.backbone import MiniTower, fold_batchnorm
 from retrieval.mini.block_inputs import imagenet_backbone, random_view
 from retrieval.mini.learner import Learner, depthwise
 from retrieval.mini.refine import class_directions
 from retrieval.mini.train import TrainConfig, TrainError, train
+from retrieval.model.mini_tower import MiniTower, fold_batchnorm
 
 DATA = Path(os.environ.get("ENN_DATA", "../shared/data"))
 needs_data = pytest.mark.skipif(

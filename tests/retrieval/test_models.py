@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from enn_core import conversion_report
-from retrieval import checkpoints
-from retrieval.checkpoints import ModelError, read_tensors, weights_hash
-from retrieval.eigen import scores
-from retrieval.models import list_models, load
-from retrieval.towers import OneToken, split_final_map
+from retrieval.eigen_coordinates import scores
+from retrieval.model import checkpoints
+from retrieval.model.checkpoints import ModelError, read_tensors, weights_hash
+from retrieval.model.clip_towers import OneToken, split_final_map
+from retrieval.model.loading import list_models, load
 
 TEXTS = ["a dog in the snow", "two red cars", "a", "eine Straße bei Nacht"]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -55,7 +55,7 @@ def _configs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.runtime.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("retrieval.model.runtime.cache_dir", lambda: tmp_path / "cache")
 
 
 def reference(name: str) -> nn.Module:
@@ -381,9 +381,9 @@ def mini_photos() -> np.ndarray:
 
 def test_the_shipped_model_equals_its_network(mini_photos):
     """Vectors and coordinates give the cosines of the plain network, by either runtime."""
-    from retrieval.mini.backbone import load_mini
-    from retrieval.models import _MINI_WEIGHTS
-    from retrieval.text import MiniLM
+    from retrieval.model.loading import _MINI_WEIGHTS
+    from retrieval.model.text_towers import MiniLM
+    from retrieval.model.tower_folder import load_mini
 
     model = load()
     tower = load_mini(_MINI_WEIGHTS)
@@ -420,7 +420,7 @@ def test_the_shipped_image_tower_is_eigen(mini_photos):
 
 
 def test_a_directory_of_the_mini_is_a_model(tmp_path, mini_photos):
-    from retrieval.models import _MINI_WEIGHTS
+    from retrieval.model.loading import _MINI_WEIGHTS
 
     own = tmp_path / "my mini"
     shutil.copytree(_MINI_WEIGHTS, own)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from retrieval.preprocess import MODES, Preprocess
+from retrieval.model.preprocess import MODES, Preprocess
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

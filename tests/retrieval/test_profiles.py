@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from index_cases import TinyTestModel
 from teaching_cases import QUERY, open_profile
 
-from enn_core import profiles as profiles_module
-from retrieval.profiles import (
+from enn_core.lessons import places as profiles_module
+from retrieval.search import open_index
+from retrieval.teach.profiles import (
     ProfileError,
     check_name,
     list_profiles,
     profile_path,
     profiles_dir,
 )
-from retrieval.search import open_index
-from retrieval.teaching import Teacher
+from retrieval.teach.teacher import Teacher
 
 
 @pytest.mark.parametrize("name", ["me", "A", "default", "a.b-c_d", "_x", "-", "x" * 64, "0"])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from retrieval import protocols
-from retrieval.datasets import CaptionDataset, DatasetError
-from retrieval.protocols import DATASETS, PROTOCOLS, find_protocol, open_dataset
+from retrieval.datasets import protocols
+from retrieval.datasets.captioned import CaptionDataset, DatasetError
+from retrieval.datasets.protocols import DATASETS, PROTOCOLS, find_protocol, open_dataset
 
 DATA = Path(os.environ.get("ENN_DATA", "../shared/data"))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranking_cases import brute_ranks, exact_scores
 
-from retrieval.ranking import (
+from retrieval.eval.ranks import (
     best_captions,
     bootstrap_interval,
     fixed_point,
@@ -132,7 +132,7 @@ def test_intervals_draw_whole_images():
 
 _PEAK = """
 import resource, sys, numpy as np
-from retrieval.ranking import retrieval_ranks
+from retrieval.eval.ranks import retrieval_ranks
 n, m, r = map(int, sys.argv[1:])
 rng = np.random.default_rng(0)
 texts, images = (rng.standard_normal((k, r), dtype=np.float32) for k in (m, n))

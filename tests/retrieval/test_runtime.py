@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from retrieval import runtime
-from retrieval.preprocess import Preprocess
-from retrieval.runtime import ImageRuntime, available_runtimes
-from retrieval.towers import PixelTower
+from retrieval.model import runtime
+from retrieval.model.clip_towers import PixelTower
+from retrieval.model.preprocess import Preprocess
+from retrieval.model.runtime import ImageRuntime, available_runtimes
 
 SIZE = (16, 20)
 
@@ -248,7 +248,7 @@ def test_signals_work_after_a_runtime_is_given_up_in_another_thread(tmp_path):
 def test_openvino_is_imported_without_its_telemetry(tmp_path):
     """It would report every import to its maker, and leave an id in the user's home."""
     code = (
-        "import sys; from retrieval.runtime import _import_openvino; _import_openvino().Core();"
+        "import sys; from retrieval.model.runtime import _import_openvino as o; o().Core();"
         "sys.exit('openvino_telemetry' in sys.modules)"
     )
     env = {**os.environ, "HOME": str(tmp_path)}

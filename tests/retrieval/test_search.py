@@ -13,8 +13,9 @@ from index_cases import TinyTestModel
 from PIL import Image
 
 from retrieval import search
-from retrieval.index import EigenIndex, IndexMismatch, NoIndex
-from retrieval.search import Part, QueryError, Searcher, open_index, parse_query
+from retrieval.index.eigen_index import EigenIndex, IndexMismatch, NoIndex
+from retrieval.queries import Part, QueryError, parse_query
+from retrieval.search import Searcher, open_index
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from index_cases import TinyTestModel
 from teaching_cases import PICTURES, QUERY, bits, open_profile, ranked
 
 import retrieval
-from retrieval import guard, teaching
-from retrieval.fitting import Fit
-from retrieval.search import QueryError, Searcher, open_index
-from retrieval.teaching import Teacher, TeachError
+from retrieval.queries import QueryError
+from retrieval.search import Searcher, open_index
+from retrieval.teach import guard
+from retrieval.teach import teacher as teaching
+from retrieval.teach.fitting import Fit
+from retrieval.teach.teacher import Teacher, TeachError
 
 RULES = pytest.mark.parametrize("rule", ["adapter", "local"])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from teaching_cases import PICTURES, bits, open_profile
 
-from retrieval import fitting
+from retrieval.teach import fitting
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no kill -9 there")
 
@@ -42,7 +42,7 @@ def work(gallery: str, folder: str, seed: int, acknowledge: Connection) -> None:
 def killed_run(gallery: Path, folder: Path, seed: int) -> list[tuple[str, int]]:
     """What one process acknowledged before it was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retrieval.teaching", "retrieval.update"])
+    context.set_forkserver_preload(["retrieval.teach.teacher", "retrieval.index.update"])
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(str(gallery), str(folder), seed, there))
     process.start()

@@ -10,9 +10,9 @@ import pytest
 from index_cases import TinyTestModel, photo
 from teaching_cases import QUERY, bits, make_gallery, open_profile, ranked
 
-from enn_core.feedback import JournalCorrupt, JournalMismatch
-from retrieval.index import EigenIndex
-from retrieval.teaching import Teacher, TeachError
+from enn_core.lessons import JournalCorrupt, JournalMismatch
+from retrieval.index.eigen_index import EigenIndex
+from retrieval.teach.teacher import Teacher, TeachError
 
 RULES = pytest.mark.parametrize("rule", ["adapter", "local"])
 
@@ -308,7 +308,7 @@ def test_a_hostile_file_is_refused_and_leaves_nothing(searcher, gallery, tmp_pat
 
 
 def test_importing_no_file_makes_no_profile(searcher, tmp_path, profiles):
-    from enn_core.feedback import JournalError
+    from enn_core.lessons import JournalError
 
     with pytest.raises(JournalError):
         searcher.teacher.import_(tmp_path / "missing.json")

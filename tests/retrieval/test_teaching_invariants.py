@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from teaching_cases import PICTURES, bits, open_profile
 
-from retrieval.eigen import scores
-from retrieval.fitting import ALPHA
+from retrieval.eigen_coordinates import scores
+from retrieval.teach.fitting import ALPHA
 
 QUERIES = ["a dog", "two dogs", "2:car - person", "snow"]
 RULES = pytest.mark.parametrize("rule", ["adapter", "local"])

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from index_cases import TinyTestModel
 from teaching_cases import PICTURES, QUERY, bits, make_gallery, open_profile, ranked
 
-from retrieval import snapshot
-from retrieval.eigen import scores
-from retrieval.index import EigenIndex
+from retrieval.eigen_coordinates import scores
+from retrieval.index import snapshot
+from retrieval.index.eigen_index import EigenIndex
 from retrieval.search import Searcher
-from retrieval.teaching import Teacher, TeachError
+from retrieval.teach.teacher import Teacher, TeachError
 
 RULES = pytest.mark.parametrize("rule", ["adapter", "local"])
 EVERY = range(1, PICTURES + 1)

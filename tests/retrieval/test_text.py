@@ -12,9 +12,9 @@ import open_clip
 import pytest
 import torch
 
-from retrieval import text
-from retrieval.checkpoints import ModelError
-from retrieval.text import MINILM_SHA256, MiniLM, MiniLMText, OpenClipText, find_minilm
+from retrieval.model import text_towers as text
+from retrieval.model.checkpoints import ModelError
+from retrieval.model.text_towers import MINILM_SHA256, MiniLM, MiniLMText, OpenClipText, find_minilm
 
 TEXTS = ["a dog in the snow", "x", "Ein Hund im Schnee, naïve café 猫", "", "word " * 300]
 

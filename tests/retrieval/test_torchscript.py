@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from retrieval.checkpoints import ModelError, read_clip, read_tensors
-from retrieval.models import load
-from retrieval.torchscript import is_torchscript, read_torchscript
+from retrieval.model.checkpoints import ModelError, read_clip, read_tensors
+from retrieval.model.loading import load
+from retrieval.model.torchscript import is_torchscript, read_torchscript
 
 
 class Network(nn.Module):

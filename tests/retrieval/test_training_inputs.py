@@ -20,10 +20,10 @@ from clip_cases import long_clip, network, plain_state, save, tiny, write_archit
 from PIL import Image
 
 import retrieval
-from retrieval.architecture import find_architecture
-from retrieval.datasets import CaptionDataset
-from retrieval.evaluate import evaluate
-from retrieval.protocols import open_dataset
+from retrieval.datasets.captioned import CaptionDataset
+from retrieval.datasets.protocols import open_dataset
+from retrieval.eval.recall import evaluate
+from retrieval.model.architecture import find_architecture
 from retrieval.training.config import TrainConfig
 from retrieval.training.run import train
 from retrieval.training.settings import list_configs, read_config

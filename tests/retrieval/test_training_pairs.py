@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_cases import write_photos
 
-from retrieval.datasets import CaptionDataset, load_captions
-from retrieval.preprocess import Preprocess
+from retrieval.datasets.captioned import CaptionDataset, load_captions
+from retrieval.model.preprocess import Preprocess
 from retrieval.training.pairs import Augment, Batches, Pairs, captions_of, loader
 
 

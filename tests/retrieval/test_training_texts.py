@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.training import texts as module
+from retrieval.training import caption_features as module
+from retrieval.training.caption_features import text_features
 from retrieval.training.settings import TrainError
-from retrieval.training.texts import text_features
 
 
 def one(text: str) -> list[float]:
@@ -170,7 +170,7 @@ _CHILD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-import retrieval.training.texts as module
+import retrieval.training.caption_features as module
 from test_training_texts import encode, features
 module._CHUNK = 3
 def slow(texts):

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import retrieval
 from enn_core import conversion_report, orthogonality_error, to_enn
-from retrieval.checkpoints import ModelError
-from retrieval.eigen import scores
-from retrieval.minilm_tower import load_tower
-from retrieval.preprocess import Preprocess
-from retrieval.text import MiniLM
-from retrieval.vit import VitTower, check_vision, cut_vision, save_vit
+from retrieval.eigen_coordinates import scores
+from retrieval.model.checkpoints import ModelError
+from retrieval.model.preprocess import Preprocess
+from retrieval.model.text_towers import MiniLM
+from retrieval.model.tower_folder import load_tower, save_vit
+from retrieval.model.vit import VitTower, check_vision, cut_vision
 
 TINY = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16}
 PREPROCESS = {"size": [32, 32], "mode": "shortest", "interpolation": "bicubic"}
@@ -41,7 +41,7 @@ def pixels(count: int = 2, side: int = 32) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrieval.runtime.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("retrieval.model.runtime.cache_dir", lambda: tmp_path / "cache")
 
 
 @pytest.fixture

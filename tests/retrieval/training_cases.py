@@ -45,7 +45,7 @@ def gradients(output: Path, settings: dict[str, Any]) -> None:
     """Gradients of the very first step, to `output`/gradients.safetensors; under torchrun too."""
     from safetensors.torch import save_file
 
-    from enn_core.processes import processes
+    from enn_core.torchrun import processes
     from retrieval.training.pairs import Augment, Batches, Pairs, loader
     from retrieval.training.run import _dataset, _Run, _silent
 

@@ -1,0 +1,1 @@
+"""The `enn` command line."""

@@ -1,0 +1,1 @@
+"""`enn train`, `enn convert` and `enn fuse`."""

@@ -1,0 +1,529 @@
+"""Weights files to eigen form and back, for `enn convert` and `enn fuse`.
+
+An eigen file is a safetensors state dict in which `layer.weight` is replaced by `layer.Q`,
+`layer.Lambda` and `layer.P`, and a bare map such as `visual.proj` by `visual.proj_eigen.Q` and so
+on: the names of `enn_core`'s layers. Its metadata entry `eigen` remembers the plain shapes and
+types, so that fusing needs nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apps.cli.terminal import CommandError, printable, quote
+from enn_core import ConversionReport, FactorError, conversion_report, svd_factors, to_enn
+from enn_core.bare_parameters import KNOWN_FORMS, SUFFIX, known_form
+from enn_core.convert import ReportRow
+from retrieval.model.checkpoints import read_tensors, suggest
+
+__all__ = ["Converted", "build", "convert", "fuse", "plain_shapes", "read", "write"]
+
+_FACTORS = ("Q", "Lambda", "P")
+_METADATA_KEY = "eigen"
+_HALF = (torch.float16, torch.bfloat16)
+# Lookup tables are called weights too, but they map nothing.
+_TABLES = ("embed", "embedding", "embeddings", "embed_tokens", "wte", "wpe")
+
+State = Mapping[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """An eigen state dict.
+
+    Attributes:
+        tensors: by name.
+        metadata: to be written with them.
+        report: what was factored, what stayed plain and why.
+        error: largest difference of a refused weight, relative to that weight's largest entry.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    report: ConversionReport
+    error: float
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a weights file, and its metadata if it has any.
+
+    Raises:
+        ModelError: a missing or damaged file, or one with pickled code.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CommandError(f"there is no file {quote(path)}; give a .safetensors or .pt file")
+    with tempfile.TemporaryDirectory(prefix="enn-") as folder:
+        name = path
+        if not _is_utf8(path):
+            # safetensors opens no other names.
+            name = Path(folder) / f"weights{path.suffix}"
+            name.symlink_to(path.absolute())
+        tensors = read_tensors(name)
+        metadata: dict[str, str] = {}
+        if path.suffix == ".safetensors":
+            with contextlib.suppress(SafetensorError), safe_open(name, "pt") as file:
+                metadata = dict(file.metadata() or {})
+    return tensors, metadata
+
+
+def write(path: Path, tensors: State, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, complete or not at all."""
+    from safetensors.torch import save_file
+
+    # Tied weights are one tensor in two places; the file holds both.
+    own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    folder = path.absolute().parent
+    temporary = f".enn-{os.getpid()}.tmp"
+    try:
+        with tempfile.TemporaryDirectory(prefix="enn-") as links:
+            alias = folder
+            if not _is_utf8(folder):
+                alias = Path(links) / "folder"
+                alias.symlink_to(folder)
+            save_file(own, alias / temporary, metadata={"format": "pt", **metadata})
+        with open(folder / temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(folder / temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(folder / temporary)
+        raise
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- architectures -----------------------------------------------------------------------------
+
+
+def build(name: str) -> nn.Module:
+    """An untrained network: an open_clip name, `timm:NAME` or `torchvision:NAME`.
+
+    Raises:
+        CommandError: unknown name; the message has near ones.
+    """
+    source, _, short = name.rpartition(":")
+    makers: dict[str, Callable[[str], nn.Module]] = {
+        "": _build_open_clip,
+        "open_clip": _build_open_clip,
+        "timm": _build_timm,
+        "torchvision": _build_torchvision,
+    }
+    if source not in makers:
+        raise CommandError(
+            f"unknown source {printable(source)!r} in --arch {printable(name)}; "
+            "give an open_clip name, timm:NAME or torchvision:NAME"
+        )
+    # Libraries warn of missing weights, which are about to be loaded.
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return makers[source](short).eval()
+    finally:
+        logging.disable(previous)
+
+
+def _check_name(name: str, known: Sequence[str], source: str) -> None:
+    if name not in known:
+        near = suggest(name, known)
+        others = "" if near else f"; it knows {len(known):,}, for example {known[0]}"
+        raise CommandError(f"{source} has no architecture {printable(name)!r}{near}{others}")
+
+
+def _build_open_clip(name: str) -> nn.Module:
+    import open_clip
+
+    _check_name(name, open_clip.list_models(), "open_clip")
+    model: nn.Module = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+    return model
+
+
+def _build_timm(name: str) -> nn.Module:
+    import timm
+
+    _check_name(name.partition(".")[0], timm.list_models(), "timm")
+    model: nn.Module = timm.create_model(name, pretrained=False)
+    return model
+
+
+def _build_torchvision(name: str) -> nn.Module:
+    import inspect
+
+    from torchvision import models
+
+    _check_name(name, models.list_models(), "torchvision")
+    options: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None
+    model: nn.Module = models.get_model(name, **options)
+    return model
+
+
+# --- converting --------------------------------------------------------------------------------
+
+
+def convert(
+    tensors: State,
+    *,
+    arch: str | None = None,
+    like: State | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Converted:
+    """Factor a plain state dict exactly.
+
+    With `arch`, what `enn_core.to_enn` factors in that network; with `like`, what is factored in
+    that eigen state dict; with neither, every weight that looks like a linear map or convolution
+    (see `_looks_linear`). Tensors that stay plain are passed on untouched. Half precision weights
+    get float32 factors, or they would not be exact.
+
+    Raises:
+        CommandError: tensors are missing, left over, of another shape, or not finite.
+    """
+    if _groups(tensors):
+        raise CommandError("the input is in eigen form already; `enn fuse` goes back")
+    if arch is not None:
+        out, report = _convert_by_arch(tensors, arch, include, exclude)
+    else:
+        forms = _forms_like(tensors, like) if like is not None else None
+        out, report = _convert_by_name(tensors, forms, include, exclude, progress)
+    groups = _groups(out)
+    shapes = {key: tuple(tensors[key].shape) for key in groups.values()}
+    note = {"shapes": shapes, "dtypes": _changed_types(tensors, groups.values())}
+    error = 0.0
+    for prefix, key in groups.items():
+        plain = tensors[key].double()
+        fused = _dense(out, prefix).reshape(_form_shape(key, plain))
+        if _transposed(prefix, key):
+            fused = fused.mT
+        scale = max(float(plain.abs().max()), torch.finfo(torch.float32).tiny)
+        error = max(error, float((fused.reshape(plain.shape) - plain).abs().max()) / scale)
+    return Converted(out, {_METADATA_KEY: json.dumps(note)}, report, error)
+
+
+def _changed_types(tensors: State, keys: Iterable[str]) -> dict[str, str]:
+    halves = (key for key in keys if tensors[key].dtype in _HALF)
+    return {key: str(tensors[key].dtype).removeprefix("torch.") for key in halves}
+
+
+def _convert_by_arch(
+    tensors: State, arch: str, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[dict[str, Tensor], ConversionReport]:
+    model = build(arch)
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    _check_same(own, {name: tuple(value.shape) for name, value in tensors.items()}, arch)
+    if any(value.dtype is torch.float64 for value in tensors.values()):
+        model.double()
+    model.load_state_dict(dict(tensors))
+    try:
+        to_enn(model, include=list(include) or None, exclude=list(exclude) or None, inplace=True)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    state = model.state_dict()
+    out = {name: tensors.get(name, value) for name, value in state.items()}
+    return out, conversion_report(model)
+
+
+def _convert_by_name(
+    tensors: State,
+    forms: Mapping[str, int] | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    progress: Progress | None,
+) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Factor by name: `forms` has the blocks of every weight to factor, None guesses."""
+    out: dict[str, Tensor] = {}
+    report = ConversionReport()
+    _check_patterns(tensors, [*include, *exclude])
+    for done, (key, value) in enumerate(tensors.items(), 1):
+        name = key.removesuffix(".weight")
+        reason, blocks = _looks_linear(key, value)
+        if forms is not None:
+            reason, blocks = ("", forms[key]) if key in forms else ("plain there", 1)
+        elif not reason and not _selected(name, include, exclude):
+            reason = "not selected"
+        if reason:
+            out[key] = value
+            if value.ndim >= 2:
+                report.plain.append(ReportRow(name, "tensor", tuple(value.shape), reason=reason))
+            continue
+        prefix = _prefix(key)
+        matrix = value.mT if _transposed(prefix, key) else value
+        matrix = matrix.reshape(matrix.shape[0], -1)
+        if blocks > 1:
+            matrix = matrix.reshape(blocks, matrix.shape[0] // blocks, -1)
+        try:
+            factors = svd_factors(matrix)
+        except FactorError as error:
+            raise CommandError(f"{printable(key)}: {error}") from None
+        dtype = torch.float32 if value.dtype in _HALF else value.dtype
+        for factor, part in zip(_FACTORS, factors, strict=True):
+            out[_join(prefix, factor)] = part.to(dtype)
+        report.converted.append(ReportRow(name, "tensor", tuple(value.shape), factors[1].shape[-1]))
+        if progress is not None:
+            progress("factoring", done, len(tensors))
+    report.parameters_stored = sum(value.numel() for value in out.values())
+    report.parameters_fused = sum(value.numel() for value in tensors.values())
+    return out, report
+
+
+def _looks_linear(key: str, value: Tensor) -> tuple[str, int]:
+    """Why a tensor of an unknown network stays plain (empty if it does not), and its blocks.
+
+    Factored are tensors called `*.weight` of two or more dimensions, taken as (out, rest), and
+    bare maps under the names that `enn_core` knows (`in_proj_weight`, `proj`, ...). Embedding
+    tables are left alone by their names, depthwise convolutions by their shape.
+    """
+    leaf = key.rpartition(".")[2]
+    if value.ndim < 2:
+        return "not a matrix", 1
+    if not value.is_floating_point():
+        return f"{value.dtype} tensor", 1
+    if leaf != "weight":
+        form = known_form(leaf, value)
+        if form is None or min(value.shape) < 2:
+            return "not known to be a linear map", 1
+        return "", form.blocks
+    owner = key.removesuffix(".weight").rpartition(".")[2].lower()
+    if value.ndim == 2 and owner.endswith(_TABLES):
+        return "a table by its name", 1
+    if value.ndim > 2 and value.shape[1] == 1:
+        return "depthwise, or one input channel", 1
+    if min(value.shape[0], prod(value.shape[1:])) < 2:
+        return "rank 1", 1
+    return "", 1
+
+
+def _forms_like(tensors: State, like: State) -> dict[str, int]:
+    """Blocks of every weight that is factored in `like`; everything must fit."""
+    groups = _groups(like)
+    if not groups:
+        raise CommandError("the file after --like has no factored weights; give an eigen file")
+    wanted = {key: tuple(value.shape) for key, value in like.items() if not _is_factor(key, groups)}
+    given = {key: tuple(value.shape) for key, value in tensors.items()}
+    for prefix, key in groups.items():
+        if key in tensors:
+            Q, P = like[_join(prefix, "Q")], like[_join(prefix, "P")]
+            blocks = Q.shape[0] if Q.ndim == 3 else 1
+            out, n = blocks * Q.shape[-2], P.shape[-2]
+            found = tensors[key].mT if _transposed(prefix, key) else tensors[key]
+            fits = found.ndim >= 2 and (found.shape[0], prod(found.shape[1:])) == (out, n)
+            wanted[key] = given[key] if fits else (out, n)
+        else:
+            wanted[key] = ()
+    _check_same(wanted, given, "the file after --like")
+    return {
+        key: like[_join(prefix, "Q")].shape[0] if like[_join(prefix, "Q")].ndim == 3 else 1
+        for prefix, key in groups.items()
+    }
+
+
+# --- fusing ------------------------------------------------------------------------------------
+
+
+def plain_shapes(
+    tensors: State, metadata: Mapping[str, str], *, arch: str | None, like: State | None
+) -> tuple[Shapes, Mapping[str, str]]:
+    """Shapes, and types where they differ, of the plain form of an eigen state dict.
+
+    Raises:
+        CommandError: the input has no factors, or nothing says the shapes.
+    """
+    groups = _groups(tensors)
+    if not groups:
+        raise CommandError("the input has no factored weights (*.Q, *.Lambda, *.P); nothing to do")
+    if arch is not None:
+        return {key: tuple(value.shape) for key, value in build(arch).state_dict().items()}, {}
+    if like is not None:
+        types = _changed_types(like, [key for key in groups.values() if key in like])
+        return {key: tuple(value.shape) for key, value in like.items()}, types
+    if _METADATA_KEY not in metadata:
+        raise CommandError(
+            "the input does not say the shapes of its plain weights; "
+            "give --arch NAME, or --like with a plain file of the same network"
+        )
+    try:
+        noted = json.loads(metadata[_METADATA_KEY])
+        shapes = {str(key): tuple(map(int, shape)) for key, shape in noted["shapes"].items()}
+        types = {str(key): str(name) for key, name in noted["dtypes"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CommandError("the input's metadata is damaged; give --arch or --like") from None
+    for key, value in tensors.items():
+        if not _is_factor(key, groups):
+            shapes[key] = tuple(value.shape)
+    return shapes, types
+
+
+def fuse(
+    tensors: State, shapes: Shapes, types: Mapping[str, str], what: str = "its plain form"
+) -> dict[str, Tensor]:
+    """The plain state dict: all factors multiplied out in float64.
+
+    Args:
+        tensors: eigen state dict.
+        shapes, types: from `plain_shapes`.
+        what: where they come from, for messages.
+
+    Raises:
+        CommandError: the plain names or shapes are not those of `shapes`.
+    """
+    groups = _groups(tensors)
+    found: dict[str, tuple[int, ...]] = {}
+    dense: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if not _is_factor(key, groups):
+            dense[key], found[key] = value, tuple(value.shape)
+    for prefix, key in groups.items():
+        matrix = _dense(tensors, prefix).flatten(0, -2)
+        if _transposed(prefix, key):
+            matrix = matrix.mT
+        wanted = shapes.get(key, tuple(matrix.shape))
+        fits = matrix.numel() == prod(wanted) and matrix.shape[0] == wanted[0]
+        found[key] = wanted if fits else tuple(matrix.shape)
+        if fits:
+            dtype = (
+                getattr(torch, types[key]) if key in types else tensors[_join(prefix, "Q")].dtype
+            )
+            dense[key] = matrix.reshape(wanted).to(dtype).contiguous()
+    _check_same(shapes, found, what)
+    return {key: dense[key] for key in shapes}
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def _groups(tensors: State) -> dict[str, str]:
+    """Prefix of every complete set of factors, with the plain key that it stands for."""
+    found = {}
+    for key in tensors:
+        if key.rpartition(".")[2] != "Lambda":
+            continue
+        prefix = key.rpartition(".")[0]
+        parts = [tensors.get(_join(prefix, factor)) for factor in _FACTORS]
+        if any(part is None for part in parts):
+            raise CommandError(f"{printable(prefix)} has a Lambda, but not both Q and P")
+        Q, scale, P = (part for part in parts if part is not None)
+        if not (Q.shape[-1:] == scale.shape[-1:] == P.shape[-1:] and Q.ndim == P.ndim in (2, 3)):
+            raise CommandError(
+                f"the factors of {printable(prefix)} do not fit each other: Q {tuple(Q.shape)}, "
+                f"Lambda {tuple(scale.shape)}, P {tuple(P.shape)}"
+            )
+        bare = prefix.endswith(SUFFIX)
+        found[prefix] = prefix.removesuffix(SUFFIX) if bare else _join(prefix, "weight")
+    return found
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _prefix(key: str) -> str:
+    if key == "weight":
+        return ""
+    return key.removesuffix(".weight") if key.endswith(".weight") else key + SUFFIX
+
+
+def _is_factor(key: str, groups: Mapping[str, str]) -> bool:
+    prefix, _, leaf = key.rpartition(".")
+    return leaf in _FACTORS and prefix in groups
+
+
+def _transposed(prefix: str, key: str) -> bool:
+    form = KNOWN_FORMS.get(key.rpartition(".")[2]) if prefix.endswith(SUFFIX) else None
+    return form is not None and form.transposed
+
+
+def _dense(tensors: State, prefix: str) -> Tensor:
+    """(..., out, n) in float64."""
+    Q, scale, P = (tensors[_join(prefix, factor)].double() for factor in _FACTORS)
+    return (Q * scale.unsqueeze(-2)) @ P.mT
+
+
+def _form_shape(key: str, plain: Tensor) -> tuple[int, int]:
+    """(out, n) of the matrix that a plain tensor holds."""
+    form = KNOWN_FORMS.get(key.rpartition(".")[2])
+    if form is not None and form.transposed:
+        return plain.shape[1], plain.shape[0]
+    return plain.shape[0], prod(plain.shape[1:])
+
+
+def _selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    if include and not any(_matches(name, pattern) for pattern in include):
+        return False
+    return not any(_matches(name, pattern) for pattern in exclude)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
+
+
+def _check_patterns(tensors: State, patterns: Sequence[str]) -> None:
+    names = [key.removesuffix(".weight") for key in tensors]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            raise CommandError(
+                f"pattern {printable(pattern)!r} matches no tensor; the first is {names[0]}"
+            )
+
+
+def _check_same(wanted: Shapes, given: Shapes, what: str) -> None:
+    """Refuse anything but the same names and shapes."""
+    problems = []
+    for label, keys in (
+        ("missing", [key for key in wanted if key not in given]),
+        ("not in it", [key for key in given if key not in wanted]),
+        ("other shape", [k for k in wanted if k in given and wanted[k] != given[k]]),
+    ):
+        if keys:
+            first = ", ".join(_with_shapes(key, wanted, given) for key in keys[:3])
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            problems.append(f"{label}: {first}{more}")
+    if problems:
+        raise CommandError(f"the input does not fit {printable(what)}: {'; '.join(problems)}")
+
+
+def _with_shapes(key: str, wanted: Shapes, given: Shapes) -> str:
+    if key in wanted and key in given:
+        return f"{printable(key)} (is {given[key]}, should be {wanted[key]})"
+    return printable(key)
+
+
+def rows(report: ConversionReport) -> Iterator[dict[str, Any]]:
+    """The report's lines as JSON objects."""
+    for row in (*report.converted, *report.plain):
+        yield {
+            "name": row.name,
+            "kind": row.kind,
+            "shape": list(row.shape),
+            "rank": row.rank,
+            "reason": row.reason,
+        }

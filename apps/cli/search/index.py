@@ -1,0 +1,335 @@
+"""`enn search index` and `info`: what an index holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from apps.cli.search.group import (
+    IndexOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    PretrainedOption,
+    find_index,
+    load_model,
+    search_app,
+)
+from apps.cli.terminal import (
+    EXIT_OK,
+    EXIT_SKIPPED,
+    CommandError,
+    Interrupted,
+    ProgressLine,
+    absolute,
+    emit,
+    emit_json,
+    note,
+    printable,
+    quote,
+    size,
+)
+
+if TYPE_CHECKING:
+    from retrieval.index.catalog import Entry
+    from retrieval.index.eigen_index import EigenIndex
+    from retrieval.index.update import Progress, UpdateReport
+    from retrieval.model.retrieval_model import RetrievalModel
+
+__all__ = ["index", "index_place", "info"]
+
+# Skipped files that are shown one by one.
+_SHOWN_SKIPS = 20
+
+_STAGES = {"scan": "looking for files", "index": "indexing", "save": "saving"}
+
+
+# --- index -------------------------------------------------------------------------------------
+
+
+@search_app.command(
+    "index",
+    epilog="""\b
+Examples:
+  enn search index ~/Photos
+  enn search index ~/Photos --index /data/photos-index
+  enn search index ~/Photos --model ViT-B-32 --pretrained laion2b_s34b_b79k
+  cd ~/Photos; enn search index            update the index found here or above
+
+\b
+Exit codes: 0 all pictures are indexed, 1 finished, but some files were skipped
+(`enn search info` says why), 2 user error, 130 stopped by Ctrl-C.""",
+)
+def index(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PHOTOS",
+            help="Folder of pictures, with all folders below it. "
+            "Without it the index found by --index, or here, or above, is updated.",
+            show_default=False,
+        ),
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(
+            "--index",
+            metavar="DIR",
+            help="Where the index lies or shall lie. [default: PHOTOS/.enn-index]",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOption = None,
+    pretrained: PretrainedOption = None,
+    precision: PrecisionOption = None,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Pictures per call of the model.")
+    ] = 32,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Decoding threads. [default: one per core]", show_default=False
+        ),
+    ] = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Discard the index that is there and start anew, for example with another model. "
+            "Ids are given anew, too.",
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Build or update the index of a folder.
+
+    Finds new, changed, moved and deleted pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC). What is
+    unchanged is not read again. Can be stopped at any time: the next run goes on where this one
+    ended. Hidden files and folders are left out.
+    """
+    from retrieval.index.eigen_index import EigenIndex
+
+    directory, root = index_place(folder, index)
+    if rebuild and (directory / "manifest.json").exists():
+        root, loaded = _discard(directory, root, model, pretrained, precision)
+        opened = EigenIndex.create(directory, loaded, root=root)
+    else:
+        opened, loaded = _open_for_update(directory, root, model, pretrained, precision)
+    skips: list[tuple[str, str]] = []
+    try:
+        with opened, ProgressLine() as line:
+            report = opened.update(
+                root,
+                loaded,
+                batch_size=batch_size,
+                workers=workers,
+                progress=lambda state: _show_update(line, state),
+                on_skip=lambda path, reason: _note_skip(line, skips, path, reason),
+            )
+            stats = opened.stats()
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; what is indexed so far is kept: run the same command again to go on"
+        ) from None
+    if json:
+        emit_json(
+            {
+                "index": str(directory),
+                "folder": stats["root"],
+                "model": stats["model"],
+                **asdict(report),
+                "skipped_files": [{"path": path, "reason": reason} for path, reason in skips],
+            }
+        )
+    else:
+        _say_report(report, directory)
+    return EXIT_SKIPPED if report.skipped_total else EXIT_OK
+
+
+def index_place(folder: Path | None, index: Path | None) -> tuple[Path, Path | None]:
+    """Index directory and photo folder (None: the one that the index knows)."""
+    from retrieval.index.eigen_index import default_index_dir
+
+    if folder is None:
+        return find_index(index), None
+    root = absolute(folder)
+    if not root.exists():
+        raise CommandError(f"there is no folder {quote(folder)}; give a folder of pictures")
+    if not root.is_dir():
+        raise CommandError(f"{quote(folder)} is a file; give the folder that it is in")
+    if index is None:
+        return default_index_dir(root), root
+    directory = absolute(index)
+    if directory.exists() and not directory.is_dir():
+        raise CommandError(f"{quote(index)} is a file; give a directory for the index")
+    known = (directory / "manifest.json").exists()
+    inside = default_index_dir(directory)
+    if not known and (inside / "manifest.json").exists():
+        return inside, root
+    if known or not directory.is_dir() or (directory / "catalog.sqlite").exists():
+        return directory, root
+    if any(directory.iterdir()):
+        # An index among somebody's own files would be hard to get rid of.
+        raise CommandError(
+            f"{quote(index)} holds other files and no index; give a new or empty directory"
+        )
+    return directory, root
+
+
+def _open_for_update(
+    directory: Path,
+    root: Path | None,
+    name: str | None,
+    pretrained: str | None,
+    precision: str | None,
+) -> tuple[EigenIndex, RetrievalModel]:
+    from retrieval.index.eigen_index import EigenIndex, IndexMismatch
+
+    if (directory / "manifest.json").exists():
+        opened = EigenIndex.open(directory)
+        try:
+            own = str(opened.manifest["model"])
+            precision = precision or str(opened.manifest["precision"])
+            model = load_model(own if name is None else name, pretrained, precision)
+            opened.check_model(model)
+        except IndexMismatch as error:
+            opened.close()
+            raise CommandError(f"{error}, or start anew with --rebuild") from None
+        except BaseException:
+            opened.close()
+            raise
+        return opened, model
+    parent = next(folder for folder in (directory, *directory.parents) if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise CommandError(
+            f"{quote(parent)} cannot be written; put the index elsewhere with --index DIR"
+        )
+    model = load_model(name, pretrained, precision)
+    return EigenIndex.create(directory, model, root=root), model
+
+
+def _discard(
+    directory: Path,
+    root: Path | None,
+    name: str | None,
+    pretrained: str | None,
+    precision: str | None,
+) -> tuple[Path | None, RetrievalModel]:
+    """Take an index away once its successor's model is loaded; returns folder and model."""
+    from retrieval.index.eigen_index import EigenIndex, IndexCorrupt
+    from retrieval.index.writer import index_lock
+
+    own = None
+    try:
+        with EigenIndex.open(directory) as old:
+            own, root = str(old.manifest["model"]), old.root if root is None else root
+            precision = precision or str(old.manifest["precision"])
+    except (IndexCorrupt, ValueError):
+        if root is None:
+            raise
+    model = load_model(own if name is None else name, pretrained, precision)
+    with index_lock(directory):
+        # Without its manifest a directory is no index; what else is in it is overwritten.
+        (directory / "manifest.json").unlink()
+    return root, model
+
+
+def _show_update(line: ProgressLine, state: Progress) -> None:
+    skipped = f"{state.skipped:,} skipped" if state.skipped else ""
+    line.show(_STAGES.get(state.stage, state.stage), state.done, state.total, skipped)
+
+
+def _note_skip(line: ProgressLine, skips: list[tuple[str, str]], path: str, reason: str) -> None:
+    skips.append((path, reason))
+    if len(skips) <= _SHOWN_SKIPS:
+        line.say(f"skipped {printable(path)}: {printable(reason)}")
+    elif len(skips) == _SHOWN_SKIPS + 1:
+        line.say("more files are skipped; `enn search info --all` lists them afterwards")
+
+
+def _say_report(report: UpdateReport, directory: Path) -> None:
+    counts = {
+        "added": report.added,
+        "changed": report.changed,
+        "moved": report.moved,
+        "deleted": report.deleted,
+        "unchanged": report.unchanged,
+        "skipped": report.skipped_total,
+    }
+    emit(f"{report.total:,} pictures are searchable in {printable(directory)}")
+    emit(
+        "  "
+        + ", ".join(
+            f"{count:,} {what}" for what, count in counts.items() if count or what == "added"
+        )
+    )
+    rate = f"{report.rate:,.0f}" if report.rate >= 10 else f"{report.rate:.1f}"
+    pace = f", {rate} pictures/s" if report.embedded else ""
+    emit(f"  took {report.seconds:.1f} s{pace}")
+    if not report.total and not report.skipped_total:
+        note("warning: the folder holds no pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC)")
+
+
+# --- info --------------------------------------------------------------------------------------
+
+
+@search_app.command(
+    "info",
+    epilog="""\b
+Examples:
+  enn search info
+  enn search info --index ~/Photos --all
+  enn search info --json | jq -r '.skipped_files[].path'
+
+\b
+Exit codes: 0 ok, 2 user error (there is no index, it is damaged, ...).""",
+)
+def info(
+    index: IndexOption = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"List all skipped files, not the first {_SHOWN_SKIPS}.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Show what an index holds: sizes, model, counts, and skipped files with the reasons."""
+    from retrieval.index.eigen_index import EigenIndex
+
+    with EigenIndex.open(find_index(index)) as opened:
+        stats = opened.stats()
+        skipped = opened.skipped()
+    if json:
+        emit_json({**stats, "skipped_files": [_skip_record(entry) for entry in skipped]})
+        return EXIT_OK
+    root = stats["root"]
+    rows = [
+        ("index", printable(stats["path"])),
+        ("folder", printable(root) if root is not None else "not known yet"),
+        ("model", printable(stats["model"])),
+        ("weights", stats["weights"][:16]),
+        ("preprocessing", stats["preprocess"][:16]),
+        ("pictures", f"{stats['images']:,} searchable, {stats['skipped']:,} skipped"),
+        ("vectors", f"{stats['dim']} numbers each, computed in {stats['precision']}"),
+        ("size", size(stats["bytes"])),
+        ("search", "approximate, then exact" if stats["ann"] else "exact"),
+        ("created", f"{stats['created']} (format {stats['format']})"),
+    ]
+    for name, value in rows:
+        emit(f"{name:<14} {value}")
+    if root is not None and not Path(root).is_dir():
+        note(f"warning: the folder {quote(root)} is not there now")
+    shown = skipped if everything else skipped[:_SHOWN_SKIPS]
+    if shown:
+        emit("skipped files")
+    for entry in shown:
+        emit(f"  {printable(entry.path) or '.'}: {printable(entry.error or 'unknown reason')}")
+    if len(shown) < len(skipped):
+        emit(f"  and {len(skipped) - len(shown):,} more; --all lists them")
+    return EXIT_OK
+
+
+def _skip_record(entry: Entry) -> dict[str, Any]:
+    return {"id": entry.id, "path": entry.path, "reason": entry.error}

@@ -1,0 +1,263 @@
+"""`enn search query` and `enn search caption`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apps.cli.search.group import (
+    IndexOption,
+    JsonOption,
+    ModelOption,
+    PretrainedOption,
+    ProfileOption,
+    find_index,
+    load_model,
+    note_cut,
+    open_taught,
+    search_app,
+)
+from apps.cli.terminal import (
+    EXIT_OK,
+    CommandError,
+    emit,
+    emit_json,
+    note,
+    printable,
+    quote,
+    write_paths,
+)
+
+if TYPE_CHECKING:
+    from retrieval.search import Hit, Searcher
+
+__all__ = ["caption", "query"]
+
+
+@search_app.command(
+    "query",
+    epilog="""\b
+The query language:
+  a dog in the snow            plain words
+  2:red car                    this part counts twice
+  2:golden retriever + snow    several parts, added
+  street - people              without people; also "street -people"
+  "black - white"              quotes protect signs (quote them for the shell, too)
+
+\b
+Examples:
+  enn search query "a dog in the snow"
+  enn search query "2:red car - people" -k 50
+  enn search query --image beach.jpg              pictures like this one
+  enn search query "at night" --image beach.jpg   like this one, but at night
+  enn search query -- "-person"                   begins with '-': put `--` before it
+  enn search query cats --paths -0 | xargs -0 cp -t /tmp/cats
+
+\b
+Exit codes: 0 ok, also when nothing is found; 2 user error.""",
+)
+def query(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="What to look for.", show_default=False),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A picture to look for.", show_default=False),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Number of results.")] = 20,
+    index: IndexOption = None,
+    profile: ProfileOption = None,
+    no_profile: Annotated[
+        bool, typer.Option("--no-profile", help="Search without what was taught.")
+    ] = False,
+    json: JsonOption = False,
+    paths: Annotated[bool, typer.Option("--paths", help="Print the paths alone, one a line.")] = (
+        False
+    ),
+    print0: Annotated[
+        bool,
+        typer.Option("-0", "--print0", help="Print the paths alone, each ended by a NUL byte."),
+    ] = False,
+) -> int:
+    """Search with words, a picture, or both.
+
+    Prints id, score and path of the best pictures, best first. An id stays the same as long as
+    the picture exists, also when it is moved. The score is a cosine: compare scores within one
+    query, not between queries.
+
+    Results are better once some are marked, by their ids, with `enn search teach`. What was taught
+    under --profile applies, without it what was taught under "default", if anything was; a line on
+    stderr tells when that changed the result.
+    """
+    words = " ".join(text or [])
+    if not words.strip() and image is None:
+        raise CommandError("nothing to search for; give some words, --image FILE, or both")
+    if json and (paths or print0):
+        raise CommandError("--json and --paths exclude each other; give one of them")
+    if profile is not None and no_profile:
+        raise CommandError("--profile and --no-profile exclude each other; give one of them")
+    if image is not None:
+        _check_image(image)
+    directory = find_index(index)
+    with _open(directory, profile, no_profile) as searcher:
+        started = time.perf_counter()
+        with _naming(image):
+            hits = searcher.search(words or None, image=image, k=k)
+        seconds = time.perf_counter() - started
+        taught_by = searcher.teacher.name if searcher.teacher is not None else None
+        changed = _is_changed(searcher, words or None, image, hits)
+        stats = searcher.index.stats() if json else {}
+        total = len(searcher.index)
+        note_cut(searcher.model, "the query")
+    if not total:
+        note("the index holds no pictures yet; add some with `enn search index FOLDER`")
+    if paths or print0:
+        write_paths((hit.path for hit in hits), nul=print0)
+    elif json:
+        emit_json(
+            {
+                "query": words or None,
+                "image": str(image) if image is not None else None,
+                "index": str(directory),
+                "model": stats["model"],
+                "images": total,
+                "profile": taught_by,
+                "changed": changed,
+                "seconds": round(seconds, 4),
+                "results": [
+                    {"id": hit.id, "score": round(hit.score, 6), "path": str(hit.path)}
+                    for hit in hits
+                ],
+            }
+        )
+    else:
+        for hit in hits:
+            emit(f"{hit.id:>7}  {hit.score:7.4f}  {printable(hit.path)}")
+    if changed and not json:
+        note(f"changed by what profile {taught_by} was taught; --no-profile shows it without")
+    return EXIT_OK
+
+
+def _open(directory: Path, profile: str | None, no_profile: bool) -> Searcher:
+    from enn_core.lessons import JournalError
+    from retrieval.search import open_index
+
+    if no_profile:
+        return open_index(directory)
+    try:
+        return open_taught(directory, profile)
+    except JournalError as error:
+        raise CommandError(f"{error}; --no-profile searches without what was taught") from None
+
+
+def _is_changed(searcher: Searcher, words: str | None, image: Path | None, hits: list[Hit]) -> bool:
+    """Whether teaching changed which pictures are found, or their order."""
+    teacher = searcher.teacher
+    if teacher is None or not len(teacher) or (words is None and teacher.delta is None):
+        return False
+    plain = searcher.search(words, image=image, k=max(1, len(hits)), taught=False)
+    return [hit.id for hit in plain] != [hit.id for hit in hits]
+
+
+def _check_image(path: Path) -> None:
+    if not path.exists():
+        raise CommandError(f"there is no file {quote(path)}; give a picture")
+    if path.is_dir():
+        raise CommandError(f"{quote(path)} is a folder; give one picture")
+
+
+@contextlib.contextmanager
+def _naming(image: Path | None) -> Iterator[None]:
+    """Adds the file to the reason why it cannot be read."""
+    from retrieval.images import ImageError
+
+    try:
+        yield
+    except ImageError as error:
+        if image is None:
+            raise
+        raise CommandError(f"{quote(image)} cannot be read: {error}") from None
+
+
+@search_app.command(
+    "caption",
+    epilog="""\b
+Examples:
+  enn search caption photo.jpg --captions list.txt
+  enn search caption photo.jpg --captions list.txt -k 1 --json
+  printf 'a cat\\na dog\\n' | enn search caption photo.jpg --captions -
+
+\b
+Exit codes: 0 ok, 2 user error.""",
+)
+def caption(
+    image: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture.")],
+    captions: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="Text file (UTF-8), one caption a line; - reads standard input."
+        ),
+    ],
+    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Number of results.")] = 5,
+    model: ModelOption = None,
+    pretrained: PretrainedOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Find the captions of a list that fit a picture best.
+
+    Prints line number, score and caption, best first. Needs no index.
+    """
+    from retrieval.search import rank_captions
+
+    _check_image(image)
+    lines = _read_captions(captions)
+    loaded = load_model(model, pretrained)
+    with _naming(image):
+        ranked = rank_captions(loaded, image, [text for _, text in lines], k=k)
+    found = [(lines[i][0], score, text) for i, score, text in ranked]
+    note_cut(loaded, "a caption")
+    if json:
+        emit_json(
+            {
+                "image": str(image),
+                "model": loaded.name,
+                "captions": len(lines),
+                "results": [
+                    {"line": line, "score": round(score, 6), "caption": text}
+                    for line, score, text in found
+                ],
+            }
+        )
+    else:
+        for line, score, text in found:
+            emit(f"{line:>7}  {score:7.4f}  {printable(text)}")
+    return EXIT_OK
+
+
+def _read_captions(file: Path) -> list[tuple[int, str]]:
+    """(line number, text) of the lines that are not blank."""
+    name = "standard input" if str(file) == "-" else quote(file)
+    try:
+        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise CommandError(
+            f"cannot read {name}: {error.strerror}; give a text file, one caption a line"
+        ) from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise CommandError(f"{name} is not UTF-8 text (line {line}); save it as UTF-8") from None
+    # Not splitlines(): it also cuts at characters that a caption may hold.
+    lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1)]
+    lines = [(i, line) for i, line in lines if line]
+    if not lines:
+        raise CommandError(f"{name} holds no captions; write one a line")
+    return lines

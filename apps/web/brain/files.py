@@ -1,0 +1,162 @@
+"""Files of the brain page: uploads, what its viewer reads, tables, profiles to take along, NiiVue.
+
+Routes name sessions by their secret, scans by number and files by a word of a fixed list; nothing
+that a client sends becomes a path, and nothing that a client sent is sent back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect
+
+from apps.web.brain.session import Desk, Session, SessionError, Sessions, clean_label
+from apps.web.brain.sites import Sites
+from apps.web.brain.worker import BRAIN, EXPLANATION, HEAD, PLANES
+from apps.web.server import Route
+from apps.web.visitors import visitor_of
+
+if TYPE_CHECKING:
+    from neuro.scans.preprocess import InputKind
+    from neuro.teach import Site
+
+__all__ = ["BRAIN_ROUTES", "NIIVUE", "UPLOAD_LIMIT", "add_brain_routes"]
+
+UPLOAD_LIMIT = 256 * 2**20
+IMPORT_LIMIT = 256 * 2**20  # some 300 lessons; larger files go through the command line
+NIIVUE = "niivue-0.69.0.umd.js"
+
+_SESSION = r"[\w-]{32}"
+_PROFILE = r"/brain/profiles/[A-Za-z0-9._-]{1,64}"
+BRAIN_ROUTES: tuple[Route, ...] = (
+    Route("GET", rf"/brain/{NIIVUE}".replace(".", r"\."), forever=True),
+    Route("POST", rf"/brain/uploads/{_SESSION}", max_body=UPLOAD_LIMIT, stream=True),
+    Route("GET", rf"/brain/files/{_SESSION}/\d{{1,6}}/(?:{HEAD}|{BRAIN}|{EXPLANATION}|{PLANES})"),
+    Route("GET", rf"/brain/tables/{_SESSION}"),
+    Route("GET", _PROFILE),
+    Route("POST", _PROFILE, max_body=IMPORT_LIMIT, stream=True),
+)
+
+# What cannot be done is told in a line fit to show.
+_EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
+_KEEP = {"Cache-Control": "private, max-age=3600"}
+_FORGET = {"Cache-Control": "no-store"}
+
+
+def add_brain_routes(
+    app: FastAPI,
+    sessions: Sessions,
+    desk: Desk,
+    sites: Sites,
+    table: Callable[[Session, Site], str],
+) -> None:
+    """Adds `/brain/...` to an app.
+
+    Args:
+        app: the application.
+        sessions, desk: where scans are kept and worked on.
+        sites: opens site profiles.
+        table: CSV of a session under a profile.
+    """
+    niivue = Path(__file__).parents[1] / "assets" / "niivue" / NIIVUE
+
+    @app.get(f"/brain/{NIIVUE}")
+    def script() -> Response:
+        return FileResponse(niivue, media_type="text/javascript")
+
+    @app.post("/brain/uploads/{token}")
+    async def upload(token: str, request: Request) -> Response:
+        try:
+            session = sessions.get(token, visitor_of(request).known())
+            desk.check_room()
+            if int(request.headers.get("content-length", 0)) > sessions.room():
+                raise SessionError("this server has no room for more scans; try again later")
+            kind = _kind(request.query_params.get("kind", ""))
+            scan = session.add(clean_label(request.query_params.get("name", "")), kind)
+        except ValueError as error:
+            return _problem(error)
+        try:
+            await _store(request, scan.source)
+        except (OSError, ClientDisconnect) as error:
+            with contextlib.suppress(SessionError):
+                session.remove(scan.number)
+            gone = isinstance(error, ClientDisconnect)
+            return _problem("the upload ended early" if gone else "the server's disk is full")
+        desk.submit(scan)
+        return JSONResponse({"scan": scan.number}, headers=_FORGET)
+
+    @app.get("/brain/files/{token}/{number}/{name}")
+    def file(token: str, number: int, name: str, request: Request) -> Response:
+        try:
+            scan = sessions.get(token, visitor_of(request).known()).get(number)
+        except ValueError:
+            return Response(status_code=404, headers=_FORGET)
+        path = scan.folder / name
+        if name not in (HEAD, BRAIN, EXPLANATION, PLANES) or not path.is_file():
+            return Response(status_code=404, headers=_FORGET)
+        kind = "image/png" if name == PLANES else "application/gzip"
+        return FileResponse(path, media_type=kind, headers=_KEEP)
+
+    @app.get("/brain/tables/{token}")
+    def csv(token: str, request: Request, profile: str = "default") -> Response:
+        try:
+            scope = visitor_of(request).known()
+            text = table(sessions.get(token, scope), sites.get(scope, profile))
+        except _EXPECTED as error:
+            return _problem(error)
+        return _attached(text, "text/csv; charset=utf-8", "brain-ages.csv")
+
+    @app.get("/brain/profiles/{profile}")
+    def export(profile: str, request: Request) -> Response:
+        try:
+            site = sites.get(visitor_of(request).known(), profile)
+            with tempfile.TemporaryDirectory(dir=sessions.root) as folder:
+                path = Path(folder) / "profile"
+                site.export(path)
+                data = path.read_bytes()
+        except _EXPECTED as error:
+            return _problem(error)
+        return _attached(data, "application/octet-stream", f"brain-{profile}.json")
+
+    @app.post("/brain/profiles/{profile}")
+    async def import_(profile: str, request: Request) -> Response:
+        with tempfile.TemporaryDirectory(dir=sessions.root) as folder:
+            path = Path(folder) / "profile"
+            try:
+                site = sites.get(visitor_of(request).known(), profile)
+                await _store(request, path)
+                return JSONResponse({"imported": await run_in_threadpool(site.import_, path)})
+            except ClientDisconnect:
+                return _problem("the upload ended early")
+            except _EXPECTED as error:
+                return _problem(str(error).replace(str(path), "the file"))
+
+
+async def _store(request: Request, path: Path) -> None:
+    """Writes the body as it arrives. Pieces are small, so the loop hardly waits for the disk."""
+    with open(path, "xb") as target:
+        async for piece in request.stream():
+            target.write(piece)
+
+
+def _attached(data: str | bytes, kind: str, name: str) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', **_FORGET}
+    return Response(data, media_type=kind, headers=headers)
+
+
+def _kind(given: str) -> InputKind:
+    from neuro.scans.preprocess import check_kind
+
+    return check_kind(given or "head")
+
+
+def _problem(error: BaseException | str) -> Response:
+    text = " ".join(str(error).split())[:300]
+    return JSONResponse({"error": text}, status_code=422, headers=_FORGET)

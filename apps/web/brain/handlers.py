@@ -1,0 +1,523 @@
+"""What the brain page does: handlers from what a visitor did to what the page shows.
+
+Handlers hold only what all visitors share. A visitor's `Screen` comes in and goes out; whose
+profiles count comes with the request.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from apps.web.brain import html, taught_html
+from apps.web.brain.files import UPLOAD_LIMIT
+from apps.web.brain.html import Sample
+from apps.web.brain.session import Desk, Looked, Scan, Session, SessionError, Sessions, clean_label
+from apps.web.brain.sites import Sites
+from apps.web.brain.worker import BRAIN, EXPLANATION, HEAD, PLANES
+from apps.web.search.html import note_html, notice_html
+from apps.web.visitors import visitor_of
+from enn_core.lessons.places import DEFAULT, ProfileError, check_name
+
+if TYPE_CHECKING:
+    from neuro.age.predict import BrainAge, Estimate, Seen
+    from neuro.teach import Site
+
+__all__ = ["BrainHandlers", "OfferedScan", "Screen"]
+
+CONFIDENCE = 0.9
+
+# What is raised when something cannot be done, with a line fit to show.
+EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
+
+
+@dataclass(frozen=True)
+class OfferedScan:
+    """A scan that the page offers: what is told of it, where it is, and what it holds."""
+
+    sample: Sample
+    path: Path
+    kind: str
+    age: float | None = None
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What one visitor's page shows.
+
+    Attributes:
+        session: secret of the session.
+        chosen: number of the scan that is shown.
+        profile: site profile that learns and counts.
+        state: of all scans when they were last shown.
+    """
+
+    session: str = ""
+    chosen: int | None = None
+    profile: str = DEFAULT
+    state: tuple = ()
+
+
+class BrainHandlers:
+    """The handlers of the page.
+
+    Args:
+        brain: the model.
+        sessions, desk: where scans are kept and worked on.
+        sites: opens site profiles.
+        offered: scans to try, by key.
+    """
+
+    def __init__(
+        self,
+        brain: BrainAge,
+        sessions: Sessions,
+        desk: Desk,
+        sites: Sites,
+        offered: Mapping[str, OfferedScan],
+    ) -> None:
+        self.brain = brain
+        self.sessions = sessions
+        self.desk = desk
+        self.sites = sites
+        self.offered = offered
+
+    # -- the page ----------------------------------------------------------------------------
+
+    def open(self, remembered: str, screen: Screen, request: gr.Request) -> tuple:
+        """(add, *page): a visitor arrives, perhaps with a session that still is there."""
+        try:
+            known = json.loads(remembered or "{}")
+            token, profile = str(known.get("session", "")), str(known.get("site", ""))
+        except (ValueError, AttributeError):
+            token, profile = "", ""
+        try:
+            session = self.sessions.open(token, visitor_of(request).known())
+        except EXPECTED as error:
+            return notice_html(_line(error), bad=True), *self._nothing(screen)
+        self.sessions.enter(str(request.session_hash), session)
+        chosen = max(session.scans, default=None)
+        screen = Screen(session.token, chosen, _profile(profile))
+        samples = [offered.sample for offered in self.offered.values()]
+        return html.add_html(session.token, samples, UPLOAD_LIMIT), *self.show(screen, request)
+
+    def leave(self, request: gr.Request) -> None:
+        """The tab is closed or loaded again."""
+        self.sessions.leave(str(request.session_hash))
+
+    def show(
+        self, screen: Screen, request: gr.Request, notice: str = "", preview: str = ""
+    ) -> tuple:
+        """The page: (scans, stage, quality, teach, lesson, table, taught, timer, screen)."""
+        try:
+            scope = visitor_of(request).known()
+            session = self.sessions.get(screen.session, scope)
+        except EXPECTED as error:
+            return self._nothing(screen, notice_html(_line(error), bad=True))
+        problem = ""  # predictions are there even if nothing can be taught
+        try:
+            site = self.sites.get(scope, screen.profile)
+            site.refresh()  # what another process has taught
+            lessons = len(site)
+        except EXPECTED as error:
+            site, lessons, problem = None, 0, _line(error)
+        state = _state(session)
+        scans = list(session.scans.values())
+        estimates = {s.number: self._estimate(s.looked, site) for s in scans if s.looked}
+        chosen = session.scans.get(screen.chosen or -1)
+        if chosen is None and scans:
+            chosen = scans[-1]
+        screen = replace(screen, state=state, chosen=None if chosen is None else chosen.number)
+        stage, quality, form = self._chosen(session, chosen, estimates, screen, lessons, problem)
+        return (
+            html.scans_html([(s, self._said(s, estimates)) for s in scans], screen.chosen),
+            stage,
+            quality,
+            form,
+            notice + preview,
+            self._table(session, scans, estimates, screen),
+            self._taught(scope, site, screen),
+            gr.Timer(active=any(scan.busy for scan in scans)),
+            screen,
+        )
+
+    def tick(self, screen: Screen, request: gr.Request) -> tuple:
+        """The page while scans are worked on: all of it only when something has come about."""
+        try:
+            session = self.sessions.get(screen.session, visitor_of(request).known())
+        except EXPECTED:
+            return self.show(screen, request)
+        if _state(session) != screen.state:
+            return self.show(screen, request)
+        chosen = session.scans.get(screen.chosen or -1)
+        stage: Any = gr.skip()
+        if chosen is not None and chosen.state in {"waiting", "working"}:
+            stage = self._progress(session, chosen)
+        return (gr.skip(), stage, *[gr.skip()] * 6, screen)
+
+    # -- scans -------------------------------------------------------------------------------
+
+    def added(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """After an upload: shows it."""
+        number = _data(event).get("scan")
+        return self.show(replace(screen, chosen=_number(number)), request)
+
+    def sample(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """One of the scans that are offered."""
+        try:
+            session = self.sessions.get(screen.session, visitor_of(request).known())
+            offered = self.offered.get(str(_data(event).get("key")))
+            if offered is None:
+                raise SessionError("this scan is not offered")
+            self.desk.check_room()
+            scan = session.add(
+                clean_label(offered.sample.name),
+                offered.kind,  # type: ignore[arg-type]
+                note=offered.sample.note,
+                age=offered.age,
+            )
+            shutil.copyfile(offered.path, scan.source)
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        self.desk.submit(scan)
+        return self.show(replace(screen, chosen=scan.number), request)
+
+    def choose(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """Another scan of the session."""
+        return self.show(replace(screen, chosen=_number(_data(event).get("scan"))), request)
+
+    def remove(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """Deletes a scan with its files."""
+        try:
+            session = self.sessions.get(screen.session, visitor_of(request).known())
+            session.remove(_number(_data(event).get("scan")))
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        return self.show(screen, request)
+
+    def clear(self, screen: Screen, request: gr.Request) -> tuple:
+        """Deletes all scans of the session."""
+        try:
+            session = self.sessions.get(screen.session, visitor_of(request).known())
+            for number in list(session.scans):
+                session.remove(number)
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        return self.show(screen, request)
+
+    def explain(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """Computes what the answer for a scan depends on, for the viewer."""
+        try:
+            session = self.sessions.get(screen.session, visitor_of(request).known())
+            scan = session.get(_number(_data(event).get("scan")))
+            if scan.looked is None:
+                raise SessionError("this scan is not ready yet")
+            self.desk.check_room()
+            self.desk.explain(scan)
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        return self.show(screen, request)
+
+    # -- teaching ----------------------------------------------------------------------------
+
+    def gap(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """The true age is told, to see the gap; nothing is taught."""
+        try:
+            self._told(screen, request, event, empty=True)
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        return self.show(screen, request)
+
+    def preview(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """What teaching would do."""
+        try:
+            session, scan, seen, site = self._told(screen, request, event)
+            others = _others(session, scan)
+            lesson = site.preview(seen, _known(seen), earlier=_seen(others))
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        preview = taught_html.preview_html(lesson, scan, others, screen.profile)
+        return self.show(screen, request, preview=preview)
+
+    def accept(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """Teaches what was previewed."""
+        data = _data(event)
+        try:
+            if data.get("profile") != screen.profile:
+                raise SessionError("another profile was chosen meanwhile; preview it again")
+            session, scan, seen, site = self._told(screen, request, event)
+            others = _others(session, scan)
+            insist = data.get("force") is True
+            lesson = site.teach(seen, _known(seen), earlier=_seen(others), force=insist)
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        if lesson.entry is None:
+            preview = taught_html.preview_html(lesson, scan, others, screen.profile)
+            return self.show(screen, request, preview=preview)
+        text = (
+            f"Learned: {scan.label} is {lesson.age:g}. Its prediction goes from "
+            f"{lesson.before:.1f} to {lesson.after:.1f} years."
+        )
+        notice = taught_html.lesson_html(text, undo=lesson.entry, profile=screen.profile)
+        return self.show(screen, request, notice)
+
+    def undo(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """Takes one lesson back."""
+        data = _data(event)
+        try:
+            if data.get("profile") != screen.profile:
+                raise SessionError("another profile was chosen meanwhile; nothing was undone")
+            entry = _number(data.get("entry"))
+            self.sites.get(visitor_of(request).known(), screen.profile).undo(entry)
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        return self.show(screen, request, taught_html.lesson_html("Undone: it counts no more."))
+
+    def forget(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """Erases everything that the profile was taught."""
+        try:
+            if _data(event).get("profile") != screen.profile:
+                raise SessionError("another profile was chosen meanwhile; nothing was forgotten")
+            count = self.sites.get(visitor_of(request).known(), screen.profile).forget()
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        text = f"Forgotten: {'1 lesson' if count == 1 else f'{count:,} lessons'}."
+        return self.show(screen, request, taught_html.lesson_html(text))
+
+    def imported(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """After lessons came from a file."""
+        count = _number(_data(event).get("count"))
+        text = "Imported." if count is None else f"Imported: {count:,} new."
+        return self.show(screen, request, taught_html.lesson_html(text))
+
+    def profile(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
+        """Another profile counts and learns."""
+        try:
+            name = check_name(str(_data(event).get("profile", "")))
+            self.sites.get(visitor_of(request).known(), name)
+        except EXPECTED as error:
+            return self.show(screen, request, notice_html(_line(error), bad=True))
+        return self.show(replace(screen, profile=name), request)
+
+    def _told(
+        self, screen: Screen, request: gr.Request, event: gr.EventData, *, empty: bool = False
+    ) -> tuple[Session, Scan, Seen, Site]:
+        """The scan of an event with the age and name that are told of it."""
+        data = _data(event)
+        scope = visitor_of(request).known()
+        session = self.sessions.get(screen.session, scope)
+        scan = session.get(_number(data.get("scan")))
+        looked = scan.looked
+        if looked is None:
+            raise SessionError("this scan is not ready yet")
+        age = _age(data.get("age"), empty=empty)
+        if "name" in data:
+            scan.label = clean_label(str(data["name"]))
+        scan.age = age
+        flags = self.brain.judge(looked.prepared, looked.seen.distance, age)
+        looked.seen = replace(looked.seen, name=scan.label, age=age, flags=flags)
+        return session, scan, looked.seen, self.sites.get(scope, screen.profile)
+
+    # -- what is shown -----------------------------------------------------------------------
+
+    def _estimate(self, looked: Looked, site: Site | None) -> Estimate:
+        return self.brain.estimate(
+            looked.seen, site=site, bias=self.brain.model.bias, confidence=CONFIDENCE
+        )
+
+    def _said(self, scan: Scan, estimates: Mapping[int, Estimate]) -> str:
+        """One scan in a word or two."""
+        if scan.state == "waiting":
+            return "waiting"
+        if scan.state == "working":
+            return "working…"
+        if scan.state == "failed":
+            return "failed"
+        age = estimates[scan.number].age
+        return "no age" if age is None else f"{age:.1f} years"
+
+    def _chosen(
+        self,
+        session: Session,
+        scan: Scan | None,
+        estimates: Mapping[int, Estimate],
+        screen: Screen,
+        lessons: int,
+        problem: str,
+    ) -> tuple[str, str, str]:
+        """(stage, quality, form) of the scan that is shown."""
+        if scan is None:
+            return html.empty_html(), "", ""
+        if scan.state in {"waiting", "working"}:
+            return self._progress(session, scan), "", ""
+        address = self._address(session, scan)
+        if scan.looked is None:
+            return self._view(session, scan) + html.failed_html(scan.label, scan.error), "", ""
+        estimate = estimates[scan.number]
+        quality = html.quality_html(
+            scan.looked.prepared.quality,
+            estimate,
+            scan.looked.prepared.record["input"]["notes"],
+            scan.steps,
+            planes=f"{address}/{PLANES}",
+        )
+        if estimate.age is None:
+            refused = html.refused_html(scan.label, estimate.error)
+            return self._view(session, scan) + refused, quality, ""
+        result = html.result_html(
+            scan,
+            estimate,
+            trained=self.brain.trained_ages,
+            profile=screen.profile,
+            confidence=CONFIDENCE,
+        )
+        form = taught_html.form_html(scan, screen.profile, lessons, problem=problem)
+        return self._view(session, scan) + result, quality, form
+
+    def _progress(self, session: Session, scan: Scan) -> str:
+        steps = html.progress_html(scan, self.desk.ahead(scan), time.monotonic())
+        title = f"<h2>{html.escape(scan.label)}</h2>"
+        return f'{self._view(session, scan)}<section class="enn-result">{title}{steps}</section>'
+
+    def _address(self, session: Session, scan: Scan) -> str:
+        return f"brain/files/{session.token}/{scan.number}"
+
+    def _view(self, session: Session, scan: Scan) -> str:
+        """What the viewer is to show."""
+        address = self._address(session, scan)
+        ready = scan.looked is not None
+        facts = {
+            "scan": str(scan.number),
+            "head": f"{address}/{HEAD}" if scan.shown else "",
+            "brain": f"{address}/{BRAIN}" if ready else "",
+            "planes": f"{address}/{PLANES}" if ready else "",
+            "explain": "working" if scan.explaining else "offer" if ready else "",
+        }
+        if scan.explained is not None:
+            facts |= {"map": f"{address}/{EXPLANATION}", "top": f"{scan.explained:.6g}"}
+        data = " ".join(f'data-{key}="{html.escape(value)}"' for key, value in facts.items())
+        return f'<div class="enn-view" hidden {data}></div>'
+
+    def _table(
+        self,
+        session: Session,
+        scans: Sequence[Scan],
+        estimates: Mapping[int, Estimate],
+        screen: Screen,
+    ) -> str:
+        if not scans:
+            return note_html("No scans yet.")
+        rows = [_row(scan, estimates.get(scan.number)) for scan in scans]
+        heads = ("Scan", "Predicted age", "Interval", "True age", "Gap", "Quality")
+        address = f"brain/tables/{session.token}?profile={screen.profile}"
+        return (
+            html.table_html(rows, heads, "All scans of this session")
+            + f'<div class="enn-files"><a class="enn-button" href="{address}" download '
+            'data-do="csv">Download as CSV</a><button type="button" class="enn-button enn-danger" '
+            'data-do="clear">Delete all scans</button></div>'
+        )
+
+    def _taught(self, scope: str, site: Site | None, screen: Screen) -> str:
+        try:
+            entries = [] if site is None else site.history()
+            names = self.sites.names(scope)
+        except EXPECTED as error:
+            return taught_html.profiles_html([], screen.profile) + notice_html(
+                _line(error), bad=True
+            )
+        return (
+            taught_html.profiles_html(names, screen.profile)
+            + '<h2 class="enn-h2">History</h2>'
+            + taught_html.history_html(entries, screen.profile)
+            + taught_html.taught_files_html(screen.profile, any_taught=bool(entries))
+        )
+
+    def _nothing(self, screen: Screen, notice: str = "") -> tuple:
+        """The page without a session."""
+        rest = (notice, "", "", gr.Timer(active=False), screen)
+        return ("", html.empty_html(), "", "", *rest)
+
+
+def _state(session: Session) -> tuple:
+    return tuple(
+        (s.number, s.state, s.shown, s.explaining, s.explained) for s in session.scans.values()
+    )
+
+
+def _others(session: Session, scan: Scan) -> list[Scan]:
+    """The other scans that have an age predicted."""
+    return [
+        other
+        for other in session.scans.values()
+        if other is not scan
+        and other.looked is not None
+        and not any(flag.fatal for flag in other.looked.seen.flags)
+    ]
+
+
+def _seen(scans: Sequence[Scan]) -> list[Seen]:
+    return [scan.looked.seen for scan in scans if scan.looked is not None]
+
+
+def _known(seen: Seen) -> float:
+    if seen.age is None:
+        raise SessionError("give the true age first")
+    return seen.age
+
+
+def _row(scan: Scan, estimate: Estimate | None) -> tuple[str, ...]:
+    known = "–" if scan.age is None else f"{scan.age:.1f}"
+    if estimate is None:
+        failed = f"failed: {scan.error}"
+        said = {"waiting": "waiting", "working": "working…"}.get(scan.state, failed)
+        return scan.label, "–", "–", known, "–", said
+    if estimate.age is None:
+        return scan.label, "–", "–", known, "–", f"refused: {estimate.error}"
+    low, high = estimate.low, estimate.high
+    interval = "–" if low is None or high is None else f"{low:.0f} to {high:.0f}"
+    gap = "–" if estimate.gap is None else f"{estimate.gap:+.1f}"
+    odd = ", ".join(flag.name.replace("_", " ") for flag in estimate.flags) or "good"
+    return scan.label, f"{estimate.age:.1f}", interval, known, gap, odd
+
+
+def _age(given: object, *, empty: bool) -> float | None:
+    text = str(given if given is not None else "").strip().replace(",", ".")
+    if not text and empty:
+        return None
+    try:
+        age = float(text)
+    except ValueError:
+        age = -1.0
+    if not 0 <= age <= 120:
+        raise SessionError(f"got the age {text[:20]!r}; give years from 0 to 120, such as 63.4")
+    return age
+
+
+def _data(event: gr.EventData) -> dict[str, Any]:
+    return event._data if isinstance(event._data, dict) else {}
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _profile(name: str) -> str:
+    """A profile that the browser remembers."""
+    try:
+        return check_name(name)
+    except ProfileError:
+        return DEFAULT
+
+
+def _line(error: BaseException) -> str:
+    """One line for the page."""
+    text = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
+    text = " ".join(text.split())[:300]
+    return text[:1].upper() + text[1:]

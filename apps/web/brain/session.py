@@ -1,0 +1,421 @@
+"""Scans of the visitors of the brain page: in folders of their own, worked on one by one.
+
+A session is what one browser tab has given. Its files lie in one folder, which goes some time after
+the tab was closed, and with the server; those of one scan go when the visitor deletes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from apps.web.brain.worker import EXPLANATION, HEAD, Worker, WorkerError, write_volume
+from apps.web.private_folder import make_private_folder
+
+if TYPE_CHECKING:
+    from neuro.age.predict import BrainAge, Seen
+    from neuro.scans.preprocess import InputKind, Prepared
+
+__all__ = [
+    "MAX_SCANS",
+    "Desk",
+    "Looked",
+    "Scan",
+    "Session",
+    "SessionError",
+    "Sessions",
+    "Step",
+    "clean_label",
+]
+
+MAX_SCANS = 40  # of a session
+MAX_SESSIONS = 64
+MAX_BYTES = 8 * 2**30  # of the uploads of all sessions
+WAITING = 24  # scans of all sessions
+IDLE_SECONDS = 2 * 3600.0
+CLOSED_SECONDS = 90.0  # a tab that is loaded again comes back within these
+
+State = Literal["waiting", "working", "ready", "failed"]
+STARTING, LOOKING = "starting", "networks"
+
+
+class SessionError(ValueError):
+    """A session or scan that is not there, or no more fit in; one line, fit to show."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the work on a scan; `seconds` is None while it goes on."""
+
+    name: str
+    began: float
+    seconds: float | None = None
+
+
+@dataclass
+class Looked:
+    """What the work on a scan gave: the prepared brain, and what the networks made of it."""
+
+    prepared: Prepared
+    seen: Seen
+
+
+@dataclass
+class Scan:
+    """One scan of a session.
+
+    Attributes:
+        number: unique in its session.
+        label: what the visitor sees it called.
+        kind: what the file holds.
+        folder: where its files lie.
+        source: the file itself; gone once it has been read.
+        note: where it is from, if it is none of the visitor's.
+        age: of the person in years, if known.
+        state: how far the work is.
+        steps: of the work, the last one going on.
+        error: why it failed.
+        shown: whether the picture of the scan as it came is there.
+        looked: what the work gave; there when it is ready.
+        explaining: whether its explanation is being computed.
+        explained: when that is there: the years that its full colour stands for.
+    """
+
+    number: int
+    label: str
+    kind: InputKind
+    folder: Path
+    source: Path
+    note: str = ""
+    age: float | None = None
+    state: State = "waiting"
+    steps: list[Step] = field(default_factory=list)
+    error: str = ""
+    shown: bool = False
+    looked: Looked | None = None
+    explaining: bool = False
+    explained: float | None = None
+    cancelled: bool = False
+
+    def begin(self, name: str) -> None:
+        """The next step; ends the one before."""
+        self.end()
+        self.steps.append(Step(name, time.monotonic()))
+
+    def end(self) -> None:
+        """The last step is over."""
+        if self.steps and self.steps[-1].seconds is None:
+            last = self.steps[-1]
+            self.steps[-1] = replace(last, seconds=time.monotonic() - last.began)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something about it may change without the visitor's doing."""
+        return self.state in {"waiting", "working"} or self.explaining
+
+
+class Session:
+    """What one tab has given.
+
+    Args:
+        token: the secret that it is known by.
+        owner: scope of the visitor it belongs to.
+        folder: of its files.
+    """
+
+    def __init__(self, token: str, owner: str, folder: Path) -> None:
+        self.token = token
+        self.owner = owner
+        self.folder = folder
+        self.scans: dict[int, Scan] = {}
+        self.used = time.monotonic()
+        self.closed: float | None = None
+        self.lock = threading.RLock()
+        self._last = 0
+
+    def add(self, label: str, kind: InputKind, *, note: str = "", age: float | None = None) -> Scan:
+        """Room for one more scan; its `source` is to be written."""
+        with self.lock:
+            if len(self.scans) >= MAX_SCANS:
+                raise SessionError(
+                    f"a session holds {MAX_SCANS} scans; remove one, or use `enn brain predict` "
+                    "for many"
+                )
+            self._last += 1
+            folder = self.folder / str(self._last)
+            folder.mkdir(mode=0o700)
+            scan = Scan(self._last, label, kind, folder, folder / "scan", note, age)
+            self.scans[scan.number] = scan
+            return scan
+
+    def get(self, number: object) -> Scan:
+        """A scan; raises SessionError if it is not there."""
+        scan = self.scans.get(number) if isinstance(number, int) else None
+        if scan is None:
+            raise SessionError("this scan is no longer there")
+        return scan
+
+    def remove(self, number: object) -> None:
+        """Deletes a scan and its files."""
+        with self.lock:
+            scan = self.get(number)
+            scan.cancelled = True
+            del self.scans[scan.number]
+        shutil.rmtree(scan.folder, ignore_errors=True)
+
+
+class Sessions:
+    """All sessions of a server.
+
+    Args:
+        root: folder for theirs; a new temporary one, gone with `close`, by default.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._kept = None
+        if root is None:
+            root, self._kept = make_private_folder("enn-brain-")
+        self.root = root
+        self._sessions: dict[str, Session] = {}
+        self._tabs: dict[str, str] = {}  # what a tab calls itself -> its session
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweeps, name="sessions", daemon=True)
+        self._sweeper.start()
+
+    def open(self, token: object, owner: str) -> Session:
+        """The visitor's session of that token, or a new one if there is none."""
+        with contextlib.suppress(SessionError):
+            return self.get(token, owner)
+        with self._lock:
+            if len(self._sessions) >= MAX_SESSIONS:
+                oldest = min(self._sessions.values(), key=lambda s: (s.closed is None, s.used))
+                self._drop(oldest)
+            token = secrets.token_urlsafe(24)
+            folder = self.root / secrets.token_hex(8)
+            folder.mkdir(mode=0o700)
+            session = self._sessions[token] = Session(token, owner, folder)
+            return session
+
+    def get(self, token: object, owner: str) -> Session:
+        """The visitor's session of that token.
+
+        Raises:
+            SessionError: it has ended, or is somebody else's.
+        """
+        with self._lock:
+            session = self._sessions.get(token) if isinstance(token, str) else None
+            if session is None or session.owner != owner:
+                raise SessionError("this session has ended; load the page again")
+            session.used, session.closed = time.monotonic(), None
+            return session
+
+    def enter(self, tab: str, session: Session) -> None:
+        """A tab shows a session."""
+        with self._lock:
+            self._tabs[tab] = session.token
+
+    def leave(self, tab: str) -> None:
+        """A tab was closed or is loaded again: its session goes unless it comes back soon."""
+        with self._lock:
+            token = self._tabs.pop(tab, "")
+            session = self._sessions.get(token)
+            if session is not None and token not in self._tabs.values():
+                session.closed = time.monotonic()
+
+    def end(self, token: object, owner: str) -> None:
+        """Deletes a session and its files."""
+        session = self.get(token, owner)
+        with self._lock:
+            self._drop(session)
+
+    def room(self) -> int:
+        """Bytes that may still be uploaded."""
+        with self._lock:
+            folders = [session.folder for session in self._sessions.values()]
+        return MAX_BYTES - sum(_size(folder) for folder in folders)
+
+    def close(self) -> None:
+        """Deletes everything."""
+        self._ended.set()
+        with self._lock:
+            for session in list(self._sessions.values()):
+                self._drop(session)
+        shutil.rmtree(self.root, ignore_errors=True)
+        if self._kept is not None:
+            self._kept.close()
+
+    def _drop(self, session: Session) -> None:
+        self._sessions.pop(session.token, None)
+        for scan in session.scans.values():
+            scan.cancelled = True
+        shutil.rmtree(session.folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Ends the sessions that are over."""
+        now = time.monotonic()
+        with self._lock:
+            for session in list(self._sessions.values()):
+                left = session.closed is not None and now - session.closed > CLOSED_SECONDS
+                if left or now - session.used > IDLE_SECONDS:
+                    self._drop(session)
+
+    def _sweeps(self) -> None:
+        while not self._ended.wait(10):
+            self.sweep()
+
+
+class Desk:
+    """Works on scans one after the other, whoever's they are.
+
+    Args:
+        brain: looks at what was prepared.
+        worker: prepares.
+    """
+
+    def __init__(self, brain: BrainAge, worker: Worker | None = None) -> None:
+        self.brain = brain
+        self._worker = worker or Worker()
+        self._jobs: deque[tuple[Scan, Callable[[Scan], None]]] = deque()
+        self._changed = threading.Condition()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="brain-desk", daemon=True)
+        self._thread.start()
+
+    def warm_up(self) -> None:
+        """Does before the first visitor what they would wait for."""
+        threading.Thread(target=self._worker.warm_up, daemon=True).start()
+
+    def check_room(self) -> None:
+        """Raises SessionError if too many scans are waiting."""
+        with self._changed:
+            if len(self._jobs) >= WAITING:
+                raise SessionError(
+                    f"{len(self._jobs)} scans are waiting already; try again in some minutes"
+                )
+
+    def submit(self, scan: Scan) -> None:
+        """Prepares and looks at a scan in its turn."""
+        self._add(scan, self._prepare)
+
+    def explain(self, scan: Scan) -> None:
+        """Computes a scan's explanation in its turn."""
+        if not scan.explaining and scan.explained is None:
+            scan.explaining = True
+            self._add(scan, self._explain)
+
+    def ahead(self, scan: Scan) -> int:
+        """How many scans come before one that waits."""
+        with self._changed:
+            waiting = [job[0] for job in self._jobs]
+        return waiting.index(scan) + 1 if scan in waiting else 0
+
+    def close(self) -> None:
+        """Stops working."""
+        with self._changed:
+            self._ended = True
+            self._jobs.clear()
+            self._changed.notify_all()
+        self._worker.stop()
+
+    def _add(self, scan: Scan, work: Callable[[Scan], None]) -> None:
+        with self._changed:
+            self._jobs.append((scan, work))
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        for scan, work in self._next():
+            if scan.cancelled:
+                continue
+            try:
+                work(scan)
+            except WorkerError as error:
+                _fail(scan, str(error))
+            except Exception as error:
+                text = " ".join(str(error).replace(str(scan.folder), "").split())
+                _fail(scan, f"failed with {type(error).__name__}: {text[:200]}")
+
+    def _next(self) -> Iterator[tuple[Scan, Callable[[Scan], None]]]:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._ended:
+                    self._changed.wait()
+                if self._ended:
+                    return
+                job = self._jobs.popleft()
+            yield job
+
+    def _prepare(self, scan: Scan) -> None:
+        from neuro.teach import ready
+
+        scan.state = "working"
+        scan.begin(STARTING)
+
+        def on_step(name: str) -> None:
+            if name == HEAD:
+                scan.shown = True
+            else:
+                scan.begin(name)
+
+        prepared = self._worker.prepare(scan.source, scan.kind, scan.folder, on_step)
+        # What is shown and taught later needs the file no more.
+        scan.source.unlink(missing_ok=True)
+        scan.begin(LOOKING)
+        seen = self.brain.look(prepared, name=scan.label, age=scan.age)
+        ready(self.brain, seen)
+        scan.end()
+        scan.looked = Looked(prepared, seen)
+        scan.state = "ready"
+
+    def _explain(self, scan: Scan) -> None:
+        import numpy as np
+
+        from neuro.age.explain import gradient
+        from neuro.scans.template import MNI_AFFINE
+
+        if scan.looked is None:
+            return
+        image = scan.looked.prepared.image
+        values = gradient(self.brain.model, image)
+        write_volume(values, MNI_AFFINE, scan.folder / EXPLANATION)
+        top = float(np.percentile(np.abs(values[image > 0]), 99.5))
+        scan.explained, scan.explaining = top, False
+
+
+def clean_label(name: str) -> str:
+    """What a file is called on the page: its own name without folders, endings and odd signs.
+
+    >>> clean_label("C:\\\\scans\\\\sub-01_T1w.nii.gz"), clean_label("  ")
+    ('sub-01_T1w', 'scan')
+    """
+    name = re.split(r"[\\/]", name)[-1]
+    name = "".join(sign if sign.isprintable() else " " for sign in name)
+    name = re.sub(r"(\.gz|\.nii|\.mgz|\.mgh|\.img|\.hdr)+$", "", name.strip(), flags=re.IGNORECASE)
+    return " ".join(name.split())[:60] or "scan"
+
+
+def _fail(scan: Scan, text: str) -> None:
+    scan.end()
+    scan.source.unlink(missing_ok=True)
+    if scan.explaining:
+        scan.explaining = False
+        scan.error = f"The explanation {text}"
+    else:
+        scan.error, scan.state = text, "failed"
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total

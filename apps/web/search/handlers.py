@@ -1,0 +1,639 @@
+"""What the search page does: handlers from what a visitor did to what the page shows.
+
+Handlers hold only what all visitors share. A visitor's `Screen` comes in and goes out; whose
+teaching it is comes with the request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from apps.web.search import html, taught_html
+from apps.web.search.collection import Collection, Job, UpdateRunning, share
+from apps.web.search.pictures import ImageRef, Pictures, Uploads
+from apps.web.search.teachers import Teachers
+from apps.web.visitors import visitor_of
+from retrieval.images import ImageError
+from retrieval.teach.profiles import DEFAULT, check_name
+
+if TYPE_CHECKING:
+    from retrieval.teach.teacher import Lesson, Teacher
+
+__all__ = [
+    "CAPTIONS_LIMIT",
+    "TEXT_LIMIT",
+    "Query",
+    "Screen",
+    "SearchHandlers",
+    "check_profile",
+    "one_line",
+]
+
+TEXT_LIMIT = 500  # characters of a query; the text tower reads fewer words than that
+CAPTIONS_LIMIT = 200
+MARKS_LIMIT = 192  # pictures marked at once: no more are shown
+SHOWN_SKIPPED = 500
+
+# What teaching raises when it cannot be done, with a line fit to show.
+EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What one visitor is searching for: words, a picture (an upload or a found one), or both."""
+
+    text: str = ""
+    upload: str | None = None  # token of an uploaded picture
+    like: str | None = None  # token of a picture of the collection
+
+    @property
+    def empty(self) -> bool:
+        return not (self.text or self.upload or self.like)
+
+    @property
+    def words_only(self) -> bool:
+        """Such a query can be taught."""
+        return bool(self.text) and not (self.upload or self.like)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a visitor says of pictures of one collection, by id, for a query."""
+
+    collection: int
+    text: str
+    good: tuple[int, ...] = ()
+    bad: tuple[int, ...] = ()
+    unmark: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What one visitor's page shows.
+
+    Attributes:
+        query: what was searched for last.
+        profile: name of the profile that learns and counts.
+        taught: whether results are with what was taught.
+        ids: pictures shown, best first.
+        refused: marks that were not learned, in case the visitor insists.
+    """
+
+    query: Query = Query()
+    profile: str = DEFAULT
+    taught: bool = True
+    ids: tuple[int, ...] = ()
+    refused: Marks | None = None
+
+
+@dataclass(frozen=True)
+class _Body:
+    """Results as HTML, and what is told about them."""
+
+    status: str
+    results: str
+    ids: tuple[int, ...] = ()
+    new: int = 0
+    up: int = 0
+
+
+class SearchHandlers:
+    """The handlers of searching, marking, captions and the collection.
+
+    Args:
+        collections: at least one.
+        pictures: signs and resolves the tokens of the collections' images.
+        uploads: keeps visitors' pictures.
+        teachers: opens what visitors taught.
+        title: of the page.
+    """
+
+    def __init__(
+        self,
+        collections: Sequence[Collection],
+        pictures: Pictures,
+        uploads: Uploads,
+        teachers: Teachers,
+        title: str,
+    ) -> None:
+        self.collections = collections
+        self.pictures = pictures
+        self.uploads = uploads
+        self.teachers = teachers
+        self.title = title
+
+    # -- searching ---------------------------------------------------------------------------
+
+    def open(
+        self, which: int, count: int, remembered: str, screen: Screen, request: gr.Request
+    ) -> tuple:
+        """A visitor arrives: `?q=words` searches at once, otherwise a look at the collection.
+
+        What was typed while the page was still loading stays.
+        """
+        asked = _clean(str(request.query_params.get("q", "")))
+        screen = replace(screen, query=Query(text=asked), profile=_profile(remembered))
+        return self.show(screen, which, count, request, typed=not asked)
+
+    def search_text(
+        self, text: str, which: int, count: int, screen: Screen, request: gr.Request
+    ) -> tuple:
+        query = replace(screen.query, text=_clean(text))
+        return self.show(replace(screen, query=query), which, count, request, typed=True)
+
+    def again(self, which: int, count: int, screen: Screen, request: gr.Request) -> tuple:
+        return self.show(screen, which, count, request, typed=True)
+
+    def search_example(
+        self, which: int, count: int, screen: Screen, request: gr.Request, event: gr.EventData
+    ) -> tuple:
+        query = Query(text=_clean(_field(event, "query")))
+        return self.show(replace(screen, query=query), which, count, request)
+
+    def search_upload(
+        self,
+        text: str,
+        which: int,
+        count: int,
+        screen: Screen,
+        request: gr.Request,
+        event: gr.EventData,
+    ) -> tuple:
+        query = Query(text=_clean(text), upload=_field(event, "token"))
+        return self.show(replace(screen, query=query), which, count, request, typed=True)
+
+    def search_without_picture(
+        self, text: str, which: int, count: int, screen: Screen, request: gr.Request
+    ) -> tuple:
+        query = Query(text=_clean(text))
+        return self.show(replace(screen, query=query), which, count, request, typed=True)
+
+    def search_like(
+        self, which: int, count: int, screen: Screen, request: gr.Request, event: gr.EventData
+    ) -> tuple:
+        query = Query(like=_field(event, "token"))
+        return self.show(replace(screen, query=query), which, count, request)
+
+    def start_again(self, which: int, count: int, screen: Screen, request: gr.Request) -> tuple:
+        return self.show(replace(screen, query=Query()), which, count, request)
+
+    def with_taught(self, which: int, count: int, screen: Screen, request: gr.Request) -> tuple:
+        return self.show(replace(screen, taught=True), which, count, request, typed=True)
+
+    def without_taught(self, which: int, count: int, screen: Screen, request: gr.Request) -> tuple:
+        return self.show(replace(screen, taught=False), which, count, request, typed=True)
+
+    def show(
+        self,
+        screen: Screen,
+        which: int,
+        count: int,
+        request: gr.Request,
+        *,
+        typed: bool = False,
+        before: Sequence[int] | None = None,
+        answer: str = "",
+        lesson: Lesson | str | None = None,
+        bad: bool = True,
+    ) -> tuple:
+        """(text, picker, status, lesson, results, screen) for a screen.
+
+        Args:
+            screen: what to show.
+            which, count: the collection and how many pictures.
+            request: who asks.
+            typed: the text box stays as it is, its visitor may be typing on.
+            before: ids of the ranking before what the visitor just did, to tell what moved;
+                None compares with the ranking without teaching.
+            answer: HTML put behind the results, for the page's script.
+            lesson: what to tell: a lesson, or a text.
+            bad: the text is about something that failed.
+        """
+        text = gr.skip() if typed else screen.query.text
+        message = ""
+        if isinstance(lesson, str):
+            message = taught_html.lesson_html(lesson, bad=bad)
+        try:
+            picker = self._picker(screen.query)
+        except LookupError:
+            screen = replace(screen, query=replace(screen.query, upload=None, like=None), ids=())
+            status = html.status_html("That picture is no longer here.", clear=True)
+            body = html.message_html(
+                "Please choose the picture again", "Pictures to search with are kept for a while."
+            )
+            return text, html.picker_html(), status, message, body, screen
+        teacher = None
+        try:
+            teacher = self.teacher(which, screen, request)
+        except EXPECTED as error:
+            message = taught_html.lesson_html(
+                f"Searching without what was taught: {one_line(error)}", bad=True
+            )
+        shown = self._body(screen, which, count, teacher, before)
+        if lesson is not None and not isinstance(lesson, str):
+            message = taught_html.lesson_html(
+                taught_html.told(lesson, new=shown.new, up=shown.up),
+                undo=lesson.entry,
+                profile=screen.profile,
+                force=lesson.refused is not None,
+                bad=lesson.refused is not None,
+            )
+        if not message and shown.ids and screen.query.words_only:
+            message = html.MARK_HINT  # at the place of the first lesson, so that nothing jumps
+        screen = replace(screen, ids=shown.ids)
+        return text, picker, shown.status, message, shown.results + answer, screen
+
+    def teacher(self, which: int, screen: Screen, request: gr.Request) -> Teacher | None:
+        """The visitor's teacher, up to date; None for one whom nothing tells from others yet."""
+        scope = visitor_of(request).scope
+        if scope is None:
+            return None
+        teacher = self.teachers.get(self.collections[which].model, scope, screen.profile)
+        teacher.refresh()
+        return teacher
+
+    def _picker(self, query: Query) -> str:
+        if query.upload:
+            self.uploads.get(query.upload)
+            return html.picker_html(f"uploads/{query.upload}", caption="Your picture")
+        if query.like:
+            self.pictures.resolve(query.like)
+            return html.picker_html(f"pictures/card/{query.like}", caption="Pictures like it")
+        return html.picker_html()
+
+    def _body(
+        self,
+        screen: Screen,
+        which: int,
+        count: int,
+        teacher: Teacher | None,
+        before: Sequence[int] | None,
+    ) -> _Body:
+        try:
+            return self._found(screen, which, count, teacher, before)
+        except (LookupError, OSError, ImageError) as error:
+            return _Body(
+                html.status_html("This picture cannot be used any more.", clear=True),
+                html.message_html("The picture is gone", one_line(error)),
+            )
+        except ValueError as error:
+            return _Body(
+                html.status_html("This search could not be understood.", clear=True),
+                html.message_html("Please put it in other words", one_line(error)),
+            )
+        except RuntimeError as error:
+            return _Body(
+                html.status_html("The search could not be done.", clear=True),
+                html.message_html("Something is wrong with the collection", one_line(error)),
+            )
+
+    def _found(
+        self,
+        screen: Screen,
+        which: int,
+        count: int,
+        teacher: Teacher | None,
+        before: Sequence[int] | None,
+    ) -> _Body:
+        collection, query = self.collections[which], screen.query
+        total = len(collection.index)
+        if not total:
+            return _Body(
+                html.status_html("", clear=not query.empty),
+                html.message_html(
+                    "No pictures yet",
+                    "Open the Collection tab and press “Update now” to read the folder.",
+                ),
+            )
+        if query.empty:
+            cards = collection.browse(count)
+            text = f"A look into {collection.name}: {len(cards):,} of {total:,} pictures."
+            return _Body(html.status_html(text), html.cards_html(cards, label="Some pictures"))
+        started = time.monotonic()
+        image, like = self._query_picture(query, which)
+        knows = teacher if teacher is not None and len(teacher) and query.text else None
+        counts = knows if screen.taught else None
+        found = collection.find(query.text, image, like, count, teacher=counts)
+        seconds = time.monotonic() - started
+        if before is None and counts is not None:
+            before = collection.find(query.text, image, like, count).ids
+        marks = {}
+        if knows is not None and query.words_only:
+            with contextlib.suppress(*EXPECTED):  # marks of another index, of no use here
+                marks = knows.marks(query.text, collection.index)
+        cards = collection.cards(found, marks=marks, before=before)
+        text = f"{_asked(query)}: best {len(cards):,} of {total:,} pictures, {seconds:.2f} s"
+        status = html.status_html(
+            text,
+            clear=True,
+            taught=screen.taught if knows is not None else None,
+            profile=screen.profile,
+        )
+        results = html.cards_html(
+            cards,
+            label="Search results",
+            query=query.text if query.words_only else None,
+            profile=screen.profile,
+        )
+        up = sum(card.moved > 0 for card in cards)
+        return _Body(status, results, found.ids, new=sum(card.new for card in cards), up=up)
+
+    def _query_picture(self, query: Query, which: int) -> tuple[bytes | None, int | None]:
+        """The picture of a query, as bytes or as an id of the collection."""
+        if query.like:
+            ref = self.pictures.resolve(query.like)
+            if ref.collection == which:
+                return None, ref.id
+            # found in another folder, now asked for in this one
+            return self.collections[ref.collection].read(ref)[0], None
+        return (self.uploads.get(query.upload) if query.upload else None), None
+
+    # -- marking -----------------------------------------------------------------------------
+
+    def mark(
+        self, which: int, count: int, screen: Screen, request: gr.Request, event: gr.EventData
+    ) -> tuple:
+        """Pictures were marked; the answer comes after what was learned is on disk."""
+        data = event._data if isinstance(event._data, dict) else {}
+        serial = data.get("answer")
+        number = serial if type(serial) is int and 0 <= serial < 2**53 else 0
+        try:
+            check_profile(data, screen)
+            marks = self._marks(data)
+        except EXPECTED as error:
+            answer = _answer(number, refused=True)
+            text = f"Not learned: {one_line(error)}"
+            return self.show(screen, which, count, request, typed=True, answer=answer, lesson=text)
+        return self._learn(marks, number, which, count, screen, request)
+
+    def insist(self, which: int, count: int, screen: Screen, request: gr.Request) -> tuple:
+        """Teach what was refused."""
+        if screen.refused is None:
+            return self.again(which, count, screen, request)
+        return self._learn(screen.refused, 0, which, count, screen, request, force=True)
+
+    def undo_last(
+        self, which: int, count: int, screen: Screen, request: gr.Request, event: gr.EventData
+    ) -> tuple:
+        """Take back an entry of the history; what is shown compares with before."""
+        done, text = self.take_back(which, screen, request, event)
+        return self.show(
+            screen,
+            which,
+            count,
+            request,
+            typed=True,
+            before=screen.ids if done else None,
+            lesson=text,
+            bad=not done,
+        )
+
+    def take_back(
+        self, which: int, screen: Screen, request: gr.Request, event: gr.EventData
+    ) -> tuple[bool, str]:
+        """Whether an entry was undone, and a line about it."""
+        data = event._data if isinstance(event._data, dict) else {}
+        entry = data.get("entry")
+        try:
+            if type(entry) is not int:  # True is none
+                raise ValueError("no entry of the history is named")
+            check_profile(data, screen)
+            visitor_of(request).known()
+            teacher = self.teacher(which, screen, request)
+            if teacher is None:
+                raise ValueError("there is nothing to undo")
+            undone = teacher.undo(entry, index=self.collections[which].index)
+        except EXPECTED as error:
+            return False, f"Not undone: {one_line(error)}"
+        marks = taught_html.counted(undone.good, undone.bad, undone.unmarked)
+        return True, f"Undone: {marks} for “{_short(undone.query)}”."
+
+    def _learn(
+        self,
+        marks: Marks,
+        number: int,
+        which: int,
+        count: int,
+        screen: Screen,
+        request: gr.Request,
+        *,
+        force: bool = False,
+    ) -> tuple:
+        lesson: Lesson | str
+        refused = True
+        try:
+            visitor_of(request).known()
+            teacher = self.teacher(marks.collection, screen, request)
+            if teacher is None:
+                raise ValueError("there is nobody to learn from")
+            lesson = teacher.teach(
+                self.collections[marks.collection].index,
+                marks.text,
+                marks.good,
+                marks.bad,
+                unmark=marks.unmark,
+                force=force,
+            )
+            refused = lesson.refused is not None
+        except EXPECTED as error:
+            lesson = f"Not learned: {one_line(error)}"
+        same = marks.text == screen.query.text and marks.collection == which
+        before = screen.ids if same and not refused and screen.taught else None
+        screen = replace(
+            screen,
+            taught=screen.taught or not refused,
+            refused=marks if refused and not isinstance(lesson, str) else None,
+        )
+        return self.show(
+            screen,
+            which,
+            count,
+            request,
+            typed=True,
+            before=before,
+            answer=_answer(number, refused=refused),
+            lesson=lesson,
+        )
+
+    def _marks(self, data: dict[str, Any]) -> Marks:
+        """Marks as the page's script sent them, checked."""
+        said, text = data.get("marks"), data.get("query")
+        if not isinstance(said, dict) or not 0 < len(said) <= MARKS_LIMIT:
+            raise ValueError(f"1 to {MARKS_LIMIT} pictures can be marked at once")
+        if not isinstance(text, str) or not _clean(text):
+            raise ValueError("only searches in words can be taught")
+        refs: dict[str, list[ImageRef]] = {"good": [], "bad": [], "none": []}
+        for token, what in said.items():
+            if what not in ("good", "bad", "none"):
+                raise ValueError("a picture is good, bad, or neither")
+            refs[what].append(self.pictures.resolve(token))
+        numbers = {ref.collection for group in refs.values() for ref in group}
+        if len(numbers) != 1:
+            raise ValueError("the pictures are of several collections")
+        ids = {what: tuple(ref.id for ref in group) for what, group in refs.items()}
+        return Marks(numbers.pop(), _clean(text), ids["good"], ids["bad"], ids["none"])
+
+    # -- captions tab ------------------------------------------------------------------------
+
+    def no_subject(self) -> str:
+        return html.message_html(
+            "No picture yet",
+            "Choose one on this page, or open a search result and press “Match captions”.",
+        )
+
+    def describe_upload(self, lines: str, which: int, event: gr.EventData) -> tuple:
+        return self._describe(Query(upload=_field(event, "token")), lines, which)
+
+    def describe_found(self, lines: str, which: int, event: gr.EventData) -> tuple:
+        shown = self._describe(Query(like=_field(event, "token")), lines, which)
+        return (*shown, gr.Tabs(selected="captions"))
+
+    def describe_again(self, lines: str, subject: Query, which: int) -> tuple:
+        return self._describe(subject, lines, which)
+
+    def describe_nothing(self) -> tuple:
+        return html.picker_html(label="Choose a picture"), self.no_subject(), Query()
+
+    def _describe(self, subject: Query, lines: str, which: int) -> tuple:
+        """(picker, ranking, subject) for a picture and captions."""
+        image = self._picture(subject)
+        if image is None:
+            return self.describe_nothing()
+        url = f"uploads/{subject.upload}" if subject.upload else f"pictures/large/{subject.like}"
+        picker = html.picker_html(url)
+        captions = list(dict.fromkeys(filter(None, (_clean(c) for c in lines.splitlines()))))
+        if not captions:
+            text = "Write at least one caption, each on its own line."
+            return picker, html.message_html("No captions", text), subject
+        ranked = self.collections[which].caption(image, captions[:CAPTIONS_LIMIT])
+        average = sum(score for _, score in ranked) / len(ranked)
+        rows = [
+            (caption, score, max(2, round(100 * share(score, average, ranked[0][1]))))
+            for caption, score in ranked
+        ]
+        return picker, html.captions_html(rows), subject
+
+    def _picture(self, query: Query) -> bytes | None:
+        """The bytes of a query's picture, None if there is none (any more)."""
+        with contextlib.suppress(LookupError, OSError, ValueError):
+            if query.upload:
+                return self.uploads.get(query.upload)
+            if query.like:
+                ref = self.pictures.resolve(query.like)
+                return self.collections[ref.collection].read(ref)[0]
+        return None
+
+    # -- collection tab ----------------------------------------------------------------------
+
+    def header(self, which: int) -> str:
+        return html.header_html(self.title, self.subtitle(which))
+
+    def subtitle(self, which: int) -> str:
+        collection = self.collections[which]
+        return f"{len(collection):,} pictures · {collection.name}"
+
+    def index_state(self, which: int) -> tuple:
+        """(header, tiles, job, skipped, update button, stop button, timer)."""
+        collection = self.collections[which]
+        facts = collection.stats()
+        tiles = html.tiles_html(
+            [
+                ("pictures can be searched", f"{len(collection):,}"),
+                ("files left out", f"{facts['skipped']:,}"),
+                ("size of the index", html.file_size(facts["bytes"])),
+                ("model", str(facts["model"])),
+            ]
+        )
+        now = collection.job
+        skipped = html.skipped_html(collection.skipped(SHOWN_SKIPPED), facts["skipped"])
+        can_update = collection.root is not None and not now.active
+        return (
+            self.header(which),
+            tiles,
+            _job_html(now, collection),
+            skipped,
+            gr.Button(interactive=can_update),
+            gr.Button(visible=now.active, interactive=now.state == "running"),
+            gr.Timer(active=now.active),
+        )
+
+    def start_update(self, which: int) -> tuple:
+        with contextlib.suppress(UpdateRunning, ValueError):
+            self.collections[which].start_update()
+        return self.index_state(which)
+
+    def stop_update(self, which: int) -> tuple:
+        self.collections[which].cancel_update()
+        return self.index_state(which)
+
+
+def check_profile(data: Any, screen: Screen) -> None:
+    """Raises ValueError unless the page shows the profile that the server has in mind.
+
+    They differ after a restart, when the server has forgotten the visitor's screen.
+    """
+    if not isinstance(data, dict) or data.get("profile") != screen.profile:
+        raise ValueError("the server was started anew since this page was loaded; load it again")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in at most 300 characters."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())[:300]
+
+
+def _answer(number: int, *, refused: bool) -> str:
+    """Tells the page's script that the server has answered its marks."""
+    return f'<i hidden data-answer="{number}"{" data-refused" if refused else ""}></i>'
+
+
+def _job_html(job: Job, collection: Collection) -> str:
+    if job.active:
+        return html.progress_html(job.text, done=job.done, total=job.total)
+    if job.state == "idle":
+        text = (
+            f"Looks for new, changed and deleted pictures in the folder “{collection.root.name}” "
+            "that the server was started with. Searching goes on meanwhile."
+            if collection.root is not None
+            else "The server was started with an index alone, so there is no folder to read."
+        )
+        return html.note_html(text)
+    return html.notice_html(job.text, bad=job.state == "failed")
+
+
+def _asked(query: Query) -> str:
+    text = _short(query.text)
+    if query.upload or query.like:
+        return f"“{text}” together with the picture" if text else "Like the picture"
+    return f"“{text}”"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _profile(remembered: str) -> str:
+    """The profile that a browser remembers, if it can be one."""
+    try:
+        return check_name(remembered)
+    except ValueError:
+        return DEFAULT
+
+
+def _clean(text: str) -> str:
+    """One line of at most TEXT_LIMIT characters, without control characters and lone surrogates."""
+    text = text[: 4 * TEXT_LIMIT].encode("utf-8", "ignore").decode()
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:TEXT_LIMIT]
+
+
+def _field(event: gr.EventData, name: str) -> str:
+    """A text field of what the page's script sent; anything else is an empty text."""
+    data = event._data
+    value = data.get(name) if isinstance(data, dict) else None
+    return value if isinstance(value, str) else ""

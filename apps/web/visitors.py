@@ -1,0 +1,124 @@
+"""Whose teaching a request reads and writes.
+
+On the own machine everybody is the owner; with passwords it is who signed in; an open server tells
+browsers apart by a cookie that it gives them. People on one server never see what others taught.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from retrieval.teach.profiles import LOCAL
+
+__all__ = [
+    "COOKIE",
+    "LOCAL",
+    "UnknownVisitor",
+    "Visitor",
+    "Visitors",
+    "remember",
+    "visitor_of",
+]
+
+COOKIE = "enn-visitor"
+
+_KEY = "eigen.visitor"  # of the ASGI scope
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 random bytes
+_YEAR = 365 * 24 * 3600
+
+
+class UnknownVisitor(ValueError):
+    """Something is to be remembered for a visitor whom nothing tells from others."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who sent a request.
+
+    Attributes:
+        scope: name of the place of their profiles; None while there is nothing to tell them by.
+        set_cookie: value of a Set-Cookie header to answer with, or None.
+    """
+
+    scope: str | None
+    set_cookie: str | None = None
+
+    def known(self) -> str:
+        """The scope; raises UnknownVisitor if there is none."""
+        if self.scope is None:
+            raise UnknownVisitor(
+                f"this server tells visitors apart by the cookie {COOKIE}, which this request "
+                "lacks; allow cookies and load the page again"
+            )
+        return self.scope
+
+
+class Visitors:
+    """Tells from a request who sent it.
+
+    Args:
+        passwords: visitors sign in.
+        loopback: only this machine can reach the server, so that without passwords every visitor
+            is its user. Otherwise cookies have to tell visitors apart.
+    """
+
+    def __init__(self, *, passwords: bool = False, loopback: bool = True) -> None:
+        self.passwords = passwords
+        self.loopback = loopback
+
+    def identify(
+        self, login: str | None, headers: Mapping[bytes, str], *, page: bool = False
+    ) -> Visitor:
+        """The sender of a request.
+
+        Args:
+            login: the name of whoever signed in, None on a server without passwords.
+            headers: by lower-case name.
+            page: the request may be answered with a new cookie: it begins a visit.
+        """
+        if self.passwords:
+            return Visitor(None if login is None else f"user-{_short(login)}")
+        if self.loopback:
+            return Visitor(LOCAL)
+        secret = _cookie(headers.get(b"cookie", ""))
+        if secret is not None:
+            return Visitor(f"visitor-{_short(secret)}", _set_cookie(secret) if page else None)
+        # A visitor who comes by a link of another site has a cookie that the browser keeps back
+        # this once (SameSite=Strict); a new one must not replace it.
+        foreign = headers.get(b"sec-fetch-site", "none") in {"cross-site", "same-site"}
+        fresh = page and not foreign
+        return Visitor(None, _set_cookie(secrets.token_urlsafe(32)) if fresh else None)
+
+
+def remember(scope: Mapping[str, Any], visitor: Visitor) -> dict[str, Any]:
+    """An ASGI scope that knows its visitor."""
+    return {**scope, _KEY: visitor}
+
+
+def visitor_of(request: Any) -> Visitor:
+    """The visitor behind a request, Starlette's or Gradio's; nobody if no guard stood before it."""
+    inner = getattr(request, "request", None) or request
+    visitor = inner.scope.get(_KEY)
+    return visitor if isinstance(visitor, Visitor) else Visitor(None)
+
+
+def _short(secret: str) -> str:
+    return sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def _cookie(header: str) -> str | None:
+    for part in header.split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE and _SECRET.fullmatch(value):
+            return value
+    return None
+
+
+def _set_cookie(secret: str) -> str:
+    # Not `Secure`: the server itself speaks plain HTTP.
+    return f"{COOKIE}={secret}; Path=/; Max-Age={_YEAR}; HttpOnly; SameSite=Strict"

@@ -1,0 +1,1 @@
+"""Files: replaced in one piece, settings. Knows files only."""

@@ -1,0 +1,1 @@
+"""Image classifiers, the bench of rules, continual learning: above the rest of the core."""

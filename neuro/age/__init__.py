@@ -1,0 +1,1 @@
+"""From a brain to an age with its interval."""

@@ -1,0 +1,250 @@
+"""A brain's age with its interval, what is odd about the scan, and what teaching needs of it.
+
+>>> from neuro.scans.batch import prepare_scan                              # doctest: +SKIP
+>>> brain = BrainAge.load()                                           # doctest: +SKIP
+>>> prepared, _ = prepare_scan("scan.nii.gz")                         # doctest: +SKIP
+>>> estimate = brain.estimate(brain.look(prepared))                   # doctest: +SKIP
+>>> estimate.age, estimate.low, estimate.high                         # doctest: +SKIP
+(61.2, 49.8, 72.6)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
+from neuro.age.model import BrainAgeModel, ModelError, answer, both_sides, weights_sha256
+from neuro.dataset import as_input, crop, uncrop
+from neuro.scans.preprocess import Prepared
+from neuro.scans.quality import Flag, IntensityReference, judge
+
+__all__ = ["BrainAge", "Corrects", "Estimate", "Seen", "shipped_weights"]
+
+ANY_AGE = (0.0, 120.0)
+"""Trained ages of a model that does not tell them."""
+
+
+class Corrects(Protocol):
+    """What an estimate needs of a site profile (`neuro.teach.Site`)."""
+
+    def corrections(self, seen: Sequence[Seen]) -> np.ndarray:
+        """(n,) years to add to each `Seen.raw_age`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One brain after the forward pass: all that is needed later on, never the scan itself.
+
+    Attributes:
+        name: for people.
+        raw_age: the model's answer in years, the mean of both mirror images; nothing is corrected.
+        by_head: (members, heads) years.
+        block_inputs: (members, channels, i, j, k) float16, what the last block of each member
+            reads of the brain (not of its mirror image).
+        flags: what is odd about the scan.
+        distance: of its intensities to the training scans', 1 is the farthest of these; NaN if the
+            model does not know.
+        age: of the person, if known, in years.
+    """
+
+    name: str
+    raw_age: float
+    by_head: np.ndarray
+    block_inputs: np.ndarray
+    flags: list[Flag]
+    distance: float
+    age: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is said of one brain; years.
+
+    Attributes:
+        age: predicted, with what the site has taught; None if the scan is refused.
+        low, high: ends of the interval around `age`; None where the model has too few residuals.
+        raw: before the site's teaching.
+        corrected: `age` without its bias on age, only if that was asked for.
+        gap: `age` minus the known age; None if it is not known.
+        flags: gravest first.
+        out_of_distribution: distance of the intensities, see `Seen`.
+        error: why the scan is refused; "" if it is not.
+    """
+
+    age: float | None
+    low: float | None
+    high: float | None
+    raw: float
+    corrected: float | None
+    gap: float | None
+    flags: list[Flag]
+    out_of_distribution: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class BrainAge:
+    """A model with everything around it, loaded once; may be used by several threads.
+
+    Attributes:
+        model: the networks.
+        reference: of the training scans' intensities; None if the file has none.
+        sha256: of the networks and their weights: what site profiles belong to. Intervals,
+            corrections and descriptions may change without a new one.
+        trained_ages: youngest and oldest of the training scans.
+    """
+
+    model: BrainAgeModel
+    reference: IntensityReference | None
+    sha256: str
+    trained_ages: tuple[float, float] = ANY_AGE
+
+    @classmethod
+    def load(cls, path: Path | str | None = None) -> BrainAge:
+        """Read a model file of `enn brain train`; the shipped one by default.
+
+        Raises:
+            ModelError: it is damaged or no brain-age model.
+            FileNotFoundError: there is none.
+        """
+        path = shipped_weights() if path is None else Path(path)
+        model = BrainAgeModel.load(path)
+        ages = model.about.get("ages", ANY_AGE)
+        return cls(model, model.reference, weights_sha256(path), (float(ages[0]), float(ages[1])))
+
+    @torch.no_grad()
+    def look(self, prepared: Prepared, *, name: str = "", age: float | None = None) -> Seen:
+        """The forward pass: about 1 s on one core.
+
+        Args:
+            prepared: a brain on the template's grid.
+            name: of the scan, for people.
+            age: of the person in years, if known.
+        """
+        volume = crop(prepared.image)
+        distance = math.nan
+        if self.reference is not None:
+            # As the reference was fitted: training sets are kept cropped.
+            distance = self.reference.distance(uncrop(volume))
+        flags = self.judge(prepared, distance, age)
+        x = torch.from_numpy(as_input(volume[None]))
+        said, read = [], []
+        stems: dict[str, torch.Tensor] = {}  # without parameters: those alike give the same
+        for member in self.model.members:
+            stem = member.net.stem
+            if repr(stem) not in stems:
+                stems[repr(stem)] = stem(x)
+            heads, last = both_sides(member.net, member.target, stems[repr(stem)])
+            said.append(heads[0])
+            read.append(last[0].half().numpy())
+        heads = np.stack(said)
+        if len({inputs.shape for inputs in read}) > 1:
+            raise ModelError(
+                "the model's networks differ in what their last block reads; give a model of one "
+                "architecture"
+            )
+        raw = float(answer(heads, self.model.answer).mean())
+        return Seen(name, raw, heads, np.stack(read), flags, distance, age)
+
+    def judge(self, prepared: Prepared, distance: float, age: float | None) -> list[Flag]:
+        """What is odd about a brain for this model, gravest first.
+
+        Args:
+            prepared: a brain on the template's grid.
+            distance: of its intensities, `Seen.distance`.
+            age: of the person in years, if known.
+        """
+        return judge(
+            prepared.quality,
+            image=prepared.image,
+            distance=None if math.isnan(distance) else distance,
+            age=age,
+            trained_ages=self.trained_ages,
+        )
+
+    def estimate(
+        self,
+        seen: Seen,
+        *,
+        site: Corrects | None = None,
+        bias: BiasCorrection | None = None,
+        confidence: float = 0.9,
+    ) -> Estimate:
+        """What is said of a brain.
+
+        Args:
+            seen: of `look`.
+            site: what a scanner's labelled scans have taught.
+            bias: correction for `Estimate.corrected`, which is None without it, or if it needs the
+                person's age and that is not known.
+            confidence: share of people whose age lies in the interval, 0 to 1.
+
+        Raises:
+            CalibrationError: a confidence outside of 0..1.
+        """
+        fatal = next((flag for flag in seen.flags if flag.fatal), None)
+        if fatal is not None:
+            return Estimate(
+                None, None, None, seen.raw_age, None, None, seen.flags, seen.distance, fatal.text
+            )
+        age = seen.raw_age
+        if site is not None:
+            age = max(0.0, age + float(site.corrections([seen])[0]))
+        low, high = interval(self.model.conformal, age, confidence)
+        corrected = None
+        if bias is not None and not (bias.needs_age and seen.age is None):
+            known = None if seen.age is None else [seen.age]
+            corrected = float(bias.apply(np.array([age]), known)[0])
+        gap = None if seen.age is None else age - seen.age
+        flags = [*seen.flags, *self._beyond(age, seen.flags)]
+        return Estimate(age, low, high, seen.raw_age, corrected, gap, flags, seen.distance)
+
+    def _beyond(self, age: float, flags: Sequence[Flag]) -> list[Flag]:
+        """Whether a predicted age is none that the model has learnt from."""
+        youngest, oldest = self.trained_ages
+        if youngest <= age <= oldest or any(flag.name == "age" for flag in flags):
+            return []
+        text = (
+            f"the model has learnt from ages {youngest:.0f} to {oldest:.0f}, {age:.0f} lies "
+            "beyond; for children and the very old it is not made"
+        )
+        return [Flag("predicted_age", text)]
+
+
+def interval(
+    conformal: Conformal | None, age: float, confidence: float
+) -> tuple[float | None, float | None]:
+    """Ends of the interval around an age; None, None if there are too few residuals for it.
+
+    Raises:
+        CalibrationError: a confidence outside of 0..1.
+    """
+    if not 0 < confidence < 1:
+        raise CalibrationError(f"got confidence {confidence}, valid is between 0 and 1")
+    if conformal is None or not conformal.suffices(confidence):
+        return None, None
+    low, high = conformal.interval([age], confidence)[0]
+    return max(0.0, float(low)), float(high)
+
+
+def shipped_weights() -> Path:
+    """The model file that comes with the package.
+
+    Raises:
+        FileNotFoundError: this installation has none.
+    """
+    path: Any = Path(__file__).parents[1] / "weights" / "brain-age-ixi.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            "this installation has no brain-age model; give one that `enn brain train` wrote with "
+            "--model FILE"
+        )
+    return Path(path)

@@ -1,0 +1,1 @@
+"""Recall@K between images and captions, and what becomes of the numbers."""

@@ -1,0 +1,1 @@
+"""The eigen-index on disk."""

@@ -1,0 +1,667 @@
+"""The eigen-index: a directory that answers "which images are closest to this query?".
+
+    manifest.json        the model it belongs to; never changes
+    catalog.sqlite       ids, paths, hashes, states, and what changed since the last snapshot
+    vectors-N.faiss      the vectors, memory-mapped
+    ann-N.faiss          candidates for more than 200,000 vectors
+    write.lock           held by the one writer
+
+Many readers may work beside one writer. A reader sees one state until `refresh()`; the files under
+it may be replaced meanwhile. Every change is on disk before it is reported, and a writer that is
+killed loses at most its running batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from enn_core.files.atomic import sync_folder
+from retrieval import eigen_coordinates as eigen
+from retrieval.index import writer as writing
+from retrieval.index.catalog import Catalog, Entry
+from retrieval.index.manifest import (
+    EmbeddingModel,
+    IndexCorrupt,
+    IndexExists,
+    IndexLocked,
+    IndexMismatch,
+    Manifest,
+    NoIndex,
+)
+from retrieval.index.parquet import ROWS, export_parquet, import_parquet
+from retrieval.index.snapshot import Snapshot, SnapshotError
+from retrieval.index.writer import Writer
+
+if TYPE_CHECKING:
+    from retrieval.index.update import Progress, UpdateReport
+
+__all__ = [
+    "EigenIndex",
+    "Entry",
+    "IndexCorrupt",
+    "IndexExists",
+    "IndexLocked",
+    "IndexMismatch",
+    "NoIndex",
+    "default_index_dir",
+]
+
+# Spread of log delta up to which the ANN's candidates hold under a changed spectrum: at 0.35 they
+# hold 99.8 % of the ten best of clustered vectors, at 0.7 only 87 %.
+_ANN_LOG_SPREAD = 0.35
+
+DEFAULT_NAME = ".enn-index"
+
+
+def default_index_dir(folder: str | os.PathLike[str]) -> Path:
+    """Where the index of a photo folder lies unless told otherwise: hidden inside it."""
+    return Path(folder) / DEFAULT_NAME
+
+
+@dataclass(frozen=True)
+class _View:
+    """One state of the index, as a reader searches it."""
+
+    generation: int
+    snapshot: Snapshot | None
+    dead: np.ndarray  # (D,) int64, positions in the snapshot that do not count, ascending
+    pending_seq: np.ndarray  # (M,) int64, ascending
+    pending_ids: np.ndarray  # (M,) int64, in the same order
+    pending_vectors: np.ndarray  # (M, r) float32
+
+    def __len__(self) -> int:
+        rows = len(self.snapshot) if self.snapshot is not None else 0
+        return rows - len(self.dead) + len(self.pending_ids)
+
+
+class EigenIndex:
+    """A reader of an index directory, which also starts its updates.
+
+    Searching is safe from several threads. The vectors are the images' eigen-coordinates
+    (`retrieval.eigen_coordinates`); a query comes in the same coordinates.
+    """
+
+    ann_from: int = writing.ANN_FROM
+    """Number of vectors from which the next snapshot gets an ANN beside it."""
+    ann_candidates: int = 2000
+    """Fewest candidates of the ANN that are ranked again exactly."""
+
+    def __init__(self, path: str | os.PathLike[str], manifest: Manifest, catalog: Catalog) -> None:
+        """Use `open` or `create`."""
+        self.path = Path(path).absolute()
+        self._manifest = manifest
+        self._catalog = catalog
+        self._retired: list[Catalog] = []
+        self._refreshing = threading.Lock()
+        self._moments: tuple[_View, tuple[np.ndarray, np.ndarray]] | None = None
+        self._samples: tuple[_View, dict[int, np.ndarray]] | None = None
+        self._stamp = self._catalog_stamp()
+        self._view = self._load_view(None)
+
+    # --- opening -------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], *, model: EmbeddingModel | None = None
+    ) -> EigenIndex:
+        """Open an index for reading; nothing in the directory is changed.
+
+        Args:
+            path: the index directory, or a photo folder that has its index inside.
+            model: if given, refused unless it is the model that the index was built with.
+
+        Raises:
+            NoIndex: if there is none.
+            IndexMismatch: if the model or its preprocessing is another one.
+            IndexCorrupt: if files are damaged.
+        """
+        folder = Path(path)
+        if not (folder / "manifest.json").exists() and default_index_dir(folder).is_dir():
+            folder = default_index_dir(folder)
+        manifest = Manifest.read(folder)
+        if model is not None:
+            manifest.check(Manifest.of_model(model), "this model")
+        with _damage(folder):
+            catalog = Catalog.open(folder)
+        try:
+            return cls(folder, manifest, catalog)
+        except BaseException:
+            catalog.close()
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        model: EmbeddingModel | Manifest,
+        *,
+        root: str | os.PathLike[str] | None = None,
+    ) -> EigenIndex:
+        """Make an empty index and open it.
+
+        Args:
+            path: a directory that is new or empty of an index.
+            model: the model that its vectors will come from.
+            root: the photo folder; may also be given by the first update.
+
+        Raises:
+            IndexExists: if there is an index already.
+            IndexLocked: if another process is just creating it.
+            OSError: if the directory cannot be written.
+        """
+        folder = Path(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise writing.not_writable(error, folder) from None
+        with writing.index_lock(folder):
+            if (folder / "manifest.json").exists():
+                raise IndexExists(
+                    f"there is an index in {str(folder)!r} already; update it, or give another "
+                    "directory"
+                )
+            manifest = model if isinstance(model, Manifest) else Manifest.of_model(model)
+            with _damage(folder):
+                Catalog.create(folder)
+                if root is not None:
+                    with contextlib.closing(Catalog.open(folder, write=True)) as catalog:
+                        writing.set_root(catalog, folder, Path(root))
+            # Last: a directory without a manifest is no index, whatever else lies in it.
+            manifest.write(folder)
+            sync_folder(folder)
+        return cls.open(folder)
+
+    def close(self) -> None:
+        """Close the catalog; the vectors are unmapped when nobody uses them any more."""
+        for catalog in (self._catalog, *self._retired):
+            catalog.close()
+
+    def __enter__(self) -> EigenIndex:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def refresh(self) -> bool:
+        """Take over what a writer has published since; cheap if there is nothing.
+
+        Returns:
+            Whether there was something new.
+        """
+        with self._refreshing:
+            if self._catalog.detached:
+                stamp = self._catalog_stamp()
+                if stamp == self._stamp:
+                    return False
+                with _damage(self.path):
+                    catalog = Catalog.open(self.path)
+                # Another thread may still be reading from the old one.
+                self._retired.append(self._catalog)
+                if len(self._retired) > 2:
+                    self._retired.pop(0).close()
+                self._catalog, self._stamp = catalog, stamp
+            with _damage(self.path):
+                if self._catalog.generation == self._view.generation:
+                    return False
+            self._view = self._load_view(self._view)
+            return True
+
+    def _catalog_stamp(self) -> tuple:
+        """Changes when the catalog's files do; for catalogs that are read without locks."""
+        stamp = []
+        for name in ("catalog.sqlite", "catalog.sqlite-wal"):
+            with contextlib.suppress(OSError):
+                info = os.stat(self.path / name)
+                stamp.append((name, info.st_size, info.st_mtime_ns, info.st_ino))
+        return tuple(stamp)
+
+    def _load_view(self, previous: _View | None) -> _View:
+        problem: Exception | None = None
+        for _ in range(5):
+            try:
+                with _damage(self.path):
+                    return self._load_once(previous)
+            except FileNotFoundError as error:
+                # A writer published a newer snapshot between the two looks: look again.
+                problem = error
+            except SnapshotError as error:
+                problem = error
+                break
+        raise IndexCorrupt(
+            f"the index in {str(self.path)!r} is damaged ({problem}); delete the index directory "
+            "and index the folder again"
+        ) from None
+
+    def _load_once(self, previous: _View | None) -> _View:
+        catalog, dim = self._catalog, self.dim
+        with catalog.reading():
+            generation = catalog.generation
+            name, ann = catalog.meta("snapshot"), catalog.meta("ann")
+            current = catalog.pending_ids()
+            known = previous.pending_seq if previous is not None else np.empty(0, np.int64)
+            last = int(known[-1]) if len(known) else -1
+            _, new_vectors = catalog.pending_vectors(last, dim)
+            removed = catalog.removed_ids()
+            snapshot = previous.snapshot if previous is not None else None
+            if name is None:
+                snapshot = None
+            elif snapshot is None or (snapshot.name, snapshot.ann_name) != (name, ann):
+                snapshot = Snapshot(self.path, str(name), str(ann) if ann else None, dim)
+        pending_seq = np.fromiter((seq for seq, _ in current), np.int64, len(current))
+        pending_ids = np.fromiter((id_ for _, id_ in current), np.int64, len(current))
+        vectors = new_vectors
+        if previous is not None and len(known):
+            kept = np.isin(known, pending_seq, assume_unique=True)
+            vectors = np.concatenate([previous.pending_vectors[kept], new_vectors])
+        if len(vectors) != len(pending_ids):
+            raise SnapshotError("pending vectors do not fit their ids")
+        dead = np.empty(0, np.int64)
+        if snapshot is not None:
+            dead = np.unique(snapshot.positions(np.concatenate([removed, pending_ids])))
+            dead = dead[dead >= 0]
+        return _View(generation, snapshot, dead, pending_seq, pending_ids, vectors)
+
+    # --- what it holds -------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the index was built with: model, weights, preprocess, dim, created, format."""
+        return self._manifest.as_dict()
+
+    @property
+    def dim(self) -> int:
+        """r, length of the stored vectors."""
+        return self._manifest.dim
+
+    @property
+    def root(self) -> Path | None:
+        """The photo folder that paths are relative to."""
+        with _damage(self.path):
+            return writing.read_root(self._catalog, self.path)
+
+    def check_model(self, model: EmbeddingModel) -> None:
+        """Refuse a model that the index was not built with.
+
+        Raises:
+            IndexMismatch: in one line, what differs and what to do.
+        """
+        self._manifest.check(Manifest.of_model(model), "this model")
+
+    def __len__(self) -> int:
+        """Number of searchable images."""
+        return len(self._view)
+
+    def entry(self, id_: int) -> Entry:
+        """What the catalog knows of one file.
+
+        Raises:
+            KeyError: if that id was never given, or was compacted away.
+        """
+        with _damage(self.path):
+            entry = self._catalog.entry(id_)
+        if entry is None:
+            raise KeyError(f"no image has id {id_}")
+        return entry
+
+    def entries(self, state: str | None = None) -> Iterator[Entry]:
+        """Catalog rows in id order; by default all that are not deleted."""
+        if state not in (None, "indexed", "skipped", "deleted"):
+            raise ValueError(f"state must be indexed, skipped or deleted, got {state!r}")
+        with _damage(self.path):
+            yield from self._catalog.entries(state)
+
+    def entries_of(self, ids: Sequence[int] | np.ndarray) -> dict[int, Entry]:
+        """Catalog rows by id; ids without a row are left out."""
+        with _damage(self.path):
+            return self._catalog.by_id([int(id_) for id_ in ids])
+
+    def skipped(self) -> list[Entry]:
+        """Files that are not searchable, with the reason in `error`."""
+        return list(self.entries("skipped"))
+
+    def file(self, id_: int) -> Path:
+        """Full path of an image.
+
+        Raises:
+            KeyError: if there is no such id.
+            ValueError: if the index has no photo folder.
+        """
+        root = self.root
+        if root is None:
+            raise ValueError("the index does not know its photo folder; run an update with it")
+        return root / self.entry(id_).path
+
+    def ids(self) -> npt.NDArray[np.int64]:
+        """(N,) ids of all searchable images, ascending."""
+        view = self._view
+        parts = [np.sort(view.pending_ids)]
+        if view.snapshot is not None:
+            parts.append(np.delete(view.snapshot.ids, view.dead))
+        return np.sort(np.concatenate(parts))
+
+    def vectors(self, ids: Sequence[int] | np.ndarray) -> npt.NDArray[np.float32]:
+        """Stored vectors, (N, r), unit norm.
+
+        Raises:
+            KeyError: if an id is not searchable.
+        """
+        wanted = np.asarray(ids, np.int64).reshape(-1)
+        vectors, found = self._find(self._view, wanted)
+        if not found.all():
+            raise KeyError(f"no searchable image has id {int(wanted[~found][0])}")
+        return vectors
+
+    @staticmethod
+    def _find(view: _View, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, r) vectors and (N,) bool which of them there are; the others hold anything."""
+        out = np.empty((len(ids), view.pending_vectors.shape[1]), np.float32)
+        found = np.zeros(len(ids), bool)
+        if view.snapshot is not None:
+            rows = view.snapshot.positions(ids)
+            found = (rows >= 0) & ~np.isin(rows, view.dead)
+            out[found] = view.snapshot.vectors[rows[found]]
+        if len(view.pending_ids):
+            order = np.argsort(view.pending_ids)
+            ordered = view.pending_ids[order]
+            place = np.minimum(np.searchsorted(ordered, ids), len(order) - 1)
+            pending = ordered[place] == ids
+            out[pending] = view.pending_vectors[order[place[pending]]]
+            found |= pending
+        return out, found
+
+    def moments(self, sample: int = 100_000) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (r,) and covariance (r, r) of the stored vectors, float64.
+
+        Kept until the next change. Above `sample` images an even choice of them stands for all.
+        """
+        view = self._view
+        if self._moments is not None and self._moments[0] is view:
+            return self._moments[1]
+        ids = self.ids()
+        ids = ids[:: max(1, -(-len(ids) // sample))]
+        total, products = np.zeros(self.dim), np.zeros((self.dim, self.dim))
+        for start in range(0, len(ids), 8192):
+            block = self._find(view, ids[start : start + 8192])[0].astype(np.float64)
+            total += block.sum(0)
+            products += block.T @ block
+        count = max(len(ids), 1)
+        mean = total / count
+        result = mean, products / count - np.outer(mean, mean)
+        self._moments = view, result
+        return result
+
+    def sample(self, count: int) -> npt.NDArray[np.float32]:
+        """Stored vectors of an even choice of at most `count` images, (N, r), in id order.
+
+        Kept until the next change.
+        """
+        view, kept = self._view, self._samples
+        if kept is None or kept[0] is not view:
+            kept = self._samples = view, {}
+        if count not in kept[1]:
+            ids = self.ids()
+            chosen = ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(np.int64)]
+            kept[1][count] = self._find(view, chosen)[0]
+        return kept[1][count]
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, sizes and origin, fit for JSON."""
+        view = self._view
+        with _damage(self.path):
+            counts = self._catalog.counts()
+        root = self.root
+        return {
+            "path": str(self.path),
+            "root": str(root) if root is not None else None,
+            "model": self._manifest.model,
+            "weights": self._manifest.weights,
+            "preprocess": self._manifest.preprocess,
+            "dim": self.dim,
+            "precision": self._manifest.precision,
+            "created": self._manifest.created,
+            "format": self._manifest.format,
+            "images": len(view),
+            "indexed": counts["indexed"],
+            "skipped": counts["skipped"],
+            "deleted": counts["deleted"],
+            "pending": len(view.pending_ids),
+            "ann": view.snapshot is not None and view.snapshot.has_ann,
+            "bytes": _size(self.path),
+        }
+
+    # --- searching -----------------------------------------------------------------------------
+
+    def search(
+        self,
+        q: npt.ArrayLike,
+        k: int = 20,
+        *,
+        delta: npt.ArrayLike | None = None,
+        ids: Sequence[int] | np.ndarray | None = None,
+    ) -> list[tuple[int, float]]:
+        """The k images that score best: by inner product, or exactly under a changed spectrum.
+
+        Args:
+            q: (r,) query in eigen-coordinates.
+            k: number of results, fewer if there are not so many.
+            delta: (r,) changed spectrum over base spectrum; score = (delta*q).v / |delta*v|.
+            ids: if given, only these images are ranked; unknown ids are passed over.
+
+        Returns:
+            (id, score), best first, equal scores in the order of their ids.
+
+        Raises:
+            ValueError: if q, delta or k do not fit.
+        """
+        found, scores = self.search_arrays(q, k, delta=delta, ids=ids)
+        return list(zip(found.tolist(), scores.tolist(), strict=True))
+
+    def search_arrays(
+        self,
+        q: npt.ArrayLike,
+        k: int = 20,
+        *,
+        delta: npt.ArrayLike | None = None,
+        ids: Sequence[int] | np.ndarray | None = None,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """`search` with (K,) ids and (K,) scores as arrays."""
+        query = self._row(q, "q")
+        ratio = self._row(delta, "delta") if delta is not None else None
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        view = self._view
+        if ids is not None:
+            chosen = np.unique(np.asarray(ids, np.int64).reshape(-1))
+            vectors, found = self._find(view, chosen)
+            parts = [(chosen[found], _score(query, vectors[found], ratio))]
+        else:
+            parts = [(view.pending_ids, _score(query, view.pending_vectors, ratio))]
+            if view.snapshot is not None and len(view.snapshot):
+                parts.append(self._search_snapshot(view, view.snapshot, query, k, ratio))
+        all_ids = np.concatenate([part[0] for part in parts])
+        all_scores = np.concatenate([part[1] for part in parts])
+        if len(all_ids) > 4 * k:
+            # Everything that ties with the k-th best stays in.
+            bound = -np.partition(-all_scores, k - 1)[k - 1]
+            keep = all_scores >= bound
+            all_ids, all_scores = all_ids[keep], all_scores[keep]
+        order = np.lexsort((all_ids, -all_scores))[:k]
+        return all_ids[order], all_scores[order]
+
+    def _search_snapshot(
+        self, view: _View, snapshot: Snapshot, q: np.ndarray, k: int, delta: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores of the rows of the snapshot among which the k best are."""
+        rows = self._candidates(view, snapshot, q, k, delta)
+        if rows is None:
+            if delta is None:
+                rows, scores = snapshot.exact(q, k, view.dead)
+                return snapshot.ids[rows], scores
+            # A fast scan in float32 finds them, with a margin for its rounding.
+            rough = snapshot.scan(q, delta)
+            rough[view.dead] = -np.inf
+            count = min(k + 100, len(rough) - len(view.dead))
+            rows = np.sort(np.argpartition(-rough, max(count - 1, 0))[:count])
+        return snapshot.ids[rows], _score(q, snapshot.vectors[rows], delta)
+
+    def _candidates(
+        self, view: _View, snapshot: Snapshot, q: np.ndarray, k: int, delta: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Positions that the ANN proposes, or None where only a full scan will do."""
+        if not snapshot.has_ann or (delta is not None and _log_spread(delta) > _ANN_LOG_SPREAD):
+            return None
+        # Deleted images still have their codes: ask for as many more.
+        wanted = max(self.ann_candidates, 10 * k) + min(len(view.dead), len(snapshot) // 10)
+        if wanted > len(snapshot) // 4:
+            return None
+        # Under a changed spectrum the unchanged query proposes better than the changed one, which
+        # sees the numerator of the score alone; both together do best.
+        directions = [q] if delta is None else [q, q * delta]
+        rows = np.unique(np.concatenate([snapshot.propose(each, wanted) for each in directions]))
+        rows = rows[~np.isin(rows, view.dead)]
+        return rows if len(rows) >= k else None
+
+    def _row(self, values: npt.ArrayLike, name: str) -> np.ndarray:
+        row = np.asarray(values, np.float32)
+        if row.shape != (self.dim,):
+            raise ValueError(
+                f"{name} must have shape ({self.dim},), got {row.shape}: is it from the model "
+                f"{self._manifest.model} that the index was built with?"
+            )
+        if not np.isfinite(row).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+        return row
+
+    # --- changing ------------------------------------------------------------------------------
+
+    def _writer(self) -> Writer:
+        return Writer(self.path, self._manifest, ann_from=self.ann_from)
+
+    def update(
+        self,
+        root: str | os.PathLike[str] | None,
+        model: EmbeddingModel,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        batch_size: int = 32,
+        workers: int | None = None,
+        on_skip: Callable[[str, str], None] | None = None,
+    ) -> UpdateReport:
+        """Bring the index up to date with the photo folder; see `retrieval.index.update.update`."""
+        from retrieval.index.update import update
+
+        self.check_model(model)
+        try:
+            return update(
+                self._writer(),
+                self.root if root is None else Path(root),
+                model,
+                progress=progress,
+                batch_size=batch_size,
+                workers=workers,
+                on_skip=on_skip,
+            )
+        finally:
+            self.refresh()
+
+    def remove(self, ids: Sequence[int] | np.ndarray) -> int:
+        """Take images out of the index; a file that still exists returns at the next update.
+
+        Returns:
+            How many there were.
+        """
+        with self._writer() as writer:
+            found = [entry for id_ in ids if (entry := writer.catalog.entry(int(id_))) is not None]
+            found = [entry for entry in found if entry.state != "deleted"]
+            with writer.guard(), writer.catalog.writing():
+                for entry in found:
+                    writer.catalog.mark_deleted(entry.id)
+            writer.publish()
+        self.refresh()
+        return len(found)
+
+    def compact(self) -> None:
+        """Rewrite the files without anything deleted; ids of deleted images are forgotten."""
+        with self._writer() as writer, writer.guard():
+            with writer.catalog.writing():
+                writer.catalog.erase_deleted()
+            writer.publish(force=True)
+            writer.catalog.vacuum()
+        self.refresh()
+
+    def export_parquet(self, path: str | os.PathLike[str]) -> int:
+        """Write ids, paths and vectors; see `retrieval.index.parquet.export_parquet`."""
+        self.refresh()
+        return export_parquet(self.manifest, self._blocks(), path)
+
+    def _blocks(self) -> Iterator[tuple[list[Entry], np.ndarray]]:
+        ids = self.ids()
+        for start in range(0, len(ids), ROWS):
+            part = ids[start : start + ROWS]
+            rows = self.entries_of(part)
+            # A writer may be at work: what it deleted since is left out.
+            kept = [id_ for id_ in part.tolist() if id_ in rows and rows[id_].state == "indexed"]
+            if kept:
+                yield [rows[id_] for id_ in kept], self.vectors(kept)
+
+    def import_parquet(self, path: str | os.PathLike[str]) -> int:
+        """Add ids, paths and vectors; see `retrieval.index.parquet.import_parquet`."""
+        try:
+            with self._writer() as writer:
+                return import_parquet(writer, path)
+        finally:
+            self.refresh()
+
+
+def _log_spread(delta: np.ndarray) -> float:
+    """How unlike a constant a spectrum change is; infinite with a zero or a change of sign."""
+    if not (np.all(delta > 0) or np.all(delta < 0)):
+        return np.inf
+    return float(np.std(np.log(np.abs(delta))))
+
+
+def _score(q: np.ndarray, vectors: np.ndarray, delta: np.ndarray | None) -> np.ndarray:
+    if not len(vectors):
+        return np.empty(0, np.float32)
+    return np.asarray(eigen.scores(q, vectors, delta), np.float32)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                total += entry.stat().st_size
+    return total
+
+
+@contextlib.contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # used after `close`
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+            raise writing.no_space(error, folder) from None
+        raise IndexCorrupt(
+            f"the catalog in {str(folder)!r} cannot be read ({error}); if this stays, delete the "
+            "index directory and index the folder again"
+        ) from None

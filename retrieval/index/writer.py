@@ -1,0 +1,270 @@
+"""The one writer of an index: the lock, and the publishing of snapshots."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import filelock
+import numpy as np
+
+from retrieval.index import snapshot as snapshots
+from retrieval.index.catalog import Catalog, decode_path, encode_path
+from retrieval.index.manifest import IndexCorrupt, IndexLocked, Manifest
+from retrieval.index.snapshot import Snapshot
+
+__all__ = ["ANN_FROM", "Writer", "index_lock"]
+
+ANN_FROM = 200_000
+"""Number of vectors from which a snapshot gets an ANN beside it."""
+
+# Rewriting a snapshot of this many vectors takes well under a second; larger ones are rewritten
+# once the pending changes are this share of them, and meanwhile live in the catalog.
+SMALL_SNAPSHOT = 100_000
+PENDING_SHARE = 0.05
+# During a long update the pending vectors are folded in when they exceed both of these.
+PENDING_ROWS = 50_000
+PENDING_GROWTH = 0.25
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_LOCK_NAME = "write.lock"
+_HOLDER_NAME = "writer.json"
+
+
+@contextlib.contextmanager
+def index_lock(folder: Path) -> Iterator[None]:
+    """Hold the right to write an index directory; the system drops it if the process dies.
+
+    Raises:
+        IndexLocked: if somebody else holds it, saying who.
+        OSError: if the directory cannot be written.
+    """
+    lock = filelock.FileLock(folder / _LOCK_NAME, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise IndexLocked(
+            f"the index in {str(folder)!r} is being written by {_holder(folder)}; "
+            "wait for it, or stop it and run again"
+        ) from None
+    except OSError as error:
+        raise not_writable(error, folder) from None
+    try:
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        # Only for the message of a second writer: a full disk is no reason to stop here.
+        with contextlib.suppress(OSError):
+            (folder / _HOLDER_NAME).write_text(json.dumps(holder), "utf-8")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / _HOLDER_NAME).unlink()
+        lock.release()
+
+
+def _holder(folder: Path) -> str:
+    try:
+        holder = json.loads((folder / _HOLDER_NAME).read_text("utf-8"))
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+class Writer:
+    """Holds the lock and a writing connection; use as a context manager."""
+
+    def __init__(self, folder: Path, manifest: Manifest, *, ann_from: int = ANN_FROM) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.ann_from = ann_from
+        self._stack = contextlib.ExitStack()
+        self._snapshot: Snapshot | None = None
+
+    def __enter__(self) -> Writer:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(index_lock(self.folder))
+            with self.guard():
+                self.catalog = Catalog.open(self.folder, write=True)
+            stack.callback(self.catalog.close)
+            stack.callback(self.catalog.checkpoint)
+            self._open_snapshot()
+            snapshots.collect_strays(self.folder, self._names())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._snapshot = None
+        self._stack.close()
+
+    def _names(self) -> tuple[str | None, str | None]:
+        name, ann = self.catalog.meta("snapshot"), self.catalog.meta("ann")
+        return (str(name) if name else None, str(ann) if ann else None)
+
+    def _open_snapshot(self) -> None:
+        name, ann = self._names()
+        self._snapshot = None
+        if name is not None:
+            try:
+                self._snapshot = Snapshot(self.folder, name, ann, self.manifest.dim)
+            except (FileNotFoundError, snapshots.SnapshotError) as error:
+                raise IndexCorrupt(
+                    f"the index in {str(self.folder)!r} is damaged ({error}); "
+                    "delete the index directory and index the folder again"
+                ) from None
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """SQLite's errors inside as one line that says what to do."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise no_space(error, self.folder) from None
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise no_space(error, self.folder) from None
+        except sqlite3.DatabaseError as error:
+            raise IndexCorrupt(
+                f"the catalog in {str(self.folder)!r} is damaged ({error}); "
+                "delete the index directory and index the folder again"
+            ) from None
+
+    def root(self) -> Path | None:
+        """The photo folder, absolute."""
+        return read_root(self.catalog, self.folder)
+
+    def set_root(self, root: Path) -> None:
+        """Remember the photo folder."""
+        set_root(self.catalog, self.folder, root)
+
+    def vector(self, id_: int) -> np.ndarray | None:
+        """The live vector (r,) of a row, or None."""
+        pending = self.catalog.pending_vector(id_, self.manifest.dim)
+        if pending is not None:
+            return pending
+        if self._snapshot is None or self.catalog.is_removed(id_):
+            return None
+        row = self._snapshot.positions(np.array([id_]))[0]
+        return None if row < 0 else np.array(self._snapshot.vectors[row])
+
+    def publish(self, *, final: bool = True, force: bool = False) -> bool:
+        """Fold the pending changes into a new snapshot, if it is worth it.
+
+        Args:
+            final: whether this is the end of an update, when smaller changes are folded in too.
+            force: fold in whatever there is, and rewrite even if nothing changed.
+
+        Returns:
+            Whether a snapshot was written.
+
+        Raises:
+            OSError: if the disk is full; the index stays as it was, pending changes included.
+        """
+        rows = len(self._snapshot) if self._snapshot is not None else 0
+        pending = self.catalog.pending_count()
+        changes = pending + self.catalog.removed_count()
+        if final:
+            due = changes > 0 and (rows < SMALL_SNAPSHOT or changes >= PENDING_SHARE * rows)
+        else:
+            due = pending >= max(PENDING_ROWS, PENDING_GROWTH * rows)
+        if not (due or force):
+            return False
+        sequence = [id_ for _, id_ in self.catalog.pending_ids()]
+        _, new = self.catalog.pending_vectors(-1, self.manifest.dim)
+        new_ids = np.array(sequence, np.int64)
+        order = np.argsort(new_ids, kind="stable")
+        new_ids, new = new_ids[order], new[order]
+        old_ids = np.empty(0, np.int64)
+        if self._snapshot is not None:
+            old_ids = self._snapshot.ids
+            gone = np.union1d(self.catalog.removed_ids(), new_ids)
+            keep = ~np.isin(old_ids, gone, assume_unique=True)
+        else:
+            keep = np.empty(0, bool)
+        ids = np.concatenate([old_ids[keep], new_ids])
+        source = np.concatenate([np.flatnonzero(keep), len(old_ids) + np.arange(len(new_ids))])
+        order = np.argsort(ids, kind="stable")
+        ids, source = ids[order], source[order]
+        number = int(self.catalog.meta("snapshot_number") or 0) + 1
+        name: str | None = None
+        ann: str | None = None
+        if len(ids):
+            name = f"vectors-{number}.faiss"
+            snapshots.write(self.folder, name, ids, self._gather(source, new), self.manifest.dim)
+            if len(ids) >= self.ann_from:
+                ann = f"ann-{number}.faiss"
+                fresh = Snapshot(self.folder, name, None, self.manifest.dim)
+                snapshots.build_ann(self.folder, ann, fresh)
+        with self.catalog.writing():
+            self.catalog.commit_snapshot(name, ann)
+            self.catalog.set_meta("snapshot_number", number)
+        self._open_snapshot()
+        snapshots.collect_strays(self.folder, (name, ann))
+        return True
+
+    def _gather(self, source: np.ndarray, new: np.ndarray) -> Iterator[np.ndarray]:
+        """Blocks of vectors by their position in (old snapshot, pending)."""
+        old = self._snapshot.vectors if self._snapshot is not None else new[:0]
+        for start in range(0, len(source), 16384):
+            part = source[start : start + 16384]
+            block = np.empty((len(part), self.manifest.dim), np.float32)
+            from_old = part < len(old)
+            block[from_old] = old[part[from_old]]
+            block[~from_old] = new[part[~from_old] - len(old)]
+            yield block
+
+
+def read_root(catalog: Catalog, folder: Path) -> Path | None:
+    """The photo folder of an index, absolute, or None if it has none yet."""
+    value = catalog.meta("root")
+    if value is None or isinstance(value, int):
+        return None
+    return Path(os.path.normpath(os.path.join(os.path.abspath(folder), decode_path(value))))
+
+
+def set_root(catalog: Catalog, folder: Path, root: Path) -> None:
+    """Remember the photo folder of an index.
+
+    It is kept relative to an index that lies inside it, so that both can move together.
+    """
+    root, folder = Path(os.path.abspath(root)), Path(os.path.abspath(folder))
+    inside = folder.is_relative_to(root)
+    value = os.path.relpath(root, folder) if inside else str(root)
+    with catalog.writing():
+        catalog.set_meta("root", encode_path(value))
+
+
+def not_writable(error: OSError, folder: Path) -> OSError:
+    """The system's refusal to make or lock an index directory, in one line."""
+    return OSError(
+        error.errno,
+        f"the index in {str(folder)!r} cannot be written ({error.strerror}); "
+        "give a directory that can with --index",
+    )
+
+
+def no_space(error: Exception, folder: Path) -> OSError:
+    """The system's error behind a failed write to the index, in one line."""
+    full = "full" in str(error) or getattr(error, "errno", None) in _FULL
+    reason = getattr(error, "strerror", None) or str(error)
+    return OSError(
+        errno.ENOSPC if full else errno.EIO,
+        f"the index in {str(folder)!r} cannot be written ({reason}); everything up to the last "
+        f"batch is safe: {'make room and ' if full else ''}run again",
+    )

@@ -1,0 +1,1 @@
+"""Models: towers, their weights files, and how they run."""

@@ -1,0 +1,1 @@
+"""Teaching by marks: lessons, what is known from them, what they may change."""

@@ -1,0 +1,660 @@
+"""Teaching a model by marking results good or bad; it lasts, and can be undone.
+
+>>> import retrieval                                                    # doctest: +SKIP
+>>> photos = retrieval.open_index("Photos", profile="me")               # doctest: +SKIP
+>>> photos.teach("a dog in the snow", good=[12, 40], bad=[7])           # doctest: +SKIP
+>>> photos.search("dogs playing in winter")                             # doctest: +SKIP
+>>> photos.undo()                                                       # doctest: +SKIP
+
+Every lesson is an event in the profile's journal, on disk before `teach` returns. What a profile
+knows is a function of its active events: the same on every replay, whatever the order of teaching.
+Neither the weights nor the stored vectors change.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from enn_core.lessons import (
+    TEACH,
+    Event,
+    Journal,
+    JournalCorrupt,
+    Profile,
+    latest,
+)
+from retrieval.eigen_coordinates import scores
+from retrieval.index.manifest import Manifest
+from retrieval.queries import Mapping, QueryModel, query_coordinates
+from retrieval.teach import guard, local_rule
+from retrieval.teach.fitting import Fit, fit_direction
+from retrieval.teach.guard import Marks
+from retrieval.teach.knowledge import (
+    LOCAL_RULE,
+    NOTHING,
+    REFIT,
+    RULES,
+    Knowledge,
+    Unchanged,
+    check_event,
+    derive,
+    lessons_on,
+    marks_of,
+    merged,
+    settled,
+    stored_vectors,
+)
+from retrieval.teach.marks import (
+    BAD,
+    GOOD,
+    MOST_MARKS,
+    WITHDRAWN,
+    Mark,
+    TeachError,
+    checked_ids,
+    find,
+    known,
+    merge,
+)
+from retrieval.teach.profiles import DEFAULT, LOCAL, check_name, profile_path
+from retrieval.teach.reports import Effect, HistoryEntry, Lesson, history_entry
+
+if TYPE_CHECKING:
+    from retrieval.index.eigen_index import EigenIndex
+
+__all__ = ["RULES", "Effect", "HistoryEntry", "Lesson", "TeachError", "Teacher", "prepare"]
+
+MOST_CHARACTERS = 10_000
+"""Length of a query that can be taught."""
+
+# Queries taught earlier that a lesson is checked against, the newest ones, and marks of each.
+_CHECKED_QUERIES = 100
+_CHECKED_MARKS = 50
+# Answers of the guard that are kept: of the untaught model, before, after, and of a preview.
+_REMEMBERED_TOPS = 4
+# An agreement that fell by less than this is not worth a line.
+_NOTEWORTHY = 0.01
+# Pictures among which `effects` ranks: above, ranks are estimated from an even choice.
+_RANKED = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """A lesson as it was asked for, checked."""
+
+    query: str
+    c: npt.NDArray[np.float16]  # (r,) unit, as it is stored
+    marks: list[Mark]  # withdrawals last
+    vectors: npt.NDArray[np.float32]  # (n, r) of the others
+
+
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """A lesson before it is written."""
+
+    lesson: Lesson
+    details: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    covers: tuple[int, ...]
+    state: Knowledge
+
+
+class Teacher(Profile[Knowledge]):
+    """One profile of one model. Safe to use from several threads, and beside other processes."""
+
+    error = TeachError
+
+    def __init__(self, model: QueryModel, name: str, path: Path) -> None:
+        """Use `open`."""
+        super().__init__(name, path, _identity(model), NOTHING)
+        self._model = model
+        self._anchors: np.ndarray | None = None
+        self._tops: list[tuple[Mapping | None, np.ndarray, np.ndarray]] = []
+        self._checked: dict[str, tuple[str, np.ndarray, Marks]] = {}
+
+    @classmethod
+    def open(
+        cls,
+        model: QueryModel,
+        profile: str = DEFAULT,
+        *,
+        scope: str = LOCAL,
+        path: str | PathLike[str] | None = None,
+    ) -> Teacher:
+        """Open a profile; nothing is written before the first lesson.
+
+        Args:
+            model: the model that is taught.
+            profile: name of the profile.
+            scope: whose profile it is, see `retrieval.teach.profiles`.
+            path: the journal file, instead of the profile's own place.
+
+        Raises:
+            ProfileError: if the name cannot be one.
+            JournalMismatch: if the journal belongs to another model.
+            JournalCorrupt: if it is damaged.
+        """
+        place = profile_path(profile, model, scope) if path is None else Path(path)
+        teacher = cls(model, check_name(profile), place)
+        teacher.refresh()
+        return teacher
+
+    def __len__(self) -> int:
+        """Number of taught queries."""
+        return len(self._state.taught)
+
+    @property
+    def rule(self) -> str | None:
+        """ "adapter" or "local"; None before the first lesson."""
+        return self._state.rule
+
+    @property
+    def mapping(self) -> Mapping:
+        """What was taught, as one consistent value while others go on teaching."""
+        return self._state.mapping
+
+    @property
+    def delta(self) -> npt.NDArray[np.float32] | None:
+        """(r,) taught spectrum over the base spectrum; None if it is unchanged."""
+        return self._state.mapping.delta
+
+    def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """(N, r) taught coordinates of text queries (N, r)."""
+        return self._state.mapping.map(rows)
+
+    # --- teaching ------------------------------------------------------------------------------
+
+    def preview(
+        self,
+        index: EigenIndex,
+        text: str,
+        good: Iterable[int] = (),
+        bad: Iterable[int] = (),
+        *,
+        unmark: Iterable[int] = (),
+        rule: str | None = None,
+    ) -> Lesson:
+        """What `teach` would do, without doing it."""
+        return self.draft(index, text, good, bad, unmark=unmark, rule=rule)[0]
+
+    def draft(
+        self,
+        index: EigenIndex,
+        text: str,
+        good: Iterable[int] = (),
+        bad: Iterable[int] = (),
+        *,
+        unmark: Iterable[int] = (),
+        rule: str | None = None,
+    ) -> tuple[Lesson, Mapping]:
+        """`preview` with the mapping that the lesson would lead to, for a look at its ranking."""
+        started = time.perf_counter()
+        request = self._request(index, text, good, bad, unmark)
+        with self._lock:
+            self.refresh()
+            draft = self._draft(index, request, self._state, self._chosen(rule))
+        return _timed(draft.lesson, started), draft.state.mapping
+
+    def teach(
+        self,
+        index: EigenIndex,
+        text: str,
+        good: Iterable[int] = (),
+        bad: Iterable[int] = (),
+        *,
+        unmark: Iterable[int] = (),
+        rule: str | None = None,
+        force: bool = False,
+    ) -> Lesson:
+        """Learn from marks; what is returned is on disk.
+
+        Args:
+            index: where the marked pictures are.
+            text: the query, with weights and signs as in a search.
+            good, bad: ids of pictures that are good and bad answers to it.
+            unmark: ids whose earlier marks for this query are taken back.
+            rule: "adapter" (default) or "local"; a profile keeps to the rule of its first lesson.
+            force: learn even if it hurts other queries.
+
+        Raises:
+            TeachError, QueryError: if it cannot be taught, one line.
+            IndexMismatch: if the index belongs to another model.
+            JournalBusy: if another process keeps the profile locked.
+            JournalError: if the profile cannot be written.
+        """
+        started = time.perf_counter()
+        request = self._request(index, text, good, bad, unmark)
+        with self._lock:
+            self.refresh()
+            if self._journal is None:
+                # The first lesson: if it is refused, not even a file is left behind.
+                draft = self._draft(index, request, self._state, self._chosen(rule))
+                if draft.lesson.refused and not force:
+                    return _timed(draft.lesson, started)
+            with self._writing() as (writing, state):
+                draft = self._draft(index, request, state, self._chosen(rule))
+                if draft.lesson.refused and not force:
+                    return _timed(draft.lesson, started)
+                event = writing.append(
+                    TEACH, request.query, draft.details, draft.arrays, draft.covers
+                )
+            self._state = settled(draft.state, event)
+        lesson = replace(draft.lesson, entry=event.seq, refused=None)
+        return _timed(lesson, started)
+
+    def undo(self, entry: int | None = None, *, index: EigenIndex | None = None) -> HistoryEntry:
+        """Take back a lesson, by default the newest that is not undone.
+
+        Args:
+            entry: its number in the history.
+            index: where the pictures are; needed if later lessons on the same query remain, which
+                must be fitted again without it.
+
+        Raises:
+            TeachError: if there is nothing to undo, or the remaining marks cannot be fitted.
+            JournalError: if the profile cannot be written.
+        """
+        with self._lock:
+            self._needed()
+            with self._writing() as (writing, state):
+                lessons = [e for e in writing.events(active=None) if e.kind == TEACH]
+                event = self._to_undo(lessons, entry)
+                writing.deactivate([event.seq])
+                remaining = [e for e in state.events if e.seq != event.seq]
+                refit = self._refit(remaining, event.subject, str(state.rule), index)
+                if refit is not None:
+                    writing.append(REFIT, event.subject, *refit)
+            self._changed()
+        return history_entry(replace(event, active=False))
+
+    def forget(self, text: str | None = None) -> int:
+        """Erase every trace of a query's lessons, or of all; this cannot be undone.
+
+        Returns:
+            How many lessons are gone.
+        """
+        subject = None if text is None else _subject(text)
+
+        def chosen(events: list[Event]) -> list[Event]:
+            return [event for event in events if subject in (None, event.subject)]
+
+        with self._lock:
+            self._checked.clear()
+            return sum(event.kind == TEACH for event in self._erase(chosen))
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def history(self) -> list[HistoryEntry]:
+        """All lessons, oldest first, undone ones included."""
+        return [history_entry(event) for event in self._lessons()]
+
+    def marks(self, text: str, index: EigenIndex | None = None) -> dict[int, bool]:
+        """The marks that hold for a query: id -> whether it is good.
+
+        Args:
+            text: the query.
+            index: if given, only pictures that it has.
+        """
+        self.refresh()
+        marks = marks_of(self._state.events, _subject(text))
+        if index is None:
+            return {mark.id: mark.sign == GOOD for mark in marks}
+        found = find(index, marks)
+        return {**dict.fromkeys(found.good, True), **dict.fromkeys(found.bad, False)}
+
+    def effects(self, index: EigenIndex) -> list[Effect]:
+        """Where the marked pictures of every taught query stand, without and with teaching."""
+        self.refresh()
+        state = self._state
+        sample, size = index.sample(_RANKED), len(index)
+        effects = []
+        for query in state.taught:
+            event = state.current[query]
+            found = find(index, marks_of(state.events, query))
+            c = event.arrays["c"].astype(np.float64)
+            ranks = [
+                _mean_rank(mapping, c, vectors, sample, size)
+                for vectors in (found.good_vectors, found.bad_vectors)
+                for mapping in (Unchanged(), state.mapping)
+            ]
+            effects.append(Effect(query, len(found.good), len(found.bad), *ranks))
+        return effects
+
+    # --- files ---------------------------------------------------------------------------------
+
+    def export(self, path: str | PathLike[str]) -> int:
+        """Write everything taught into one file.
+
+        Returns:
+            The number of lessons in it.
+        """
+        with self._lock:
+            self._needed().export(path)
+        return len(self.history())
+
+    def _accept(self, header: dict[str, Any], events: list[Event]) -> None:
+        """Refuse lessons from elsewhere that this profile could not use."""
+        try:
+            for event in events:
+                check_event(event, self._model.dim)
+        except ValueError as error:
+            raise JournalCorrupt(f"the file is refused: {error}; nothing was imported") from None
+        held = self._journal.events() if self._journal is not None else []
+        rules = {event.details["rule"] for event in [*held, *events] if event.active}
+        if len(rules) > 1:
+            raise TeachError(
+                f"the lessons were taught by different rules ({', '.join(sorted(rules))}); import "
+                "them into another profile"
+            )
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _request(
+        self,
+        index: EigenIndex,
+        text: str,
+        good: Iterable[int],
+        bad: Iterable[int],
+        unmark: Iterable[int],
+    ) -> _Request:
+        index.check_model(self._model)
+        query = _subject(text)
+        good_ids, bad_ids, unmark_ids = checked_ids(good, bad, unmark)
+        prints = known(index, [*good_ids, *bad_ids])
+        # In turns, so that whoever takes the first few takes some of both.
+        turns = chain.from_iterable(zip_longest(good_ids, bad_ids))
+        liked = set(good_ids)
+        marks = [
+            Mark(id_, prints[id_], GOOD if id_ in liked else BAD)
+            for id_ in turns
+            if id_ is not None
+        ]
+        found = find(index, marks)
+        rows = dict(zip(found.good, found.good_vectors, strict=True))
+        rows |= zip(found.bad, found.bad_vectors, strict=True)
+        vectors = np.zeros((len(marks), index.dim), np.float32)
+        for row, mark in zip(vectors, marks, strict=True):
+            row[:] = rows[mark.id]
+        marks += [Mark(id_, "", WITHDRAWN) for id_ in unmark_ids]
+        c = query_coordinates(self._model, index, query).astype(np.float64)
+        length = np.linalg.norm(c)
+        if not np.isfinite(c).all() or length == 0:
+            raise TeachError("the model gives these words no direction; use other words")
+        return _Request(query, (c / length).astype(np.float16), marks, vectors)
+
+    def _draft(self, index: EigenIndex, request: _Request, state: Knowledge, rule: str) -> _Draft:
+        query = request.query
+        before = marks_of(state.events, query)
+        marked = {mark.id for mark in before}
+        for mark in request.marks:
+            if mark.sign == WITHDRAWN and mark.id not in marked:
+                raise TeachError(f"{mark.id} has no mark for this query that could be taken back")
+        marks = merge([before, request.marks])
+        if len(marks) > MOST_MARKS:
+            raise TeachError(f"too many marks; at most {MOST_MARKS:,} are kept per query")
+        found = find(index, marks)
+        lessons = lessons_on(state.events, query)
+        covers = tuple(each.seq for each in lessons)
+        details: dict[str, Any] = {
+            "marks": [mark.as_json() for mark in request.marks],
+            "rule": rule,
+            "marks_left": len(marks),
+            "kept_text": False,
+        }
+        arrays: dict[str, np.ndarray] = {"c": request.c}
+        if rule == LOCAL_RULE:
+            arrays["marked"] = request.vectors[: local_rule.MOST_STORED].astype(np.float16)
+        seq = state.events[-1].seq + 1 if state.events else 1
+        event = Event(seq, f"{0:032x}", 0.0, TEACH, query, details, arrays, (*covers, seq), True)
+        if rule == LOCAL_RULE:
+            fit = _fit(request.c, *stored_vectors([*lessons, event]))
+        else:
+            start = request.c
+            held = state.current.get(query)
+            if found.ignored and held is not None and "b" in held.arrays:
+                # Marks whose pictures are not here still speak through what was learned from them.
+                start = held.arrays["b"]
+            fit = _fit(start, found.good_vectors, found.bad_vectors)
+            if fit is not None:
+                arrays["b"] = fit.target.astype(np.float16)
+        if fit is None and marks:
+            raise TeachError(
+                "none of the pictures marked for this query is in this index; open the index that "
+                "they were marked in"
+            )
+        details["kept_text"] = fit is not None and fit.kept_text
+        after = derive((*state.events, event), state.version, self._protected(), state)
+        lesson = Lesson(
+            entry=None,
+            query=query,
+            rule=rule,
+            good=found.good,
+            bad=found.bad,
+            ignored=found.ignored,
+            kept_text=bool(details["kept_text"]),
+            marks_before=fit.before if fit is not None else math.nan,
+            marks_after=fit.after if fit is not None else math.nan,
+            **self._compare(index, state, after, query),
+            seconds=0.0,
+        )
+        return _Draft(lesson, details, arrays, covers, after)
+
+    def _refit(
+        self, events: Sequence[Event], query: str, rule: str, index: EigenIndex | None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[int, ...]] | None:
+        """What to append so that a query's remaining lessons hold, None if nothing is missing."""
+        lessons = lessons_on(events, query)
+        if not lessons or query in latest(events):
+            return None
+        marks = merged(lessons)
+        arrays = {"c": lessons[-1].arrays["c"]}
+        if rule == LOCAL_RULE:
+            fit = _fit(arrays["c"], *stored_vectors(lessons))
+        else:
+            fit = self._fit_again(arrays["c"], query, marks, index) if marks else None
+            if fit is not None:
+                arrays["b"] = fit.target.astype(np.float16)
+        details = {
+            "rule": rule,
+            "marks_left": len(marks),
+            "kept_text": fit is not None and fit.kept_text,
+        }
+        return details, arrays, tuple(event.seq for event in lessons)
+
+    def _fit_again(
+        self, c: np.ndarray, query: str, marks: list[Mark], index: EigenIndex | None
+    ) -> Fit | None:
+        where = "the index that they were marked in"
+        again = f"other lessons on {query!r:.80} must be fitted again"
+        if index is None:
+            raise TeachError(f"{again}: give {where}")
+        found = find(index, marks)
+        if found.ignored:
+            raise TeachError(
+                f"{again}, but {len(found.ignored)} of their {len(marks)} marked pictures are not "
+                f"in this index; open {where}, or undo those lessons too"
+            )
+        return _fit(c, found.good_vectors, found.bad_vectors)
+
+    def _compare(
+        self, index: EigenIndex, before: Knowledge, after: Knowledge, query: str
+    ) -> dict[str, Any]:
+        """The fields of a lesson that tell what it does to other queries."""
+        sample = index.sample(guard.SAMPLE)
+        protected = self._protected()
+        tops = [
+            self._best(mapping, protected, sample)
+            for mapping in (Unchanged(), before.mapping, after.mapping)
+        ]
+        overlap = guard.overlap(tops[1], tops[2])
+        taught = self._earlier(index, before, query)
+        agreements = (
+            guard.agreements(state.mapping, list(taught.values()), sample)
+            for state in (before, after)
+        )
+        earlier = list(zip(taught, *agreements, strict=True))
+        return {
+            "overlap": overlap,
+            "overlap_total": guard.overlap(tops[0], tops[2]),
+            "worse": tuple(each for each in earlier if each[1] - each[2] > _NOTEWORTHY),
+            "refused": guard.verdict(
+                overlap, [each[1:] for each in earlier], queries=len(protected)
+            ),
+        }
+
+    def _best(self, mapping: Mapping, queries: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        """`guard.best`; the answers before a lesson are those after the previous one."""
+        key = None if isinstance(mapping, Unchanged) else mapping
+        for i, (known_key, known_sample, found) in enumerate(self._tops):
+            if known_key is key and known_sample is sample:
+                self._tops.append(self._tops.pop(i))
+                return found
+        found = guard.best(mapping, queries, sample)
+        self._tops = [*self._tops[1 - _REMEMBERED_TOPS :], (key, sample, found)]
+        return found
+
+    def _earlier(self, index: EigenIndex, state: Knowledge, query: str) -> dict[str, Marks]:
+        """The queries taught before, with those of their marked pictures that the index has."""
+        others = [each for each in state.taught if each != query][-_CHECKED_QUERIES:]
+        sample = index.sample(guard.SAMPLE)  # another object whenever the index has changed
+        taught = {}
+        for other in others:
+            event = state.current[other]
+            kept = self._checked.get(other)
+            if kept is None or kept[0] != event.uid or kept[1] is not sample:
+                marks = marks_of(state.events, other)
+                good = [mark for mark in marks if mark.sign == GOOD][-_CHECKED_MARKS:]
+                bad = [mark for mark in marks if mark.sign == BAD][-_CHECKED_MARKS:]
+                found = find(index, [*good, *bad])
+                c = event.arrays["c"].astype(np.float64)
+                kept = event.uid, sample, Marks(c, found.good_vectors, found.bad_vectors)
+                self._checked[other] = kept
+            taught[other] = kept[2]
+        return taught
+
+    def _protected(self) -> np.ndarray:
+        """(m, r) unit coordinates of the protected queries, as the journal keeps them."""
+        if self._anchors is None:
+            self._anchors = prepare(self._model)
+        return self._anchors
+
+    def _derive(self, events: Sequence[Event], version: int | None) -> Knowledge:
+        if not events:
+            return replace(NOTHING, version=version)
+        return derive(events, version, self._protected(), self._state)
+
+    # --- the journal ---------------------------------------------------------------------------
+
+    def _header(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return {}, {"anchors": self._protected().astype(np.float16)}
+
+    def _opened(self, journal: Journal) -> None:
+        anchors = journal.header[1].get("anchors")
+        if anchors is None or anchors.ndim != 2 or anchors.shape[1] != self._model.dim:
+            raise JournalCorrupt(f"{str(self.path)!r} lacks its protected queries; move it away")
+        # Those that this profile was taught with: another version may ship others.
+        self._anchors = anchors.astype(np.float64)
+
+    def _chosen(self, rule: str | None) -> str:
+        """The rule of a lesson.
+
+        Raises:
+            TeachError: if there is no such rule, or the profile keeps another.
+        """
+        if rule is not None and rule not in RULES:
+            raise TeachError(f"no rule is called {rule!r:.40}; valid: {', '.join(RULES)}")
+        held = self._state.rule
+        if held is not None and rule not in (None, held):
+            raise TeachError(
+                f"the profile {self.name!r} is taught by the rule {held!r}; leave the rule out, or "
+                "use another profile"
+            )
+        return held or rule or RULES[0]
+
+
+def _fit(c: np.ndarray, good: np.ndarray, bad: np.ndarray) -> Fit | None:
+    """Fit a query to its marks, or None if there are none."""
+    if not len(good) + len(bad):
+        return None
+    try:
+        return fit_direction(c.astype(np.float64), good, bad)
+    except ValueError as error:
+        raise TeachError(str(error)) from None
+
+
+def prepare(model: QueryModel) -> npt.NDArray[np.float64]:
+    """Encode the protected queries, half a second of work, so that no first lesson waits for it.
+
+    Returns:
+        (m, r) unit coordinates, as a journal keeps them.
+    """
+    with _preparing:
+        if model in _prepared:
+            return _prepared[model]
+        vectors = model.text_vectors(guard.protected_queries()).astype(np.float64)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+        _prepared[model] = unit.astype(np.float16).astype(np.float64)
+        return _prepared[model]
+
+
+_preparing = threading.Lock()
+_prepared: WeakKeyDictionary[QueryModel, npt.NDArray[np.float64]] = WeakKeyDictionary()
+
+
+def _identity(model: QueryModel) -> dict[str, Any]:
+    """What a journal belongs to: the weights, and how their last map was factored."""
+    manifest = Manifest.of_model(model)
+    # Another linear algebra library may factor the same weights with other signs.
+    signs = np.packbits(np.asarray(manifest.probe) > 0).tobytes().hex()
+    return {"app": "search", "weights": manifest.weights, "dim": manifest.dim, "signs": signs}
+
+
+def _subject(text: str) -> str:
+    """A query as lessons on it are filed: with single spaces.
+
+    Raises:
+        TeachError: if it is no text that can be taught.
+    """
+    if not isinstance(text, str):
+        raise TeachError(f"only words can be taught, got {type(text).__name__}")
+    subject = " ".join(text.split())
+    if not subject:
+        raise TeachError("the query is empty; give the words that the marks are about")
+    if len(subject) > MOST_CHARACTERS:
+        raise TeachError(
+            f"the query has {len(subject):,} characters; at most {MOST_CHARACTERS:,} can be taught"
+        )
+    try:
+        subject.encode("utf-8")
+    except UnicodeEncodeError:
+        raise TeachError("the query holds characters that are no text; type it anew") from None
+    return subject
+
+
+def _mean_rank(
+    mapping: Mapping, c: np.ndarray, marked: np.ndarray, sample: np.ndarray, size: int
+) -> float:
+    """Mean rank of some pictures among `size`, of which a sample is known."""
+    if not len(marked):
+        return math.nan
+    q = mapping.map(c[None])[0]
+    others = np.sort(scores(q, sample, mapping.delta))
+    better = len(others) - np.searchsorted(others, scores(q, marked, mapping.delta), "right")
+    return float(1 + better.mean() * size / len(others))
+
+
+def _timed(lesson: Lesson, started: float) -> Lesson:
+    return replace(lesson, seconds=time.perf_counter() - started)
