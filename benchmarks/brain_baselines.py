@@ -28,8 +28,9 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import avg_pool3d
 
 from neuro.age.networks import IntensityBins
-from neuro.dataset import SEEDS, BrainDataset, as_input, find_ixi, outer_splits
+from neuro.dataset import SEEDS, BrainDataset, find_ixi, outer_splits
 from neuro.metrics import by_decade, evaluate
+from neuro.scans.grid import as_input
 from neuro.scans.template import FULL_SCALE
 
 ALPHAS = 10.0 ** np.arange(-3, 7, 0.5)

@@ -32,8 +32,9 @@ from torch.nn import functional as F
 
 from neuro.age.model import BrainAgeModel, Member
 from neuro.age.population import GRID, Population, summarise
-from neuro.dataset import BrainDataset, as_input, find_ixi, folds, outer_splits
+from neuro.dataset import BrainDataset, find_ixi, folds, outer_splits
 from neuro.metrics import paired_difference
+from neuro.scans.grid import as_input
 from neuro.site_rule import Correction, Taught
 from neuro.train import refit_heads_, train_network
 

@@ -24,8 +24,8 @@ from enn_core.files.atomic import replacing
 from neuro.age.model import BrainAgeModel, ModelError
 from neuro.age.networks import build
 from neuro.age.targets import AgeBins, AgeValue, make_target, target_settings
-from neuro.dataset import GRID, as_input, crop
 from neuro.scans.find import find_scans
+from neuro.scans.grid import GRID, as_input, crop
 from neuro.scans.quality import judge
 from neuro.scans.read import VolumeError
 

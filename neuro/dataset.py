@@ -2,8 +2,7 @@
 
 A data set is a folder with `participants.tsv` (at least `participant_id` and `age`) and one volume
 for each participant, in the MNI152 2 mm grid as `neuro.scans.preprocess` writes it. Volumes are
-kept as
-uint8, cropped to `GRID`; `as_input` turns a batch into what networks read.
+kept as uint8, cropped to `GRID`; `as_input` turns a batch into what networks read.
 
 >>> outer = folds(["a", "b", "c", "d", "e", "f"], [20, 30, 40, 50, 60, 70], parts=3, seed=0)
 >>> sorted(len(part) for part in outer)
@@ -22,31 +21,21 @@ from typing import Any
 
 import numpy as np
 
+from neuro.scans.grid import GRID, crop
 from neuro.scans.preprocess import to_uint8
 from neuro.scans.read import VolumeError
-from neuro.scans.template import FULL_SCALE, MNI_SHAPE
 
 __all__ = [
     "FOLDS",
-    "GRID",
     "SEEDS",
     "BrainDataset",
     "DatasetError",
     "Split",
-    "as_input",
-    "crop",
     "find_ixi",
     "folds",
     "inner_folds",
     "outer_splits",
-    "uncrop",
 ]
-
-GRID = (80, 96, 80)
-"""Voxels i, j, k (RAS, 2 mm) that a network sees."""
-
-ORIGIN = (9, 11, 0)
-"""First voxel of `GRID` on the template's grid, `MNI_SHAPE`."""
 
 SEEDS = (0, 1, 2)
 FOLDS = 5
@@ -102,34 +91,6 @@ class BrainDataset:
         """The subjects at these positions."""
         rows = np.asarray(rows)
         return BrainDataset(tuple(self.ids[i] for i in rows), self.ages[rows], self.volumes[rows])
-
-
-def as_input(volumes: np.ndarray) -> np.ndarray:
-    """uint8 volumes (n, i, j, k) -> network input (n, 1, i, j, k), float32, about 0 to 1."""
-    return volumes[:, None].astype(np.float32) / FULL_SCALE
-
-
-def crop(volume: np.ndarray) -> np.ndarray:
-    """Cut `GRID` out of a volume on the template's grid; the rest holds next to no brain.
-
-    Raises:
-        DatasetError: the volume is on another grid.
-    """
-    if volume.shape == GRID:
-        return volume
-    if volume.shape != MNI_SHAPE:
-        raise DatasetError(
-            f"got a volume of shape {volume.shape}, expected {MNI_SHAPE} (MNI152, 2 mm) or {GRID}; "
-            "run `enn brain preprocess` first"
-        )
-    return volume[tuple(slice(o, o + g) for o, g in zip(ORIGIN, GRID, strict=True))]
-
-
-def uncrop(volume: np.ndarray) -> np.ndarray:
-    """A volume of `GRID` on the template's grid, 0 where `crop` cut."""
-    whole = np.zeros(MNI_SHAPE, volume.dtype)
-    whole[tuple(slice(o, o + g) for o, g in zip(ORIGIN, GRID, strict=True))] = volume
-    return whole
 
 
 def read_ages(table: Path) -> dict[str, float]:

@@ -37,8 +37,9 @@ from neuro.age.networks import BrainNet, Layers, build
 from neuro.age.population import summarise
 from neuro.age.targets import AgeBins, AgeValue, Target
 from neuro.augment import views
-from neuro.dataset import GRID, BrainDataset, as_input, folds, uncrop
+from neuro.dataset import BrainDataset, folds
 from neuro.metrics import evaluate
+from neuro.scans.grid import GRID, as_input, uncrop
 from neuro.scans.quality import IntensityReference
 
 __all__ = [

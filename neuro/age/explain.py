@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from neuro.age.model import BrainAgeModel, Member
-from neuro.dataset import as_input, crop, uncrop
+from neuro.scans.grid import as_input, crop, uncrop
 from neuro.scans.template import MNI_SHAPE
 
 __all__ = ["UNITS", "ExplainError", "explain", "gradient", "occlusion", "save_overlay"]

@@ -25,7 +25,7 @@ from neuro.age.calibrate import BiasCorrection, Conformal
 from neuro.age.networks import BrainNet, build
 from neuro.age.population import GRID, Population
 from neuro.age.targets import AgeBins, AgeValue, Target, make_target, target_settings
-from neuro.dataset import as_input
+from neuro.scans.grid import as_input
 from neuro.scans.quality import IntensityReference
 
 __all__ = [

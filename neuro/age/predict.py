@@ -21,7 +21,7 @@ import torch
 
 from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
 from neuro.age.model import BrainAgeModel, ModelError, answer, both_sides, weights_sha256
-from neuro.dataset import as_input, crop, uncrop
+from neuro.scans.grid import as_input, crop, uncrop
 from neuro.scans.preprocess import Prepared
 from neuro.scans.quality import Flag, IntensityReference, judge
 

@@ -20,7 +20,7 @@ from tiny_brain_models import tiny_model  # noqa: E402
 from apps.cli.main import app  # noqa: E402
 from neuro.age.model import both_sides, features_of  # noqa: E402
 from neuro.age.population import summarise  # noqa: E402
-from neuro.dataset import as_input, crop  # noqa: E402
+from neuro.scans.grid import as_input, crop  # noqa: E402
 from neuro.scans.template import MNI_AFFINE, load_template  # noqa: E402
 
 COMMAND = typer.main.get_command(app)

@@ -16,7 +16,7 @@ from cli_cases import ENN, GALLERY, document, load_models_once, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.cli.search.group import ManyValues
+from apps.cli.options import ManyValues
 
 pytest.importorskip("faiss")
 PHOTOS = ("gc_alpaca", "gc_bison", "gc_duck", "gc_giraffe_head", "gc_kitten_on_box", "gc_mars")

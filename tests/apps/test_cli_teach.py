@@ -16,7 +16,7 @@ from cli_cases import GALLERY, document, load_models_once, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.cli.search.group import ManyValues
+from apps.cli.options import ManyValues
 from apps.cli.search.teach import _ids
 
 pytest.importorskip("faiss")

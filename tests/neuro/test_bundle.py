@@ -14,8 +14,8 @@ from monai.bundle.properties import MetaProperties
 from tiny_brain_models import tiny_model
 
 from neuro.bundle import write_bundle
-from neuro.dataset import as_input, crop
 from neuro.scans.batch import prepare_scan
+from neuro.scans.grid import as_input, crop
 from neuro.scans.template import MNI_AFFINE, load_template
 
 

@@ -12,17 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuro.dataset import (
-    GRID,
     BrainDataset,
     DatasetError,
-    as_input,
-    crop,
     find_ixi,
     folds,
     inner_folds,
     outer_splits,
     read_ages,
 )
+from neuro.scans.grid import GRID, as_input, crop
+from neuro.scans.read import VolumeError
 from neuro.scans.template import MNI_AFFINE, MNI_SHAPE
 
 
@@ -142,7 +141,7 @@ def test_nested_folds_never_touch_the_test_part():
 
 def test_crop_refuses_other_grids():
     assert crop(np.zeros(MNI_SHAPE, np.uint8)).shape == GRID
-    with pytest.raises(DatasetError, match="enn brain preprocess"):
+    with pytest.raises(VolumeError, match="enn brain preprocess"):
         crop(np.zeros((91, 109, 91)))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from neuro.age.explain import ExplainError, explain, gradient, occlusion, save_overlay
 from neuro.age.model import BrainAgeModel, Member
 from neuro.age.targets import AgeValue
-from neuro.dataset import ORIGIN, crop, uncrop
+from neuro.scans.grid import ORIGIN, crop, uncrop
 from neuro.scans.template import load_template
 
 # On the template's grid, and on the grid that networks see.

@@ -13,7 +13,8 @@ from tiny_brain_models import tiny_model
 from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
 from neuro.age.model import ModelError
 from neuro.age.predict import BrainAge
-from neuro.dataset import BrainDataset, crop, uncrop
+from neuro.dataset import BrainDataset
+from neuro.scans.grid import crop, uncrop
 from neuro.scans.preprocess import Prepared
 from neuro.scans.quality import IntensityReference, Quality
 from neuro.scans.template import MNI_AFFINE, load_template

@@ -19,7 +19,7 @@ from apps.cli.brain.group import (
     load_brain,
 )
 from apps.cli.brain.labelled_scans import Labelled, find_table, read_table
-from apps.cli.search.group import ForceOption, JsonOption
+from apps.cli.options import ForceOption, JsonOption
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,

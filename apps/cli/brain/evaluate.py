@@ -28,7 +28,7 @@ from apps.cli.brain.labelled_scans import (
     read_table,
 )
 from apps.cli.brain.predict import score_text
-from apps.cli.search.group import JsonOption, ProfileOption
+from apps.cli.options import JsonOption, ProfileOption
 from apps.cli.terminal import EXIT_OK, EXIT_SKIPPED, counted, emit, emit_json, printable
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def look_at(
     """Predict the ages of scans of known age; and those that were left out, with the reason."""
     import numpy as np
 
-    from neuro.dataset import crop
+    from neuro.scans.grid import crop
 
     site = None if profile is None else open_site(brain, profile)
     scans = labelled_scans(inputs)

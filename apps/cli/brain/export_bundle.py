@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from apps.cli.brain.group import BrainModelOption, brain_app, load_brain
-from apps.cli.search.group import ForceOption
+from apps.cli.options import ForceOption
 from apps.cli.terminal import EXIT_OK, CommandError, absolute, emit, printable, quote
 
 __all__ = ["export_bundle"]

@@ -27,7 +27,7 @@ from apps.cli.brain.group import (
     qc_columns,
     write_table,
 )
-from apps.cli.search.group import ForceOption, JsonOption, ProfileOption
+from apps.cli.options import ForceOption, JsonOption, ProfileOption
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,

@@ -23,7 +23,7 @@ from apps.cli.brain.group import (
     qc_columns,
     write_table,
 )
-from apps.cli.search.group import JsonOption
+from apps.cli.options import JsonOption
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,

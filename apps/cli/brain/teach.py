@@ -21,7 +21,7 @@ from apps.cli.brain.group import (
     open_site,
     prepare,
 )
-from apps.cli.search.group import ForceOption, JsonOption, ProfileOption
+from apps.cli.options import ForceOption, JsonOption, ProfileOption
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,

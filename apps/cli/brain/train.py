@@ -22,7 +22,7 @@ from apps.cli.brain.group import (
 )
 from apps.cli.brain.labelled_scans import labelled_scans, prepare_labelled
 from apps.cli.brain.predict import score_text
-from apps.cli.search.group import ForceOption, JsonOption
+from apps.cli.options import ForceOption, JsonOption
 from apps.cli.terminal import (
     EXIT_OK,
     CommandError,
@@ -188,7 +188,8 @@ def _dataset(
     """The scans that can be used, in the order of their names, and those that cannot."""
     import numpy as np
 
-    from neuro.dataset import BrainDataset, crop
+    from neuro.dataset import BrainDataset
+    from neuro.scans.grid import crop
 
     volumes: dict[str, np.ndarray] = {}
     failed = prepare_labelled(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apps.cli.search.group import JsonOption
+from apps.cli.options import JsonOption
 from apps.cli.terminal import (
     CommandError,
     ProgressLine,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apps.cli.lab.bench import add_bench
-from apps.cli.search.group import JsonOption
+from apps.cli.options import JsonOption
 from apps.cli.terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apps.cli.options import ForceOption, JsonOption, ManyValues
 from apps.cli.search.group import (
-    ForceOption,
-    JsonOption,
-    ManyValues,
     ModelOption,
     PrecisionOption,
     PretrainedOption,

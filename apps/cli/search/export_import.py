@@ -7,16 +7,8 @@ from typing import Annotated
 
 import typer
 
-from apps.cli.search.group import (
-    ForceOption,
-    IndexOption,
-    JsonOption,
-    ProfileOption,
-    find_index,
-    open_taught,
-    search_app,
-    teacher_of,
-)
+from apps.cli.options import ForceOption, JsonOption, ProfileOption
+from apps.cli.search.group import IndexOption, find_index, open_taught, search_app, teacher_of
 from apps.cli.search.index import index_place
 from apps.cli.terminal import (
     EXIT_OK,

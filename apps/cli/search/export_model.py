@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from apps.cli.search.group import JsonOption, ModelName, PretrainedOption, load_model, search_app
+from apps.cli.options import JsonOption
+from apps.cli.search.group import ModelName, PretrainedOption, load_model, search_app
 from apps.cli.terminal import EXIT_OK, CommandError, emit, emit_json, printable, quote, size
 
 __all__ = ["export_model"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from apps.cli.terminal import CommandError, absolute, note, printable, quote
 
@@ -18,15 +17,11 @@ if TYPE_CHECKING:
     from retrieval.teach.teacher import Teacher
 
 __all__ = [
-    "ForceOption",
     "IndexOption",
-    "JsonOption",
-    "ManyValues",
     "ModelName",
     "ModelOption",
     "PrecisionOption",
     "PretrainedOption",
-    "ProfileOption",
     "find_index",
     "load_model",
     "note_cut",
@@ -71,7 +66,6 @@ IndexOption = Annotated[
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -100,15 +94,6 @@ PretrainedOption = Annotated[
         show_default=False,
     ),
 ]
-ProfileOption = Annotated[
-    str | None,
-    typer.Option(
-        "--profile",
-        metavar="NAME",
-        help="Profile of lessons. [default: default]",
-        show_default=False,
-    ),
-]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
@@ -119,34 +104,6 @@ PrecisionOption = Annotated[
         show_default=False,
     ),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite the output file.")]
-
-
-class ManyValues(TyperCommand):
-    """Lets `--recall-k 1 5 10` be written as such: click's options take a fixed number."""
-
-    options = ("--recall-k", "--good", "--bad", "--unmark")
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(self._repeated(args)))
-
-    def _repeated(self, args: Sequence[str]) -> Iterator[str]:
-        option, given = "", False
-        for i, arg in enumerate(args):
-            name, equals, _ = arg.partition("=")
-            if arg == "--":
-                yield from args[i:]
-                return
-            if name in self.options:
-                option, given = name, bool(equals)
-            elif option and arg.replace(",", "").lstrip("-").isdigit():
-                # The first follows its flag; every further one gets a flag of its own.
-                if given:
-                    yield option
-                given = True
-            else:
-                option = ""
-            yield arg
 
 
 @search_app.callback(invoke_without_command=True)

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apps.cli.search.group import (
-    IndexOption,
-    JsonOption,
-    ProfileOption,
-    find_index,
-    open_taught,
-    search_app,
-    teacher_of,
-)
+from apps.cli.options import JsonOption, ProfileOption
+from apps.cli.search.group import IndexOption, find_index, open_taught, search_app, teacher_of
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,

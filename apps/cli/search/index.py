@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apps.cli.options import JsonOption
 from apps.cli.search.group import (
     IndexOption,
-    JsonOption,
     ModelOption,
     PrecisionOption,
     PretrainedOption,

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apps.cli.options import JsonOption, ProfileOption
 from apps.cli.search.group import (
     IndexOption,
-    JsonOption,
     ModelOption,
     PretrainedOption,
-    ProfileOption,
     find_index,
     load_model,
     note_cut,

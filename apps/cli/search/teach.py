@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apps.cli.search.group import (
-    IndexOption,
-    JsonOption,
-    ManyValues,
-    ProfileOption,
-    note_cut,
-    open_taught,
-    search_app,
-    teacher_of,
-)
+from apps.cli.options import JsonOption, ManyValues, ProfileOption
+from apps.cli.search.group import IndexOption, note_cut, open_taught, search_app, teacher_of
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from apps.cli.search.group import JsonOption, search_app
+from apps.cli.options import JsonOption
+from apps.cli.search.group import search_app
 from apps.cli.terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,
