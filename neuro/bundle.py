@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from enn_core.convert import fuse
 from enn_core.files.atomic import replacing
+from enn_core.files.tables import write_table
 from neuro.age.model import BrainAgeModel, ModelError
 from neuro.age.networks import build
 from neuro.age.targets import AgeBins, AgeValue, make_target, target_settings
@@ -126,7 +127,6 @@ class AgeTable:
     @torch.no_grad()
     def run(self) -> list[dict[str, Any]]:
         """Predict and write; the rows of the table."""
-        import csv
 
         network = self.network.to(self.device).eval()
         rows = []
@@ -137,10 +137,7 @@ class AgeTable:
                 age = f"{float(said):.2f}"
             rows.append({"file": item["file"], "predicted_age": age, "error": item["error"]})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["file", "predicted_age", "error"])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(rows, self.path, ["file", "predicted_age", "error"])
         return rows
 
 

@@ -14,7 +14,6 @@ correction; new scans get the average.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import json
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from enn_core.files.atomic import replacing
+from enn_core.files.tables import write_table
 from enn_core.local import LocalTrainer, plot_losses, write_state
 from enn_core.orthogonality import param_groups
 from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
@@ -341,13 +341,13 @@ def _write_curves(curves: Sequence[Tensor], folder: Path) -> None:
     """Losses of every network, step and unit as CSV; the first network's as a picture."""
     from matplotlib.figure import Figure
 
-    with replacing(folder / "curves.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        units = curves[0].shape[1]
-        writer.writerow(["network", "step", *(f"block_{unit + 1}" for unit in range(units))])
-        for number, losses in enumerate(curves, start=1):
-            for step, row in enumerate(losses.tolist(), start=1):
-                writer.writerow([number, step, *(f"{value:.5f}" for value in row)])
+    rows = (
+        {"network": number, "step": step}
+        | {f"block_{unit}": f"{value:.5f}" for unit, value in enumerate(row, start=1)}
+        for number, losses in enumerate(curves, start=1)
+        for step, row in enumerate(losses.tolist(), start=1)
+    )
+    write_table(rows, folder / "curves.csv")
     figure = Figure(figsize=(6, 4), layout="constrained")
     plot_losses(curves[0], figure.add_subplot())
     figure.savefig(folder / "curves.png", dpi=120)

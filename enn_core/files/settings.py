@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["list_configs", "make_settings", "read_config"]
+__all__ = ["Checks", "list_configs", "make_settings", "read_config"]
 
 Settings = TypeVar("Settings")
 
@@ -66,3 +66,58 @@ def make_settings(
         if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
             raise error(f"{where}: {key} must be like {default!r}, got {value!r}")
     return cls(**given)
+
+
+class Checks:
+    """Refuses values of a settings object, in one line that says what is valid.
+
+    Args:
+        settings: with a number, a text or a list under each name.
+        error: raised.
+    """
+
+    def __init__(self, settings: Any, error: type[ValueError]) -> None:
+        self._values = settings
+        self._error = error
+
+    def one_of(self, name: str, valid: Sequence[str]) -> None:
+        """A text that is one of these."""
+        self._each([name], lambda given: given in valid, f"must be one of {', '.join(valid)}")
+
+    def at_least_one(self, *names: str) -> None:
+        """Numbers from 1."""
+        self._each(names, lambda given: given >= 1, "must be at least 1")
+
+    def not_negative(self, *names: str) -> None:
+        """Numbers from 0."""
+        self._each(names, lambda given: given >= 0, "must not be negative")
+
+    def positive(self, *names: str) -> None:
+        """Finite numbers above 0."""
+        self._each(names, lambda given: 0 < given < float("inf"), "must be positive")
+
+    def below_one(self, *names: str) -> None:
+        """Numbers from 0 to below 1."""
+        self._each(names, lambda given: 0 <= given < 1, "must be from 0 to below 1")
+
+    def crop(self, name: str = "crop") -> None:
+        """Smallest and largest share of a picture, or an empty list."""
+        self._each(
+            [name],
+            lambda given: not given or (len(given) == 2 and 0 < given[0] <= given[1] <= 1),
+            "must be [smallest, largest] in 0..1 or []",
+        )
+
+    def randaugment(self, name: str = "randaugment") -> None:
+        """Operations and their magnitude, or an empty list."""
+        self._each(
+            [name],
+            lambda given: not given or (len(given) == 2 and given[0] >= 1 and 0 <= given[1] <= 30),
+            "must be [operations, magnitude 0..30] or []",
+        )
+
+    def _each(self, names: Sequence[str], fits: Callable[[Any], bool], wanted: str) -> None:
+        for name in names:
+            given = getattr(self._values, name)
+            if not fits(given):
+                raise self._error(f"{name} {wanted}, got {given!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from enn_core.files import tables
 from enn_core.files.atomic import replacing
 from retrieval.datasets.captioned import TarImage
 from retrieval.eval.ranks import best_captions, own_cosines
@@ -147,13 +147,7 @@ def build_table(
 def write_table(files: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> int:
     """Write `build_table` as CSV, complete or not at all; returns the number of rows."""
     columns, rows = build_table(files)
-    with (
-        replacing(Path(output)) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    tables.write_table(rows, Path(output), columns)
     return len(rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from enn_core.files.settings import Checks
 from retrieval.training.settings import TrainError, make_settings, read_config
 
 __all__ = ["TrainConfig", "TrainError"]
@@ -65,18 +66,14 @@ class TrainConfig:
     stop_after: int = 0
 
     def __post_init__(self) -> None:
-        if self.rule not in ("enn", "plain"):
-            raise TrainError(f"rule must be 'enn' or 'plain', got {self.rule!r}")
+        check = Checks(self, TrainError)
+        check.one_of("rule", ("enn", "plain"))
         if not 0 <= self.first_block <= 6:
             raise TrainError(f"first_block must be in 0..6, got {self.first_block}")
-        for name in ("views", "epochs", "batch_size", "hidden", "dim", "retract_every"):
-            if getattr(self, name) < 1:
-                raise TrainError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check.at_least_one("views", "epochs", "batch_size", "hidden", "dim", "retract_every")
         if self.refine_epochs and not 1 <= self.refine_views <= self.views:
             raise TrainError(f"refine_views must be in 1..{self.views}, got {self.refine_views}")
-        for name in ("dropout", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise TrainError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        check.below_one("dropout", "label_smoothing", "ema")
 
     @classmethod
     def load(cls, name: str | Path) -> TrainConfig:

@@ -25,13 +25,14 @@ from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
 from enn_core.files.atomic import replacing
+from enn_core.files.tables import write_table
 from retrieval.mini.block_inputs import BlockInputs, Progress, imagenet_backbone
 from retrieval.mini.config import TrainConfig, TrainError
 from retrieval.mini.learner import Learner, average_
 from retrieval.mini.refine import refine_head
 from retrieval.model.mini_tower import MiniTower, fold_batchnorm
 from retrieval.model.tower_folder import save_tower
-from retrieval.training.training_log import plot, write_log
+from retrieval.training.training_log import plot
 
 __all__ = ["TrainConfig", "TrainError", "train"]
 
@@ -205,7 +206,7 @@ class _Run:
                 row.update(self.recalls())
             self.log.append(row)
             self._save()
-            write_log(self.log, self.output / "log.csv")
+            write_table(self.log, self.output / "log.csv")
             recall = f" R@1 {row['t2i_R@1']:.1f}" if len(self.held) else ""
             report("training", self.step, self.steps, f"loss {row['loss']:.3f}{recall}")
 

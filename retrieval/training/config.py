@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from enn_core.files.settings import Checks
 from retrieval.training.settings import TrainError, make_settings, read_config
 
 __all__ = ["LAYERS", "RULES", "TrainConfig", "TrainError"]
@@ -108,43 +109,26 @@ class TrainConfig:
     stop_after: int = 0
 
     def __post_init__(self) -> None:
-        self._one_of("rule", RULES)
-        self._one_of("layers", LAYERS)
-        self._one_of("text", ("clip", "minilm"))
-        self._one_of("start", ("scratch", "weights"))
+        check = Checks(self, TrainError)
+        check.one_of("rule", RULES)
+        check.one_of("layers", LAYERS)
+        check.one_of("text", ("clip", "minilm"))
+        check.one_of("start", ("scratch", "weights"))
         if self.start == "weights" and self.text == "minilm":
             raise TrainError("start 'weights' needs text 'clip': minilm has no image tower")
-        for name in ("epochs", "batch_size", "blocks", "retract_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise TrainError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check.at_least_one("epochs", "batch_size", "blocks", "retract_every", "save_every")
         if self.batch_size < 2:
             raise TrainError("batch_size must be at least 2: a contrast needs two images")
-        for name in (
-            *("holdout", "captions_per_image", "micro_batch", "warmup", "workers", "stop_after"),
-            *("weight_decay", "head_weight_decay", "penalty", "clip_norm", "mixup"),
-            *("short_weight", "short_components", "final_lr", "seed"),
-        ):
-            if not getattr(self, name) >= 0:
-                raise TrainError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("lr", "temperature"):
-            if not getattr(self, name) > 0:
-                raise TrainError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise TrainError(f"{name} must be in 0..1, got {getattr(self, name)}")
-        ops = self.randaugment
-        if ops and (len(ops) != 2 or ops[0] < 1 or not 0 <= ops[1] <= 30):
-            raise TrainError(f"randaugment must be [operations, magnitude 0..30] or [], got {ops}")
-        crop = self.crop
-        if crop and (len(crop) != 2 or not 0 < crop[0] <= crop[1] <= 1):
-            raise TrainError(f"crop must be [smallest, largest] in 0..1 or [], got {crop}")
+        check.not_negative("holdout", "captions_per_image", "micro_batch", "warmup", "workers")
+        check.not_negative("stop_after", "weight_decay", "head_weight_decay", "penalty")
+        check.not_negative("clip_norm", "mixup", "short_weight", "short_components", "final_lr")
+        check.not_negative("seed")
+        check.positive("lr", "temperature")
+        check.below_one("label_smoothing", "ema")
+        check.randaugment()
+        check.crop()
         if self.short_weight and self.short_components < 1:
             raise TrainError("short_components must be at least 1 with a short_weight")
-
-    def _one_of(self, name: str, valid: tuple[str, ...]) -> None:
-        given = getattr(self, name)
-        if given not in valid:
-            raise TrainError(f"{name} must be one of {', '.join(valid)}, got {given!r}")
 
     @classmethod
     def load(cls, name: str | Path, changes: Mapping[str, Any] | None = None) -> TrainConfig:

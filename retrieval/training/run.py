@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import MixUp
 
 from enn_core import orthogonality_error, param_groups
 from enn_core.files.atomic import replacing
+from enn_core.files.tables import write_table
 from enn_core.local import Learner, Recipe, random_stream
 from enn_core.torchrun import processes
 from retrieval.datasets.captioned import CaptionDataset
@@ -37,7 +38,7 @@ from retrieval.training.loss import contrastive_loss, gather_rows, principal_com
 from retrieval.training.pairs import Augment, Batches, Pairs, captions_of, loader
 from retrieval.training.settings import TrainError
 from retrieval.training.student import make_student
-from retrieval.training.training_log import plot, write_log
+from retrieval.training.training_log import plot
 
 __all__ = ["train"]
 
@@ -354,7 +355,7 @@ class _Run:
         self.losses, self.seconds = [], 0.0
         self._save()
         if not self.rank:
-            write_log(self.log, self.output / "log.csv")
+            write_table(self.log, self.output / "log.csv")
             plot(self.log, self.output / "curves.png")
         self.report("training", self.step, self.steps, note)
 

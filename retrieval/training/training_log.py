@@ -1,15 +1,14 @@
-"""The log of a run, as a table and as a picture."""
+"""The log of a run as a picture."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from enn_core.files.atomic import replacing
 
-__all__ = ["plot", "write_log"]
+__all__ = ["plot"]
 
 
 def plot(log: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -36,11 +35,3 @@ def plot(log: Sequence[Mapping[str, Any]], file: Path) -> None:
         right.set(xlabel="epoch", ylabel="largest ‖QᵀQ − I‖ / √r")
     with replacing(file) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-
-
-def write_log(log: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """A row for every epoch, as CSV."""
-    with replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, fieldnames=list(log[-1]))
-        writer.writeheader()
-        writer.writerows(log)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from enn_core import FactorError, svd_factors
 from enn_core.factors import apply_factors, rebuild, rebuild_is_cheaper
 
-MODULES = ["factors", "layers", "projections", "convert", "orthogonality"]
+MODULES = ["factors", "layers", "bare_parameters", "convert", "orthogonality"]
 SHAPES = [(3, 5), (5, 3), (4, 4), (1, 6), (6, 1), (2, 3, 5), (3, 5, 2)]
 
 

@@ -223,7 +223,7 @@ def test_wrong_values_are_refused(make, message) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["adapter", "journal", "projector"])
+@pytest.mark.parametrize("name", ["adapter", "journal", "recursive_projector"])
 def test_the_examples_run(name) -> None:
     result = doctest.testmod(importlib.import_module(f"enn_core.lessons.{name}"))
     assert result.attempted

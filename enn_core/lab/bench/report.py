@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from enn_core.files.atomic import replacing
+from enn_core.files.tables import write_table
 from enn_core.lab.bench.one_run import Cell, Run
 from enn_core.lab.bench.plan import Choice, Row, missing
 from enn_core.lab.bench.statistics import paired, spread
@@ -131,22 +130,14 @@ def write(suite: Suite, rows: Mapping[str, Row], folder: Path) -> None:
     `table.png` has the errors of every cell, `overview.png` all of them against backprop's.
     """
     order = sorted(rows.values(), key=lambda r: (r["cell"], r["method"], r["lr"], r["seed"]))
-    _write_csv(folder / "runs.csv", [{k: v for k, v in r.items() if k != "key"} for r in order])
+    write_table(({k: v for k, v in r.items() if k != "key"} for r in order), folder / "runs.csv")
     lines = table(suite, rows)
     if lines:
-        _write_csv(folder / "table.csv", lines)
+        write_table(lines, folder / "table.csv")
         plot(suite, lines, rows, folder / "table.png")
         plot_overview(suite, lines, folder / "overview.png")
     if compared := contrasts(suite, rows):
-        _write_csv(folder / "contrasts.csv", compared)
-
-
-def _write_csv(file: Path, rows: Sequence[Row]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, fieldnames=columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+        write_table(compared, folder / "contrasts.csv")
 
 
 def plot(

@@ -92,37 +92,20 @@ class ClassifyConfig:
     stop_after: int = 0
 
     def __post_init__(self) -> None:
+        check = settings.Checks(self, ClassifyError)
         for name, valid in (("layers", LAYERS), ("amp", AMP), ("head", FORMS)):
-            if getattr(self, name) not in valid:
-                raise ClassifyError(
-                    f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}"
-                )
-        for name in ("epochs", "batch_size", "blocks", "retract_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ClassifyError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            *("image_size", "train", "workers", "stop_after", "pad", "seed"),
-            *("final_lr", "weight_decay", "clip_norm", "penalty"),
-        ):
-            if not getattr(self, name) >= 0:
-                raise ClassifyError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 < self.lr < float("inf"):
-            raise ClassifyError(f"lr must be positive, got {self.lr}")
-        for name in ("valid", "warmup", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ClassifyError(f"{name} must be from 0 to below 1, got {getattr(self, name)}")
+            check.one_of(name, valid)
+        check.at_least_one("epochs", "batch_size", "blocks", "retract_every", "save_every")
+        check.not_negative("image_size", "train", "workers", "stop_after", "pad", "seed")
+        check.not_negative("final_lr", "weight_decay", "clip_norm", "penalty")
+        check.positive("lr")
+        check.below_one("valid", "warmup", "label_smoothing")
         if any(not isinstance(at, int | float) or not 0 < at < 1 for at in self.drops):
             raise ClassifyError(
                 f"drops must be shares of the run between 0 and 1, got {self.drops}"
             )
-        crop = self.crop
-        if crop and (len(crop) != 2 or not 0 < crop[0] <= crop[1] <= 1):
-            raise ClassifyError(f"crop must be [smallest, largest] in 0..1 or [], got {crop}")
-        ops = self.randaugment
-        if ops and (len(ops) != 2 or ops[0] < 1 or not 0 <= ops[1] <= 30):
-            raise ClassifyError(
-                f"randaugment must be [operations, magnitude 0..30] or [], got {ops}"
-            )
+        check.crop()
+        check.randaugment()
 
     @classmethod
     def load(cls, name: str | Path, changes: Mapping[str, Any] | None = None) -> ClassifyConfig:

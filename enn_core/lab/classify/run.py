@@ -28,11 +28,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from enn_core.convert import conversion_report, fuse
 from enn_core.files.atomic import replacing
+from enn_core.files.tables import write_table
 from enn_core.lab.classify.batches import Augment, Batches, feed
 from enn_core.lab.classify.config import ClassifyConfig, ClassifyError
 from enn_core.lab.classify.datasets import ImageData, Images, load_data
 from enn_core.lab.classify.networks import build_network
-from enn_core.lab.classify.training_log import plot, write_log, write_tensorboard
+from enn_core.lab.classify.training_log import plot, write_tensorboard
 from enn_core.lab.classify.weights import about_network, load_plain, own_names, save_network
 from enn_core.local import random_stream, write_state
 from enn_core.loco import UnsupportedModel, calibrate_
@@ -281,7 +282,7 @@ class _Run:
         self.losses, self.seconds = [], 0.0
         self._save()
         if not self.rank:
-            write_log(self.log, self.output / "log.csv")
+            write_table(self.log, self.output / "log.csv")
             if time.monotonic() - self.plotted > _PLOT_SECONDS:
                 plot(self.log, self.output / "curves.png")
                 self.plotted = time.monotonic()

@@ -1,23 +1,14 @@
-"""The log of a run, as a table and as a picture."""
+"""The log of a run as a picture."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from enn_core.files.atomic import replacing
 
-__all__ = ["plot", "write_log", "write_tensorboard"]
-
-
-def write_log(log: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """A row for every epoch, as CSV."""
-    with replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, fieldnames=list(log[-1]))
-        writer.writeheader()
-        writer.writerows(log)
+__all__ = ["plot", "write_tensorboard"]
 
 
 def plot(log: Sequence[Mapping[str, Any]], file: Path) -> None:
