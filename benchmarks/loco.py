@@ -47,7 +47,7 @@ from enn_core.lab.continual import (
 )
 from enn_core.local import LocalBlock, LocalTrainer
 from enn_core.loco import LOCO, PROJECTIONS, calibrate_
-from enn_core.loco.estimator import LOSSES, restricted
+from enn_core.loco.node_perturbation import LOSSES, restricted
 from enn_core.loco.protected_inputs import HardProjector, SoftProjector
 from enn_core.rules.base import decay
 from enn_core.spiking import ClampedReLU, spiking_twin

@@ -22,8 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from enn_core.local import random_stream
-from enn_core.loco.estimator import LOSSES, Estimate, Perturbation, SampleLoss, perturb, restricted
 from enn_core.loco.input_projection import InputProjection, Projection
+from enn_core.loco.node_perturbation import (
+    LOSSES,
+    Estimate,
+    Perturbation,
+    SampleLoss,
+    perturb,
+    restricted,
+)
 from enn_core.loco.stages import Stage, time_steps, to_stages
 from enn_core.schedules import warm_up_cosine
 

@@ -25,10 +25,18 @@ from torch import Tensor, nn
 
 from enn_core.cuts import CutError
 from enn_core.loco.stages import UnsupportedModel
-from enn_core.rules import backprop, dfa, forward_forward, mono_forward, muon, predsim, regularised
-from enn_core.rules import enn as eigen
-from enn_core.rules import enn_local as local
-from enn_core.rules import loco_rules as perturbation
+from enn_core.rules import (
+    backprop,
+    dfa,
+    enn,
+    enn_local,
+    forward_forward,
+    loco_rules,
+    mono_forward,
+    muon,
+    predsim,
+    srip_ocnn,
+)
 from enn_core.rules.base import Entry, Rule, RuleError, train_blocks
 
 __all__ = ["RULES", "Entry", "Rule", "RuleError", "make_rule", "rule_options"]
@@ -40,23 +48,23 @@ _RULES = {
     "backprop-sgd": Entry(
         backprop.backprop_sgd, "Sutskever et al. 2013, ICML 28, eq. 1-2: classical momentum"
     ),
-    "enn": Entry(eigen.enn, "arXiv 2508.01219, eq. 3 and Alg. 2; retraction in place of eq. 5"),
-    "enn-penalty": Entry(eigen.enn_penalty, "arXiv 2508.01219, eq. 3-5 and Alg. 2"),
+    "enn": Entry(enn.enn, "arXiv 2508.01219, eq. 3 and Alg. 2; retraction in place of eq. 5"),
+    "enn-penalty": Entry(enn.enn_penalty, "arXiv 2508.01219, eq. 3-5 and Alg. 2"),
     "muon": Entry(
         muon.muon, "Jordan et al. 2024 by torch.optim.Muon; scaling of arXiv 2502.16982, sec. 2.2"
     ),
     "srip": Entry(
-        regularised.srip, "Bansal et al. 2018, arXiv 1810.09102: sigma(W^T W - I), power iteration"
+        srip_ocnn.srip, "Bansal et al. 2018, arXiv 1810.09102: sigma(W^T W - I), power iteration"
     ),
     "ocnn": Entry(
-        regularised.ocnn, "Wang et al. 2020, arXiv 1911.12207: ||Conv(K, K, P, S) - I||_F^2"
+        srip_ocnn.ocnn, "Wang et al. 2020, arXiv 1911.12207: ||Conv(K, K, P, S) - I||_F^2"
     ),
     "local-enn": Entry(
-        local.local_enn,
+        enn_local.local_enn,
         "arXiv 2508.01219, eq. 6 and Alg. 1; retraction in place of the penalty",
         "cuts",
     ),
-    "dgl": Entry(local.dgl, "Belilovsky et al. 2020, arXiv 1901.08164, Alg. 1", "cuts"),
+    "dgl": Entry(enn_local.dgl, "Belilovsky et al. 2020, arXiv 1901.08164, Alg. 1", "cuts"),
     "predsim": Entry(
         predsim.predsim,
         "Nokland & Eidnes 2019, arXiv 1901.06656: (1 - beta) L_pred + beta L_sim",
@@ -76,13 +84,13 @@ _RULES = {
         dfa.dfa, "Nokland 2016, arXiv 1609.01596: delta a_i = (B_i e) * f'(a_i)", "layers"
     ),
     "node-perturbation": Entry(
-        partial(perturbation.loco, projection="none"),
+        partial(loco_rules.loco, projection="none"),
         "the estimator of arXiv 2602.22259 without its projection",
         "layers",
     ),
-    "loco": Entry(perturbation.loco, "Ma & Yu 2026, arXiv 2602.22259, reconstructed", "layers"),
+    "loco": Entry(loco_rules.loco, "Ma & Yu 2026, arXiv 2602.22259, reconstructed", "layers"),
     "loco-mean": Entry(
-        partial(perturbation.loco, projection="mean"),
+        partial(loco_rules.loco, projection="mean"),
         "control of LOCO: only the mean input is projected out",
         "layers",
     ),

@@ -20,7 +20,7 @@ from enn_core.lab.continual import (
     split_stream,
 )
 from enn_core.loco import LOCO, calibrate_, to_stages
-from enn_core.loco.estimator import LOSSES, restricted
+from enn_core.loco.node_perturbation import LOSSES, restricted
 from enn_core.loco.protected_inputs import HardProjector, SoftProjector
 from enn_core.spiking import ClampedReLU, spiking_twin
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enn_core.loco import Perturbation, perturb, to_stages
-from enn_core.loco.estimator import LOSSES
+from enn_core.loco.node_perturbation import LOSSES
 from enn_core.spiking import IF, ClampedReLU, Decode, Encode
 
 NETWORKS = {

@@ -66,7 +66,7 @@ def test_one_update_is_the_projected_direction(optimizer: Any) -> None:
     """First step: Adam moves by the sign of the gradient, SGD by the gradient."""
     from enn_core.local import random_stream
     from enn_core.loco import Perturbation, perturb
-    from enn_core.loco.estimator import LOSSES
+    from enn_core.loco.node_perturbation import LOSSES
 
     x, y = blobs()
     model = mlp()

@@ -19,7 +19,7 @@ from enn_core.rules.dfa import DirectFeedback, Feedback
 from enn_core.rules.forward_forward import ForwardForward
 from enn_core.rules.muon import MuonAdamW
 from enn_core.rules.predsim import predsim_loss, similarity
-from enn_core.rules.regularised import (
+from enn_core.rules.srip_ocnn import (
     gram_error,
     isometry,
     matrices,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from enn_core.convert import conversion_report, fuse
 from enn_core.orthogonality import orthogonality_error
 from enn_core.rules import Rule
-from enn_core.rules.regularised import matrices
+from enn_core.rules.srip_ocnn import matrices
 
 __all__ = ["SavedMemory", "about_weights", "trained_modules"]
 
