@@ -33,9 +33,10 @@ from PIL import (
 )
 
 __all__ = [
-    "EXTENSIONS",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "PHOTO_FORMATS",
+    "SUFFIXES",
     "Decoded",
     "FoundFile",
     "ImageBytes",
@@ -48,9 +49,11 @@ __all__ = [
     "thumbnail",
 ]
 
-EXTENSIONS: frozenset[str] = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif"}
-)
+PHOTO_FORMATS = {".jpg": "JPEG", ".png": "PNG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Suffixes of what data sets hold and we write, the likeliest first, with PIL's names."""
+
+SUFFIXES = frozenset({*PHOTO_FORMATS, ".jpe", ".jfif", ".tif", ".tiff", ".gif", ".heic", ".heif"})
+"""Suffixes, in lower case, of the files in a folder that are taken for images."""
 
 MAX_BYTES = 256 * 2**20
 """Largest file that is read, in bytes."""
@@ -164,7 +167,7 @@ def _walk(
             if name.startswith("."):
                 continue
             path = prefix + name
-            is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
+            is_image = os.path.splitext(name)[1].lower() in SUFFIXES
             try:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path + "/")

@@ -29,7 +29,6 @@ __all__ = [
     "load_webdataset",
 ]
 
-_TAR_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 # A caption member of a tar is read into memory whole.
 _MAX_CAPTION_BYTES = 2**20
@@ -357,6 +356,8 @@ def _shards(root: Path, split: str) -> list[Path]:
 
 
 def _members(tar: Path) -> list[tuple[TarImage, tuple[str, ...]]]:
+    from retrieval.images import PHOTO_FORMATS
+
     images: dict[str, TarImage] = {}
     captions: dict[str, tuple[str, ...]] = {}
     try:
@@ -367,7 +368,7 @@ def _members(tar: Path) -> list[tuple[TarImage, tuple[str, ...]]]:
                 key, suffix = f"{folder}/{stem}", f".{suffix.lower()}"
                 if not member.isfile() or member.issparse() or not stem:
                     continue
-                if suffix in _TAR_IMAGES:
+                if suffix in PHOTO_FORMATS:
                     images[key] = TarImage(tar, member.name, member.offset_data, member.size)
                 elif suffix == ".txt" and member.size <= _MAX_CAPTION_BYTES:
                     content = file.extractfile(member)

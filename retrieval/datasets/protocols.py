@@ -391,6 +391,8 @@ def _urban1k(
     protocol: Protocol, images: Path | None, data: Path | None
 ) -> tuple[list[CaptionRow], Path]:
     """Pairs image/N.jpg and caption/N.txt; the first line of each caption file counts."""
+    from retrieval.images import PHOTO_FORMATS
+
     places: list[Path] = []
     for root in _roots(protocol, images, data):
         places += [root, *(root / folder for folder in protocol.folders)]
@@ -405,7 +407,7 @@ def _urban1k(
     files = sorted((place / "caption").glob("*.txt"), key=lambda p: (len(p.stem), p.stem))
     for file in files:
         image = next(
-            (f"image/{file.stem}{s}" for s in (".jpg", ".png", ".jpeg", ".webp")
+            (f"image/{file.stem}{s}" for s in PHOTO_FORMATS
              if (place / "image" / f"{file.stem}{s}").is_file()),
             None,
         )  # fmt: skip

@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from enn_core.files.atomic import replacing
 from retrieval.datasets.captioned import TarImage, image_source
 from retrieval.eval.ranks import best_captions, top_items
-from retrieval.images import decode
+from retrieval.images import PHOTO_FORMATS, decode
 
 if TYPE_CHECKING:
     from retrieval.eval.recall import Evaluation
 
 __all__ = ["FORMATS", "write_contact_sheet"]
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FORMATS = {".png": "PNG", **PHOTO_FORMATS}  # what suits a sheet best is named first
 
 _CELL, _GAP, _LABEL = 200, 8, 18
 _ANSWERS = 3

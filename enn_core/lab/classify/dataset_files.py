@@ -21,6 +21,8 @@ from torch import Tensor
 
 __all__ = ["DataError", "ImageFiles", "Images", "Source"]
 
+# Data sets to classify come without loss too (BMP, PPM), but not as phones store photos; what the
+# search takes for images is in `retrieval.images`, which the core does not know.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
