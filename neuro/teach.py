@@ -41,7 +41,16 @@ from neuro.age.population import Population
 from neuro.age.predict import BrainAge, Seen
 from neuro.site_rule import MOST_MOVED, Correction, Taught
 
-__all__ = ["Lesson", "Site", "SiteEntry", "SiteError", "check_age", "list_sites", "ready"]
+__all__ = [
+    "Lesson",
+    "Site",
+    "SiteEntry",
+    "SiteError",
+    "check_age",
+    "journal_of",
+    "list_sites",
+    "ready",
+]
 
 AGES = (0.0, 120.0)
 """Ages that a person can have."""
@@ -163,7 +172,7 @@ class Site(Profile[_State]):
                 "protect; write one with `enn brain train`, or use the shipped model"
             )
         check_name(profile)
-        place = Path(path) if path is not None else _place(brain, profile, scope)
+        place = Path(path) if path is not None else journal_path(profile, journal_of(brain), scope)
         site = cls(brain, population, profile, place)
         if create:
             with site._lock:
@@ -394,11 +403,12 @@ def list_sites(brain: BrainAge, scope: str = LOCAL) -> list[str]:
     Raises:
         ProfileError: the scope cannot be one.
     """
-    return list_journals(journal_name("brain", brain.sha256), scope)
+    return list_journals(journal_of(brain), scope)
 
 
-def _place(brain: BrainAge, profile: str, scope: str) -> Path:
-    return journal_path(profile, journal_name("brain", brain.sha256), scope)
+def journal_of(brain: BrainAge) -> str:
+    """File name of the journals of a model's profiles."""
+    return journal_name("brain", brain.sha256)
 
 
 # --- features, kept as long as the scans they are of ---------------------------------------------

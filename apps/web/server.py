@@ -1,4 +1,4 @@
-"""Runs a web page safely: who may connect, which routes exist, how large a request may be.
+"""Runs a web page safely: who may connect, and which routes exist.
 
 Gradio brings some sixty routes (file serving, a proxy, uploads, run history, ...) of which a page
 uses a handful. `Guard` stands in front of the whole application and lets only named routes
@@ -13,7 +13,6 @@ import binascii
 import errno
 import hmac
 import ipaddress
-import json
 import os
 import re
 import socket
@@ -27,6 +26,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.web.limits import LARGE_REQUESTS, REQUEST_BYTES, Refusal, hold
 from apps.web.visitors import Visitor, Visitors, remember
 
 if TYPE_CHECKING:
@@ -46,10 +46,6 @@ __all__ = [
     "run",
 ]
 
-JSON_LIMIT = 1024 * 1024
-BODY_SECONDS = 30  # for a whole body to arrive, or the next piece of one that is streamed
-STREAM_SECONDS = 1800  # for a whole body that is streamed
-LARGE_REQUESTS = 8  # bodies above JSON_LIMIT held at once
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -99,9 +95,9 @@ GRADIO_ROUTES: tuple[Route, ...] = (
     Route("GET", r"/gradio_api/(?:info/?|startup-events|theme\.css|queue/data)"),
     Route("GET", r"/gradio_api/heartbeat/\w+"),
     Route(
-        "POST", r"/gradio_api/queue/join", max_body=JSON_LIMIT, json_body=True, begins_visit=True
+        "POST", r"/gradio_api/queue/join", max_body=REQUEST_BYTES, json_body=True, begins_visit=True
     ),
-    Route("POST", r"/gradio_api/(?:cancel|reset)/?", max_body=JSON_LIMIT, json_body=True),
+    Route("POST", r"/gradio_api/(?:cancel|reset)/?", max_body=REQUEST_BYTES, json_body=True),
 )
 
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
@@ -235,63 +231,58 @@ class Guard:
                 message = {**message, "headers": [*kept, *added]}
             await send(message)
 
-        if isinstance(refusal, _Refusal):
+        if isinstance(refusal, Refusal):
             if refusal.slow:
                 await asyncio.sleep(0.5)  # makes guessing passwords slow
             await refusal.answer(scope, receive, send_safely)
             return
         route = refusal
         scope = remember(scope, visitor)
-        if route.max_body > JSON_LIMIT and not route.stream:
+        if route.max_body > REQUEST_BYTES and not route.stream:
             async with self.large_requests:  # bounds the memory that uploads can take
                 await self._pass(route, scope, receive, send_safely)
         else:
             await self._pass(route, scope, receive, send_safely)
 
     async def _pass(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hands a request on, its body read and checked."""
-        if scope["method"] == "POST" and route.stream:
-            refusal = _check_length(scope, route)
-            if refusal is not None:
-                await refusal.answer(scope, receive, send)
+        """Hands a request on, its body held to the limits of its route."""
+        if scope["method"] == "POST":
+            held = await hold(
+                scope, receive, route.max_body, stream=route.stream, json_body=route.json_body
+            )
+            if isinstance(held, Refusal):
+                await held.answer(scope, receive, send)
                 return
-            receive = _in_time(receive)
-        elif scope["method"] == "POST":
-            body = await _read_body(receive, scope, route)
-            if isinstance(body, _Refusal):
-                await body.answer(scope, receive, send)
-                return
-            scope = {**scope, "headers": _with_length(scope["headers"], len(body))}
-            receive = _replay(body, receive)
+            scope, receive = held
         await self.app(scope, receive, send)
 
     def _refusal(
         self, scope: Scope, headers: Mapping[bytes, str], login: str | None
-    ) -> _Refusal | Route:
+    ) -> Refusal | Route:
         """The matching route, or why the request is refused."""
         host = _host_name(headers.get(b"host", ""))
         if self.hosts is not None and host not in self.hosts:
-            return _Refusal(403, "This server answers only to its own address.")
+            return Refusal(403, "This server answers only to its own address.")
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         path = scope["path"]
         route = next((r for r, p in self.routes if r.method == method and p.fullmatch(path)), None)
         if route is not None and route.public:
             return route
         if self.digests is not None and login is None:
-            return _Refusal(
+            return Refusal(
                 401,
                 "Please sign in.",
                 headers=((b"www-authenticate", b'Basic realm="Eigen Suite", charset="UTF-8"'),),
                 slow=b"authorization" in headers,
             )
         if route is None or ".." in path.split("/"):
-            return _Refusal(404, "There is nothing here.")
+            return Refusal(404, "There is nothing here.")
         origin = headers.get(b"origin")
         foreign = headers.get(b"sec-fetch-site") in {"cross-site", "same-site"} or (
             origin is not None and origin.partition("://")[2] != headers.get(b"host")
         )
         if method == "POST" and foreign:
-            return _Refusal(403, "Requests from other web sites are refused.")
+            return Refusal(403, "Requests from other web sites are refused.")
         return route
 
     def _login(self, authorization: str) -> str | None:
@@ -420,136 +411,6 @@ def run(
         pass
     finally:
         listener.close()
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    status: int
-    text: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    slow: bool = False
-
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = (self.text + "\n").encode()
-        headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
-            (b"connection", b"close"),
-            *self.headers,
-        ]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send(
-            {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}
-        )
-
-
-def _too_large(route: Route) -> _Refusal:
-    return _Refusal(413, f"Requests here may have {route.max_body // 1024} KB at most.")
-
-
-def _length(scope: Scope) -> int | None:
-    """The length that a request tells of its body, None if it does not."""
-    for name, value in scope["headers"]:
-        if name.lower() == b"content-length" and value.isdigit():
-            return int(value[:16])  # more digits are too many, whichever
-    return None
-
-
-def _check_length(scope: Scope, route: Route) -> _Refusal | None:
-    """What is wrong with the length of a body that is streamed; the server holds it to that."""
-    length = _length(scope)
-    if length is None or any(name.lower() == b"transfer-encoding" for name, _ in scope["headers"]):
-        return _Refusal(411, "The length of what is sent has to be told before.")
-    return _too_large(route) if length > route.max_body else None
-
-
-def _in_time(receive: Receive) -> Receive:
-    """Ends a body that stalls or takes too long, as if the sender had gone."""
-    end = asyncio.get_running_loop().time() + STREAM_SECONDS
-    whole = False
-
-    async def next_piece() -> Message:
-        nonlocal whole
-        if whole:
-            return await receive()
-        try:
-            left = end - asyncio.get_running_loop().time()
-            async with asyncio.timeout(min(BODY_SECONDS, max(0.0, left))):
-                message = await receive()
-        except TimeoutError:
-            return {"type": "http.disconnect"}
-        whole = message["type"] != "http.request" or not message.get("more_body")
-        return message
-
-    return next_piece
-
-
-async def _read_body(receive: Receive, scope: Scope, route: Route) -> bytes | _Refusal:
-    """The whole body, at most `route.max_body` bytes of it and within BODY_SECONDS."""
-    too_large = _too_large(route)
-    if (_length(scope) or 0) > route.max_body:
-        return too_large
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return _Refusal(400, "The request ended early.")
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > route.max_body:
-                    return too_large
-                if not message.get("more_body"):
-                    break
-    except TimeoutError:
-        return _Refusal(408, "The request took too long to arrive.")
-    body = b"".join(parts)
-    return _plain_json(body) if route.json_body else body
-
-
-def _plain_json(body: bytes) -> bytes | _Refusal:
-    """The body re-written as JSON, refused when it describes a file.
-
-    Gradio fetches or opens `{"path": ..., "meta": ...}` objects in the input of *any* component,
-    web addresses included. Pages behind this guard have no file components, so such an object is
-    an attack; writing the parsed value anew leaves no room for a second reading of the same bytes.
-    """
-    try:
-        value = json.loads(body)
-        pending = [value]
-        while pending:
-            item = pending.pop()
-            if isinstance(item, dict):
-                if "path" in item and "meta" in item:
-                    return _Refusal(400, "Files cannot be named in a request.")
-                pending.extend(item.values())
-            elif isinstance(item, list):
-                pending.extend(item)
-        return json.dumps(value).encode()
-    except (ValueError, RecursionError):
-        return _Refusal(400, "The request is not valid JSON.")
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    sent = False
-
-    async def replay() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
-
-
-def _with_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
-    drop = {b"content-length", b"transfer-encoding"}
-    kept = [(name, value) for name, value in headers if name.lower() not in drop]
-    return [*kept, (b"content-length", str(length).encode())]
 
 
 def _digest(text: str) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from retrieval.teach.profiles import LOCAL
+from enn_core.lessons.places import LOCAL
 
 __all__ = [
     "COOKIE",

@@ -24,6 +24,7 @@ __all__ = [
     "LOCAL",
     "ProfileError",
     "check_name",
+    "journal_of",
     "list_profiles",
     "profile_path",
     "profiles_dir",
@@ -36,7 +37,7 @@ def profile_path(name: str, model: EmbeddingModel, scope: str = LOCAL) -> Path:
     Raises:
         ProfileError: if the name or the scope cannot be one.
     """
-    return journal_path(name, _file_name(model), scope)
+    return journal_path(name, journal_of(model), scope)
 
 
 def list_profiles(model: EmbeddingModel, scope: str = LOCAL) -> list[str]:
@@ -45,8 +46,9 @@ def list_profiles(model: EmbeddingModel, scope: str = LOCAL) -> list[str]:
     Raises:
         ProfileError: if the scope cannot be one.
     """
-    return list_journals(_file_name(model), scope)
+    return list_journals(journal_of(model), scope)
 
 
-def _file_name(model: EmbeddingModel) -> str:
+def journal_of(model: EmbeddingModel) -> str:
+    """File name of the journals of a model's profiles."""
     return journal_name("search", str(model.fingerprint()["weights"]))

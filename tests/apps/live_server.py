@@ -13,10 +13,12 @@ from apps.web.search.collection import Collection
 from apps.web.search.pictures import PICTURE_ROUTES, Pictures, Uploads
 from apps.web.search.profile_files import TEACHING_ROUTES
 from apps.web.search.serve import create_app
-from apps.web.search.teachers import Teachers
+from apps.web.shelf import Shelf
 from apps.web.visitors import Visitors
 from retrieval.model.retrieval_model import RetrievalModel
 from retrieval.search import open_index
+from retrieval.teach.profiles import journal_of
+from retrieval.teach.teacher import Teacher
 
 __all__ = ["LiveServer"]
 
@@ -43,7 +45,7 @@ class LiveServer:
         pictures = Pictures(lambda ref: collections[ref.collection].read(ref))
         searcher = open_index(folder, model=model)
         collections.append(Collection(folder.name, searcher, folder, token=pictures.token))
-        app = create_app(collections, pictures, Uploads(), Teachers())
+        app = create_app(collections, pictures, Uploads(), Shelf(journal_of, Teacher.open))
         guarded = server.Guard(
             app,
             routes=(

@@ -32,17 +32,18 @@ from starlette.requests import Request
 
 from apps.web.brain import html as brain_html
 from apps.web.brain import taught_html as brain_taught_html
-from apps.web.brain.files import BRAIN_ROUTES, NIIVUE, UPLOAD_LIMIT
+from apps.web.brain.files import BRAIN_ROUTES, NIIVUE
 from apps.web.brain.handlers import BrainHandlers, Screen
 from apps.web.brain.serve import session_csv
 from apps.web.brain.session import Desk, Scan, SessionError, Sessions, clean_label
-from apps.web.brain.sites import Sites
 from apps.web.brain.worker import WorkerError
+from apps.web.limits import SCAN_BYTES
 from apps.web.private_folder import make_private_folder
+from apps.web.shelf import Shelf
 from apps.web.visitors import Visitor, remember
 from neuro.age.predict import Estimate
 from neuro.scans.template import MNI_AFFINE, MNI_SHAPE
-from neuro.teach import Lesson
+from neuro.teach import Lesson, Site, journal_of
 
 EVIL = "<img src=x onerror=alert(1)> \"quoted\" 'too' ${1}"
 SCANS, STAGE, QUALITY, FORM, LESSON, TABLE, TAUGHT, TIMER, SCREEN = range(9)
@@ -60,7 +61,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveBrainServer]:
 
 @pytest.fixture
 def page(live: LiveBrainServer) -> BrainHandlers:
-    sites = Sites(live.brain)
+    sites = Shelf(journal_of, Site.open)
     return BrainHandlers(live.brain, live.sessions, live.desk, sites, live.offered)
 
 
@@ -164,7 +165,7 @@ def test_uploads_have_a_length_and_a_limit(live, page):
     place = urlsplit(live.url)
     head = f"POST /brain/uploads/{screen.session} HTTP/1.1\r\nHost: {place.netloc}\r\n"
     for length, status in (
-        (f"Content-Length: {UPLOAD_LIMIT + 1}", b" 413 "),
+        (f"Content-Length: {SCAN_BYTES + 1}", b" 413 "),
         ("Transfer-Encoding: chunked", b" 411 "),
     ):
         with socket.create_connection((place.hostname, place.port), timeout=20) as line:
@@ -321,7 +322,9 @@ def test_labels_are_one_short_line_without_folders(name):
     ),
 )
 def test_whatever_a_browser_sends_is_answered(live, data, what):
-    page = BrainHandlers(live.brain, live.sessions, live.desk, Sites(live.brain), live.offered)
+    page = BrainHandlers(
+        live.brain, live.sessions, live.desk, Shelf(journal_of, Site.open), live.offered
+    )
     screen = Screen(session=live.sessions.open(None, "local").token)
     assert len(getattr(page, what)(screen, _request(), _event(data))) == 9
     live.sessions.end(screen.session, "local")
@@ -337,7 +340,7 @@ def test_a_model_that_cannot_be_taught_predicts(live, tmp_path):
     brain = tiny_brain()
     brain.model.population = None
     desk = Desk(brain, live.desk._worker)
-    page = BrainHandlers(brain, live.sessions, desk, Sites(brain), live.offered)
+    page = BrainHandlers(brain, live.sessions, desk, Shelf(journal_of, Site.open), live.offered)
     screen = _open(page)
     screen = page.sample(screen, _request(), _event({"key": "mni152"}))[SCREEN]
     _ready(live, screen, 1)
@@ -355,7 +358,7 @@ def test_a_profile_is_taught_exported_forgotten_and_imported(live, page):
     told = {"scan": 1, "age": age, "name": "Ann", "profile": "default", "force": False}
     preview = page.preview(screen, _request(), _event(told))
     assert "What it would change" in preview[LESSON]
-    assert not page.sites.names("local")
+    assert not page.sites.names(live.brain, "local")
     learned = page.accept(screen, _request(), _event(told))
     assert "Learned: Ann is" in learned[LESSON]
     assert "Ann" in learned[TAUGHT]

@@ -13,15 +13,18 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from test_collection import _Colours, folder  # noqa: F401
 
+from apps.web.limits import MARKED_PICTURES
 from apps.web.search.collection import Collection
-from apps.web.search.handlers import MARKS_LIMIT, Query, Screen
+from apps.web.search.handlers import Query, Screen
 from apps.web.search.pictures import ImageRef, Pictures, Uploads
 from apps.web.search.taught_handlers import TaughtHandlers
-from apps.web.search.teachers import Teachers
+from apps.web.shelf import Shelf
 from apps.web.visitors import Visitor, remember
 from retrieval.index.eigen_index import EigenIndex
 from retrieval.search import Searcher
 from retrieval.teach import guard
+from retrieval.teach.profiles import journal_of
+from retrieval.teach.teacher import Teacher
 
 TEXT, PICKER, STATUS, LESSON, RESULTS, SCREEN = range(6)
 
@@ -35,7 +38,9 @@ def page(folder, tmp_path, monkeypatch):  # noqa: F811
     pictures = Pictures(lambda ref: (b"", True))
     searcher = Searcher(index, model)  # type: ignore[arg-type]
     collection = Collection("Bilder", searcher, folder, token=pictures.token)
-    yield TaughtHandlers([collection], pictures, Uploads(), Teachers(), "Title")
+    yield TaughtHandlers(
+        [collection], pictures, Uploads(), Shelf(journal_of, Teacher.open), "Title"
+    )
     index.close()
 
 
@@ -96,7 +101,7 @@ def test_a_mark_is_learned_and_answered(page):
         {"marks": {"TOKEN": "good"}, "query": 5},
         {"marks": {"TOKEN": "good"}, "query": "\u0000\ud800"},
         {"marks": {"TOKEN": "none"}, "query": "red"},
-        {"marks": {str(n): "good" for n in range(MARKS_LIMIT + 1)}, "query": "red"},
+        {"marks": {str(n): "good" for n in range(MARKED_PICTURES + 1)}, "query": "red"},
     ],
 )
 def test_odd_marks_are_answered_and_change_nothing(page, data):
@@ -201,7 +206,7 @@ def test_a_damaged_profile_does_not_stop_searching(page, tmp_path):
         teacher.close()
     for path in file.parent.iterdir():
         path.write_bytes(b"not a database" * 100)
-    page.teachers = Teachers()
+    page.teachers = Shelf(journal_of, Teacher.open)
     shown = page.search_text("red", 0, 12, screen, _request())
     assert "Searching without what was taught" in shown[LESSON]
     assert shown[SCREEN].ids == screen.ids

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.web.html import file_size, header_html, note_html, notice_html
 from apps.web.search import html
 from apps.web.search.html import Card
 
@@ -43,7 +44,7 @@ class _Structure(HTMLParser):
 def _all(text: str) -> list[str]:
     card = Card("token", f"{text}/{text or 'x'}", 1, 2, 3, 0.5, 0.5, credit=text)
     return [
-        html.header_html(text, text),
+        header_html(text, text, html.LOGO),
         html.picker_html(text, caption=text, label=text),
         html.picker_html(label=text),
         html.chips_html([text]),
@@ -55,8 +56,8 @@ def _all(text: str) -> list[str]:
         html.captions_html([(text, 0.5, 50)]),
         html.tiles_html([(text, text)]),
         html.progress_html(text, done=1, total=2),
-        html.notice_html(text, bad=True),
-        html.note_html(text),
+        notice_html(text, bad=True),
+        note_html(text),
         html.skipped_html([(text, text)], 9),
     ]
 
@@ -108,7 +109,7 @@ def test_cards_without_a_search_have_no_score():
     ],
 )
 def test_file_sizes(count, text):
-    assert html.file_size(count) == text
+    assert file_size(count) == text
 
 
 def test_a_long_list_of_skipped_files_is_cut():

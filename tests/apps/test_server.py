@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from apps.web import server
+from apps.web import limits, server
 from apps.web.server import AuthFileError, Guard, Route, ServerError, read_auth_file
 
 ROUTES = (
@@ -151,7 +151,7 @@ def test_broken_json_is_refused(body):
     )
 )
 def test_json_reaches_the_application_unchanged(value):
-    body = server._plain_json(json.dumps(value).encode())
+    body = limits._plain_json(json.dumps(value).encode())
     assert isinstance(body, bytes)
     assert json.loads(body) == value
 

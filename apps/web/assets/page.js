@@ -1,7 +1,6 @@
 // Shared by the page's components; loaded once, from the document's head.
 "use strict";
 window.enn = (() => {
-  const UPLOAD_LIMIT = 20 * 1024 * 1024;
 
   // Light or dark: the visitor's choice, else what the system prefers (Gradio's default).
   const remembered = () => {
@@ -170,5 +169,5 @@ window.enn = (() => {
   });
 
   applyTheme();
-  return { UPLOAD_LIMIT, applyTheme, switchTheme, open, refresh, profile, remember, say };
+  return { applyTheme, switchTheme, open, refresh, profile, remember, say };
 })();

@@ -6,8 +6,10 @@ const problem = (text) => {
 const busy = (on) => element.querySelector(".enn-picker")?.classList.toggle("enn-busy", on);
 const send = async (file) => {
   problem("");
-  if (file.size > window.enn.UPLOAD_LIMIT) {
-    problem(`This file has ${Math.round(file.size / 1e6)} MB; pictures may have 20 MB at most.`);
+  const limit = Number(element.querySelector(".enn-picker")?.dataset.limit);
+  if (file.size > limit) {
+    problem(`This file has ${Math.round(file.size / 1e6)} MB; pictures may have `
+      + `${Math.round(limit / 2 ** 20)} MB at most.`);
     return;
   }
   busy(true);

@@ -18,30 +18,30 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from apps.web.brain.session import Desk, Session, SessionError, Sessions, clean_label
-from apps.web.brain.sites import Sites
 from apps.web.brain.worker import BRAIN, EXPLANATION, HEAD, PLANES
+from apps.web.limits import BRAIN_LESSONS_BYTES, SCAN_BYTES
 from apps.web.server import Route
 from apps.web.visitors import visitor_of
 
 if TYPE_CHECKING:
+    from apps.web.shelf import Shelf
+    from neuro.age.predict import BrainAge
     from neuro.scans.preprocess import InputKind
     from neuro.teach import Site
 
-__all__ = ["BRAIN_ROUTES", "NIIVUE", "UPLOAD_LIMIT", "add_brain_routes"]
+__all__ = ["BRAIN_ROUTES", "NIIVUE", "add_brain_routes"]
 
-UPLOAD_LIMIT = 256 * 2**20
-IMPORT_LIMIT = 256 * 2**20  # some 300 lessons; larger files go through the command line
 NIIVUE = "niivue-0.69.0.umd.js"
 
 _SESSION = r"[\w-]{32}"
 _PROFILE = r"/brain/profiles/[A-Za-z0-9._-]{1,64}"
 BRAIN_ROUTES: tuple[Route, ...] = (
     Route("GET", rf"/brain/{NIIVUE}".replace(".", r"\."), forever=True),
-    Route("POST", rf"/brain/uploads/{_SESSION}", max_body=UPLOAD_LIMIT, stream=True),
+    Route("POST", rf"/brain/uploads/{_SESSION}", max_body=SCAN_BYTES, stream=True),
     Route("GET", rf"/brain/files/{_SESSION}/\d{{1,6}}/(?:{HEAD}|{BRAIN}|{EXPLANATION}|{PLANES})"),
     Route("GET", rf"/brain/tables/{_SESSION}"),
     Route("GET", _PROFILE),
-    Route("POST", _PROFILE, max_body=IMPORT_LIMIT, stream=True),
+    Route("POST", _PROFILE, max_body=BRAIN_LESSONS_BYTES, stream=True),
 )
 
 # What cannot be done is told in a line fit to show.
@@ -54,7 +54,7 @@ def add_brain_routes(
     app: FastAPI,
     sessions: Sessions,
     desk: Desk,
-    sites: Sites,
+    sites: Shelf[BrainAge, Site],
     table: Callable[[Session, Site], str],
 ) -> None:
     """Adds `/brain/...` to an app.
@@ -108,7 +108,7 @@ def add_brain_routes(
     def csv(token: str, request: Request, profile: str = "default") -> Response:
         try:
             scope = visitor_of(request).known()
-            text = table(sessions.get(token, scope), sites.get(scope, profile))
+            text = table(sessions.get(token, scope), sites.get(desk.brain, scope, profile))
         except _EXPECTED as error:
             return _problem(error)
         return _attached(text, "text/csv; charset=utf-8", "brain-ages.csv")
@@ -116,7 +116,7 @@ def add_brain_routes(
     @app.get("/brain/profiles/{profile}")
     def export(profile: str, request: Request) -> Response:
         try:
-            site = sites.get(visitor_of(request).known(), profile)
+            site = sites.get(desk.brain, visitor_of(request).known(), profile)
             with tempfile.TemporaryDirectory(dir=sessions.root) as folder:
                 path = Path(folder) / "profile"
                 site.export(path)
@@ -130,7 +130,7 @@ def add_brain_routes(
         with tempfile.TemporaryDirectory(dir=sessions.root) as folder:
             path = Path(folder) / "profile"
             try:
-                site = sites.get(visitor_of(request).known(), profile)
+                site = sites.get(desk.brain, visitor_of(request).known(), profile)
                 await _store(request, path)
                 return JSONResponse({"imported": await run_in_threadpool(site.import_, path)})
             except ClientDisconnect:

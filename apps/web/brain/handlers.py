@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from apps.web.brain import html, taught_html
-from apps.web.brain.files import UPLOAD_LIMIT
 from apps.web.brain.html import Sample
 from apps.web.brain.session import Desk, Looked, Scan, Session, SessionError, Sessions, clean_label
-from apps.web.brain.sites import Sites
 from apps.web.brain.worker import BRAIN, EXPLANATION, HEAD, PLANES
-from apps.web.search.html import note_html, notice_html
+from apps.web.html import note_html, notice_html
+from apps.web.limits import SCAN_BYTES
 from apps.web.visitors import visitor_of
 from enn_core.lessons.places import DEFAULT, ProfileError, check_name
 
 if TYPE_CHECKING:
+    from apps.web.shelf import Shelf
     from neuro.age.predict import BrainAge, Estimate, Seen
     from neuro.teach import Site
 
@@ -80,7 +80,7 @@ class BrainHandlers:
         brain: BrainAge,
         sessions: Sessions,
         desk: Desk,
-        sites: Sites,
+        sites: Shelf[BrainAge, Site],
         offered: Mapping[str, OfferedScan],
     ) -> None:
         self.brain = brain
@@ -106,7 +106,7 @@ class BrainHandlers:
         chosen = max(session.scans, default=None)
         screen = Screen(session.token, chosen, _profile(profile))
         samples = [offered.sample for offered in self.offered.values()]
-        return html.add_html(session.token, samples, UPLOAD_LIMIT), *self.show(screen, request)
+        return html.add_html(session.token, samples, SCAN_BYTES), *self.show(screen, request)
 
     def leave(self, request: gr.Request) -> None:
         """The tab is closed or loaded again."""
@@ -123,7 +123,7 @@ class BrainHandlers:
             return self._nothing(screen, notice_html(_line(error), bad=True))
         problem = ""  # predictions are there even if nothing can be taught
         try:
-            site = self.sites.get(scope, screen.profile)
+            site = self.sites.get(self.brain, scope, screen.profile)
             site.refresh()  # what another process has taught
             lessons = len(site)
         except EXPECTED as error:
@@ -275,7 +275,7 @@ class BrainHandlers:
             if data.get("profile") != screen.profile:
                 raise SessionError("another profile was chosen meanwhile; nothing was undone")
             entry = _number(data.get("entry"))
-            self.sites.get(visitor_of(request).known(), screen.profile).undo(entry)
+            self.sites.get(self.brain, visitor_of(request).known(), screen.profile).undo(entry)
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         return self.show(screen, request, taught_html.lesson_html("Undone: it counts no more."))
@@ -285,7 +285,7 @@ class BrainHandlers:
         try:
             if _data(event).get("profile") != screen.profile:
                 raise SessionError("another profile was chosen meanwhile; nothing was forgotten")
-            count = self.sites.get(visitor_of(request).known(), screen.profile).forget()
+            count = self.sites.get(self.brain, visitor_of(request).known(), screen.profile).forget()
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         text = f"Forgotten: {'1 lesson' if count == 1 else f'{count:,} lessons'}."
@@ -301,7 +301,7 @@ class BrainHandlers:
         """Another profile counts and learns."""
         try:
             name = check_name(str(_data(event).get("profile", "")))
-            self.sites.get(visitor_of(request).known(), name)
+            self.sites.get(self.brain, visitor_of(request).known(), name)
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         return self.show(replace(screen, profile=name), request)
@@ -323,7 +323,7 @@ class BrainHandlers:
         scan.age = age
         flags = self.brain.judge(looked.prepared, looked.seen.distance, age)
         looked.seen = replace(looked.seen, name=scan.label, age=age, flags=flags)
-        return session, scan, looked.seen, self.sites.get(scope, screen.profile)
+        return session, scan, looked.seen, self.sites.get(self.brain, scope, screen.profile)
 
     # -- what is shown -----------------------------------------------------------------------
 
@@ -427,7 +427,7 @@ class BrainHandlers:
     def _taught(self, scope: str, site: Site | None, screen: Screen) -> str:
         try:
             entries = [] if site is None else site.history()
-            names = self.sites.names(scope)
+            names = self.sites.names(self.brain, scope)
         except EXPECTED as error:
             return taught_html.profiles_html([], screen.profile) + notice_html(
                 _line(error), bad=True

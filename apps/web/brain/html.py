@@ -1,6 +1,6 @@
 """The HTML of the brain page: pure functions from values to strings, everything escaped.
 
-Shown by `gr.HTML` like that of `apps.web.search.html`, whose small parts are used here too.
+Shown by `gr.HTML` like that of `apps.web.search.html`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from apps.web.search.html import icon, notice_html
+from apps.web.html import icon, notice_html, truth
 
 if TYPE_CHECKING:
     from apps.web.brain.session import Scan, Step
@@ -126,7 +126,7 @@ def scans_html(scans: Sequence[tuple[Scan, str]], chosen: int | None) -> str:
         return ""
     items = "".join(
         f'<li class="enn-scan" data-state="{scan.state}" data-scan="{scan.number}">'
-        f'<button type="button" data-do="choose" aria-pressed="{_truth(scan.number == chosen)}">'
+        f'<button type="button" data-do="choose" aria-pressed="{truth(scan.number == chosen)}">'
         f"<b>{escape(scan.label)}</b><span>{escape(said)}</span></button>"
         f'<button type="button" class="enn-remove" data-do="remove" '
         f'aria-label="Delete {escape(scan.label)}" title="Delete this scan">✕</button></li>'
@@ -412,10 +412,6 @@ def table_html(rows: Sequence[Sequence[str]], heads: Sequence[str], label: str) 
         f'<div class="enn-table" tabindex="0" role="region" aria-label="{escape(label)}"><table>'
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
-
-
-def _truth(value: bool) -> str:
-    return "true" if value else "false"
 
 
 _SHAPE = (

@@ -11,7 +11,7 @@ import gradio as gr
 
 from apps.web.brain import html
 from apps.web.brain.handlers import BrainHandlers, Screen
-from apps.web.search.html import header_html
+from apps.web.html import header_html
 from apps.web.style import ASSETS, html_block, script, theme
 
 __all__ = ["TITLE", "build", "head", "theme"]

@@ -59,10 +59,11 @@ def create_app(
     from apps.web.brain.files import add_brain_routes
     from apps.web.brain.handlers import BrainHandlers
     from apps.web.brain.page import TITLE, build, head, theme
-    from apps.web.brain.sites import Sites
+    from apps.web.shelf import Shelf
+    from neuro.teach import Site, journal_of
 
     app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)
-    sites = Sites(brain)
+    sites = Shelf(journal_of, Site.open)
 
     def table(session: Session, site: Site) -> str:
         return session_csv(brain, session, site)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from apps.web.brain.worker import EXPLANATION, HEAD, Worker, WorkerError, write_volume
+from apps.web.limits import ALL_SCANS_BYTES, SCANS_EACH, SESSIONS, WAITING_SCANS
 from apps.web.private_folder import make_private_folder
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from neuro.scans.preprocess import InputKind, Prepared
 
 __all__ = [
-    "MAX_SCANS",
     "Desk",
     "Looked",
     "Scan",
@@ -37,10 +37,6 @@ __all__ = [
     "clean_label",
 ]
 
-MAX_SCANS = 40  # of a session
-MAX_SESSIONS = 64
-MAX_BYTES = 8 * 2**30  # of the uploads of all sessions
-WAITING = 24  # scans of all sessions
 IDLE_SECONDS = 2 * 3600.0
 CLOSED_SECONDS = 90.0  # a tab that is loaded again comes back within these
 
@@ -145,9 +141,9 @@ class Session:
     def add(self, label: str, kind: InputKind, *, note: str = "", age: float | None = None) -> Scan:
         """Room for one more scan; its `source` is to be written."""
         with self.lock:
-            if len(self.scans) >= MAX_SCANS:
+            if len(self.scans) >= SCANS_EACH:
                 raise SessionError(
-                    f"a session holds {MAX_SCANS} scans; remove one, or use `enn brain predict` "
+                    f"a session holds {SCANS_EACH} scans; remove one, or use `enn brain predict` "
                     "for many"
                 )
             self._last += 1
@@ -197,7 +193,7 @@ class Sessions:
         with contextlib.suppress(SessionError):
             return self.get(token, owner)
         with self._lock:
-            if len(self._sessions) >= MAX_SESSIONS:
+            if len(self._sessions) >= SESSIONS:
                 oldest = min(self._sessions.values(), key=lambda s: (s.closed is None, s.used))
                 self._drop(oldest)
             token = secrets.token_urlsafe(24)
@@ -242,7 +238,7 @@ class Sessions:
         """Bytes that may still be uploaded."""
         with self._lock:
             folders = [session.folder for session in self._sessions.values()]
-        return MAX_BYTES - sum(_size(folder) for folder in folders)
+        return ALL_SCANS_BYTES - sum(_size(folder) for folder in folders)
 
     def close(self) -> None:
         """Deletes everything."""
@@ -298,7 +294,7 @@ class Desk:
     def check_room(self) -> None:
         """Raises SessionError if too many scans are waiting."""
         with self._changed:
-            if len(self._jobs) >= WAITING:
+            if len(self._jobs) >= WAITING_SCANS:
                 raise SessionError(
                     f"{len(self._jobs)} scans are waiting already; try again in some minutes"
                 )

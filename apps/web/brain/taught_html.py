@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 from apps.web.brain.html import table_html
-from apps.web.search.html import file_size, note_html
+from apps.web.html import file_size, note_html
 
 if TYPE_CHECKING:
     from apps.web.brain.session import Scan

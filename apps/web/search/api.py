@@ -15,23 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from apps.web.limits import API_CHARACTERS, API_IDS, API_RESULTS
 from apps.web.search.collection import Collection
-from apps.web.search.teachers import Teachers
 from apps.web.visitors import visitor_of
 from retrieval.teach.profiles import DEFAULT
 
 if TYPE_CHECKING:
+    from apps.web.shelf import Shelf
+    from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.teach.teacher import HistoryEntry, Lesson, Teacher
 
 __all__ = ["ENDPOINTS", "add_api"]
 
 ENDPOINTS = ("collections", "search", "teach", "preview", "undo", "history", "forget")
-RESULTS_LIMIT = 1000
-IDS_LIMIT = 10_000
-TEXT_LIMIT = 10_000
 
 
-def add_api(collections: Sequence[Collection], teachers: Teachers) -> None:
+def add_api(collections: Sequence[Collection], teachers: Shelf[RetrievalModel, Teacher]) -> None:
     """Adds the endpoints; call inside `gr.Blocks`."""
     api = _Api(collections, teachers)
     for name in ENDPOINTS:
@@ -42,7 +41,9 @@ def add_api(collections: Sequence[Collection], teachers: Teachers) -> None:
 class _Api:
     """The endpoints. Types are checked by hand: Gradio passes on whatever JSON it is sent."""
 
-    def __init__(self, collections: Sequence[Collection], teachers: Teachers) -> None:
+    def __init__(
+        self, collections: Sequence[Collection], teachers: Shelf[RetrievalModel, Teacher]
+    ) -> None:
         self._collections = collections
         self._teachers = teachers
 
@@ -71,7 +72,7 @@ class _Api:
         # Not "path": the client would take such an object for a file to download.
         place = self._collection(collection)
         words = _text(text)
-        count = _integer(k, "k", 1, RESULTS_LIMIT)
+        count = _integer(k, "k", 1, API_RESULTS)
         scope = visitor_of(request).scope
         teacher = None
         if taught and scope is not None:
@@ -194,8 +195,8 @@ def _told_in_one_line(function: Callable) -> Callable:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("text is empty; give the words of a search")
-    if len(value) > TEXT_LIMIT:
-        raise ValueError(f"text has {len(value):,} characters; at most {TEXT_LIMIT:,} are read")
+    if len(value) > API_CHARACTERS:
+        raise ValueError(f"text has {len(value):,} characters; at most {API_CHARACTERS:,} are read")
     return value.encode("utf-8", "ignore").decode()
 
 
@@ -209,8 +210,8 @@ def _ids(value: Any, name: str) -> list[int]:
     """Ids; `None` stands for none."""
     if value is None:
         return []
-    if not isinstance(value, list) or len(value) > IDS_LIMIT:
-        raise ValueError(f"{name} must be a list of at most {IDS_LIMIT:,} ids")
+    if not isinstance(value, list) or len(value) > API_IDS:
+        raise ValueError(f"{name} must be a list of at most {API_IDS:,} ids")
     return [_integer(each, name, 0, 2**62) for each in value]
 
 

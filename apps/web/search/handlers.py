@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from apps.web.html import file_size, header_html, note_html, notice_html
+from apps.web.limits import CAPTION_LINES, MARKED_PICTURES, QUERY_CHARACTERS
 from apps.web.search import html, taught_html
 from apps.web.search.collection import Collection, Job, UpdateRunning, share
 from apps.web.search.pictures import ImageRef, Pictures, Uploads
-from apps.web.search.teachers import Teachers
 from apps.web.visitors import visitor_of
 from retrieval.images import ImageError
 from retrieval.teach.profiles import DEFAULT, check_name
 
 if TYPE_CHECKING:
+    from apps.web.shelf import Shelf
+    from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.teach.teacher import Lesson, Teacher
 
 __all__ = [
-    "CAPTIONS_LIMIT",
-    "TEXT_LIMIT",
     "Query",
     "Screen",
     "SearchHandlers",
@@ -35,9 +36,6 @@ __all__ = [
     "one_line",
 ]
 
-TEXT_LIMIT = 500  # characters of a query; the text tower reads fewer words than that
-CAPTIONS_LIMIT = 200
-MARKS_LIMIT = 192  # pictures marked at once: no more are shown
 SHOWN_SKIPPED = 500
 
 # What teaching raises when it cannot be done, with a line fit to show.
@@ -119,7 +117,7 @@ class SearchHandlers:
         collections: Sequence[Collection],
         pictures: Pictures,
         uploads: Uploads,
-        teachers: Teachers,
+        teachers: Shelf[RetrievalModel, Teacher],
         title: str,
     ) -> None:
         self.collections = collections
@@ -464,8 +462,8 @@ class SearchHandlers:
     def _marks(self, data: dict[str, Any]) -> Marks:
         """Marks as the page's script sent them, checked."""
         said, text = data.get("marks"), data.get("query")
-        if not isinstance(said, dict) or not 0 < len(said) <= MARKS_LIMIT:
-            raise ValueError(f"1 to {MARKS_LIMIT} pictures can be marked at once")
+        if not isinstance(said, dict) or not 0 < len(said) <= MARKED_PICTURES:
+            raise ValueError(f"1 to {MARKED_PICTURES} pictures can be marked at once")
         if not isinstance(text, str) or not _clean(text):
             raise ValueError("only searches in words can be taught")
         refs: dict[str, list[ImageRef]] = {"good": [], "bad": [], "none": []}
@@ -511,7 +509,7 @@ class SearchHandlers:
         if not captions:
             text = "Write at least one caption, each on its own line."
             return picker, html.message_html("No captions", text), subject
-        ranked = self.collections[which].caption(image, captions[:CAPTIONS_LIMIT])
+        ranked = self.collections[which].caption(image, captions[:CAPTION_LINES])
         average = sum(score for _, score in ranked) / len(ranked)
         rows = [
             (caption, score, max(2, round(100 * share(score, average, ranked[0][1]))))
@@ -532,7 +530,7 @@ class SearchHandlers:
     # -- collection tab ----------------------------------------------------------------------
 
     def header(self, which: int) -> str:
-        return html.header_html(self.title, self.subtitle(which))
+        return header_html(self.title, self.subtitle(which), html.LOGO)
 
     def subtitle(self, which: int) -> str:
         collection = self.collections[which]
@@ -546,7 +544,7 @@ class SearchHandlers:
             [
                 ("pictures can be searched", f"{len(collection):,}"),
                 ("files left out", f"{facts['skipped']:,}"),
-                ("size of the index", html.file_size(facts["bytes"])),
+                ("size of the index", file_size(facts["bytes"])),
                 ("model", str(facts["model"])),
             ]
         )
@@ -603,8 +601,8 @@ def _job_html(job: Job, collection: Collection) -> str:
             if collection.root is not None
             else "The server was started with an index alone, so there is no folder to read."
         )
-        return html.note_html(text)
-    return html.notice_html(job.text, bad=job.state == "failed")
+        return note_html(text)
+    return notice_html(job.text, bad=job.state == "failed")
 
 
 def _asked(query: Query) -> str:
@@ -627,9 +625,9 @@ def _profile(remembered: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """One line of at most TEXT_LIMIT characters, without control characters and lone surrogates."""
-    text = text[: 4 * TEXT_LIMIT].encode("utf-8", "ignore").decode()
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:TEXT_LIMIT]
+    """One line of QUERY_CHARACTERS at most, without control characters and lone surrogates."""
+    text = text[: 4 * QUERY_CHARACTERS].encode("utf-8", "ignore").decode()
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:QUERY_CHARACTERS]
 
 
 def _field(event: gr.EventData, name: str) -> str:

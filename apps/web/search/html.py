@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import PurePosixPath
 
+from apps.web.html import file_size, icon, note_html, truth
+from apps.web.limits import PICTURE_BYTES
+
 __all__ = [
+    "LOGO",
     "MARK_HINT",
     "THUMB_DOWN",
     "THUMB_UP",
@@ -20,12 +24,7 @@ __all__ = [
     "captions_html",
     "cards_html",
     "chips_html",
-    "file_size",
-    "header_html",
-    "icon",
     "message_html",
-    "note_html",
-    "notice_html",
     "picker_html",
     "progress_html",
     "skipped_html",
@@ -66,35 +65,14 @@ class Card:
     new: bool = False
 
 
-def file_size(count: int) -> str:
-    """1536 -> "1.5 KB"."""
-    if count < 1000:
-        return f"{count} bytes"
-    value, unit = count / 1000, "KB"
-    for larger in ("MB", "GB"):
-        if value >= 999.5:
-            value, unit = value / 1000, larger
-    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
-
-
-def header_html(title: str, subtitle: str, logo: str | None = None) -> str:
-    """The top of a page with its light/dark switch; `logo` is an `icon`, a lens by default."""
-    return (
-        f'<header class="enn-header"><div class="enn-brand">{logo or _LOGO}<div>'
-        f"<h1>{escape(title)}</h1><p>{escape(subtitle)}</p></div></div>"
-        '<button type="button" class="enn-theme" data-do="theme" '
-        'aria-label="Switch between light and dark" title="Light or dark">'
-        f"{_MOON}{_SUN}</button></header>"
-    )
-
-
 def picker_html(
     preview: str | None = None, *, caption: str = "", label: str = "Search with a picture"
 ) -> str:
     """The field for a query picture: empty with its invitation, or showing `preview` (a URL)."""
     if preview is None:
         return (
-            '<div class="enn-picker" data-state="empty"><label class="enn-drop">'
+            f'<div class="enn-picker" data-state="empty" data-limit="{PICTURE_BYTES}">'
+            '<label class="enn-drop">'
             '<input type="file" accept="image/*,.heic,.heif" class="enn-file" '
             f'aria-label="{escape(label)}">'
             f'{_PICTURE}<span class="enn-drop-text"><b>{escape(label)}</b>'
@@ -102,7 +80,8 @@ def picker_html(
             '<p class="enn-problem" role="alert"></p></div>'
         )
     return (
-        '<div class="enn-picker" data-state="full"><div class="enn-preview">'
+        f'<div class="enn-picker" data-state="full" data-limit="{PICTURE_BYTES}">'
+        '<div class="enn-preview">'
         f'<img src="{escape(preview)}" alt="The picture to search with">'
         f'<span class="enn-preview-text">{escape(caption)}</span>'
         '<button type="button" class="enn-remove" data-do="remove" '
@@ -144,7 +123,7 @@ def status_html(
     switch = ""
     if taught is not None:
         sides = "".join(
-            f'<button type="button" data-do="{name}" aria-pressed="{_truth(on == taught)}">'
+            f'<button type="button" data-do="{name}" aria-pressed="{truth(on == taught)}">'
             f"{label}</button>"
             for name, label, on in (
                 ("include", "With what I taught", True),
@@ -237,7 +216,7 @@ def _card(card: Card, rank: int, markable: bool) -> str:
 def _thumbs(mark: bool | None, name: str) -> str:
     buttons = "".join(
         f'<button type="button" class="enn-thumb" data-do="{what}" '
-        f'aria-pressed="{_truth(mark is good)}" aria-label="{what.capitalize()}: {name}" '
+        f'aria-pressed="{truth(mark is good)}" aria-label="{what.capitalize()}: {name}" '
         f'title="{title}">{icon}</button>'
         for what, good, icon, title in (
             ("good", True, THUMB_UP, "This is what I meant (G)"),
@@ -258,10 +237,6 @@ def _moved(card: Card) -> tuple[str, str]:
     else:
         return "", ""
     return f'<span class="enn-moved enn-{kind}" aria-hidden="true">{text}</span>', spoken
-
-
-def _truth(value: bool) -> str:
-    return "true" if value else "false"
 
 
 def message_html(title: str, text: str) -> str:
@@ -302,17 +277,6 @@ def progress_html(text: str, *, done: int | None = None, total: int | None = Non
     return f'<div class="enn-job" role="status">{bar}<p>{escape(text)}</p></div>'
 
 
-def note_html(text: str) -> str:
-    """A quiet explanation."""
-    return f'<p class="enn-note">{escape(text)}</p>'
-
-
-def notice_html(text: str, *, bad: bool = False) -> str:
-    """One line about something that has ended, well or badly."""
-    kind, role = ("enn-bad", "alert") if bad else ("enn-good", "status")
-    return f'<p class="enn-notice {kind}" role="{role}">{escape(text)}</p>'
-
-
 def skipped_html(skipped: Sequence[tuple[str, str]], total: int) -> str:
     """Files left out and why; `skipped` may be the beginning of a list of `total`."""
     if not total:
@@ -329,17 +293,8 @@ def skipped_html(skipped: Sequence[tuple[str, str]], total: int) -> str:
     )
 
 
-def icon(body: str, *, cls: str, width: float = 1.8) -> str:
-    """A drawing of lines in the colour of the text, 24 units wide and high."""
-    return (
-        f'<svg class="{cls}" viewBox="0 0 24 24" fill="none" stroke="currentColor" '
-        f'stroke-width="{width}" stroke-linecap="round" stroke-linejoin="round" '
-        f'aria-hidden="true">{body}</svg>'
-    )
-
-
 # A lens with two axes at right angles: the eigenbasis one looks through.
-_LOGO = icon(
+LOGO = icon(
     '<circle cx="10.5" cy="10.5" r="7.5"/><path d="m16 16 5 5"/>'
     '<path d="M7 13.2 14 7.8M8.7 8.2l3.6 4.6"/>',
     cls="enn-logo",
@@ -355,11 +310,4 @@ _PICTURE = icon(
     '<rect x="3" y="4.5" width="18" height="15" rx="2.5"/><circle cx="8.5" cy="9.5" r="1.6"/>'
     '<path d="m4 17 5-4.5 3.5 3 3.5-4L20.5 16"/>',
     cls="enn-icon",
-)
-_MOON = icon('<path d="M20 14.5A8 8 0 0 1 9.5 4a8 8 0 1 0 10.5 10.5z"/>', cls="enn-moon")
-_SUN = icon(
-    '<circle cx="12" cy="12" r="4"/><path d="M12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2'
-    "M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4"
-    'M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4"/>',
-    cls="enn-sun",
 )

@@ -7,18 +7,24 @@ in `gr.State`; what the handlers hold is shared by all visitors and only read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from apps.web import limits
+from apps.web.html import header_html
 from apps.web.search import html
 from apps.web.search.api import add_api
 from apps.web.search.collection import Collection
-from apps.web.search.handlers import CAPTIONS_LIMIT, TEXT_LIMIT, Query, Screen
+from apps.web.search.handlers import Query, Screen
 from apps.web.search.pictures import Pictures, Uploads
 from apps.web.search.taught_handlers import TaughtHandlers
-from apps.web.search.teachers import Teachers
 from apps.web.style import ASSETS, html_block, script, theme
+
+if TYPE_CHECKING:
+    from apps.web.shelf import Shelf
+    from retrieval.model.retrieval_model import RetrievalModel
+    from retrieval.teach.teacher import Teacher
 
 __all__ = ["CAPTIONS", "EXAMPLES", "TITLE", "build", "head", "theme"]
 
@@ -75,7 +81,7 @@ def build(
     collections: Sequence[Collection],
     pictures: Pictures,
     uploads: Uploads,
-    teachers: Teachers,
+    teachers: Shelf[RetrievalModel, Teacher],
     *,
     examples: Sequence[str] = EXAMPLES,
 ) -> gr.Blocks:
@@ -97,7 +103,7 @@ def build(
         remembered = gr.Textbox(visible=False)  # the profile, from the browser's memory
         subject = gr.State(Query())  # the picture of the captions tab
         header = html_block(
-            html.header_html(TITLE, page.subtitle(0)),
+            header_html(TITLE, page.subtitle(0), html.LOGO),
             js_on_load=script("header.js"),
             elem_id="enn-header",
         )
@@ -109,7 +115,7 @@ def build(
                         label="Search words",
                         show_label=False,
                         container=False,
-                        max_length=TEXT_LIMIT,
+                        max_length=limits.QUERY_CHARACTERS,
                         autofocus=True,
                         lines=1,
                         max_lines=1,
@@ -182,7 +188,7 @@ def build(
                             label="Captions, one per line",
                             lines=8,
                             max_lines=8,
-                            max_length=CAPTIONS_LIMIT * TEXT_LIMIT,
+                            max_length=limits.CAPTION_LINES * limits.QUERY_CHARACTERS,
                             elem_id="enn-lines",
                         )
                         rank = gr.Button("Rank captions", variant="primary", elem_id="enn-rank")

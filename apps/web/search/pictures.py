@@ -22,27 +22,25 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
+from apps.web.limits import PICTURE_BYTES, PICTURE_PIXELS
 from apps.web.server import Route
 
 __all__ = [
     "PICTURE_ROUTES",
-    "UPLOAD_LIMIT",
     "ImageRef",
     "Pictures",
     "Uploads",
     "add_picture_routes",
 ]
 
-UPLOAD_LIMIT = 20 * 1024 * 1024
 CARD_SIDE = 448  # pixels; a card is about 220 CSS pixels wide, twice that on dense screens
 LARGE_SIDE = 1600
 UPLOAD_SIDE = 1024
-UPLOAD_PIXELS = 128_000_000  # phones make photos of 108 megapixels
 
 PICTURE_ROUTES: tuple[Route, ...] = (
     Route("GET", r"/pictures/(?:card|large)/[\w-]{1,80}"),
     Route("GET", r"/uploads/[\w-]{1,80}"),
-    Route("POST", r"/uploads", max_body=UPLOAD_LIMIT),
+    Route("POST", r"/uploads", max_body=PICTURE_BYTES),
 )
 
 
@@ -165,7 +163,7 @@ class Uploads:
         from retrieval.images import decode, thumbnail
 
         with self._decoding:
-            image = decode(data, draft_size=(UPLOAD_SIDE, UPLOAD_SIDE), max_pixels=UPLOAD_PIXELS)
+            image = decode(data, draft_size=(UPLOAD_SIDE, UPLOAD_SIDE), max_pixels=PICTURE_PIXELS)
             encoded = thumbnail(image, UPLOAD_SIDE)
         token = secrets.token_urlsafe(18)
         self._cache.put(token, encoded)

@@ -15,21 +15,22 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
+from apps.web.limits import SEARCH_LESSONS_BYTES
 from apps.web.server import Route
 from apps.web.visitors import visitor_of
 
 if TYPE_CHECKING:
     from apps.web.search.collection import Collection
-    from apps.web.search.teachers import Teachers
+    from apps.web.shelf import Shelf
+    from retrieval.model.retrieval_model import RetrievalModel
+    from retrieval.teach.teacher import Teacher
 
 __all__ = ["TEACHING_ROUTES", "add_teaching_routes"]
-
-IMPORT_LIMIT = 16 * 1024 * 1024  # some 2,000 lessons; larger files go through the command line
 
 _ADDRESS = r"/teaching/\d{1,3}/[A-Za-z0-9._-]{1,64}"
 TEACHING_ROUTES: tuple[Route, ...] = (
     Route("GET", _ADDRESS),
-    Route("POST", _ADDRESS, max_body=IMPORT_LIMIT),
+    Route("POST", _ADDRESS, max_body=SEARCH_LESSONS_BYTES),
 )
 
 # What a profile that cannot be read or written raises, with a line fit to show.
@@ -37,7 +38,7 @@ _EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
 
 
 def add_teaching_routes(
-    app: FastAPI, collections: Sequence[Collection], teachers: Teachers
+    app: FastAPI, collections: Sequence[Collection], teachers: Shelf[RetrievalModel, Teacher]
 ) -> None:
     """Adds `GET` and `POST /teaching/COLLECTION/PROFILE` to an app."""
 

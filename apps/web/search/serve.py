@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from apps.web.search.collection import Collection
     from apps.web.search.pictures import Pictures, Uploads
-    from apps.web.search.teachers import Teachers
+    from apps.web.shelf import Shelf
     from retrieval.model.retrieval_model import RetrievalModel
+    from retrieval.teach.teacher import Teacher
 
 __all__ = ["create_app", "serve"]
 
@@ -48,7 +49,7 @@ def create_app(
     collections: Sequence[Collection],
     pictures: Pictures,
     uploads: Uploads,
-    teachers: Teachers,
+    teachers: Shelf[RetrievalModel, Teacher],
     **options: Any,
 ) -> FastAPI:
     """A FastAPI application with the page, its files and /healthz; run it behind a `Guard`."""
@@ -95,7 +96,9 @@ def serve(
     """
     from apps.web.search.pictures import PICTURE_ROUTES, Pictures, Uploads
     from apps.web.search.profile_files import TEACHING_ROUTES
-    from apps.web.search.teachers import Teachers
+    from apps.web.shelf import Shelf
+    from retrieval.teach.profiles import journal_of
+    from retrieval.teach.teacher import Teacher
 
     if auth_file is not None:
         server.read_auth_file(auth_file, warn=lambda _: None)  # fail before the slow part
@@ -105,7 +108,7 @@ def serve(
     collections.extend(_open_collections(index, list(folders), model, pictures))
     _warm_up(collections)
     options = {} if index is not None or folders else {"examples": GALLERY_EXAMPLES}
-    app = create_app(collections, pictures, Uploads(), Teachers(), **options)
+    app = create_app(collections, pictures, Uploads(), Shelf(journal_of, Teacher.open), **options)
     routes = (
         server.Route("GET", "/healthz", public=True),
         *server.GRADIO_ROUTES,

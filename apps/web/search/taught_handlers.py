@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import gradio as gr
 
-from apps.web.search import html, taught_html
+from apps.web.html import notice_html
+from apps.web.search import taught_html
 from apps.web.search.effects_chart import effects_html
 from apps.web.search.handlers import EXPECTED, Screen, SearchHandlers, check_profile, one_line
 from apps.web.visitors import visitor_of
@@ -27,7 +28,7 @@ class TaughtHandlers(SearchHandlers):
             return notice + self._taught(which, screen, request)
         except EXPECTED as error:
             names = taught_html.profiles_html([], screen.profile)
-            return names + html.notice_html(one_line(error), bad=True)
+            return names + notice_html(one_line(error), bad=True)
 
     def _taught(self, which: int, screen: Screen, request: gr.Request) -> str:
         visitor_of(request).known()
@@ -108,5 +109,5 @@ class TaughtHandlers(SearchHandlers):
         bad: bool = False,
     ) -> tuple:
         found = self.show(screen, which, count, request, typed=True)
-        notice = html.notice_html(text, bad=bad) if text else ""
+        notice = notice_html(text, bad=bad) if text else ""
         return self.taught(which, screen, request, notice), *found

@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from apps.web.search.html import note_html
+from apps.web.html import note_html
 
 if TYPE_CHECKING:
     from retrieval.teach.teacher import HistoryEntry, Lesson
