@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,8 +118,10 @@ async def hold(
         body = _plain_json(body)
     if isinstance(body, Refusal):
         return body
-    scope = {**scope, "headers": _with_length(scope["headers"], len(body))}
-    return scope, _replay(body, receive)
+    drop = {b"content-length", b"transfer-encoding"}
+    kept = [(name, value) for name, value in scope["headers"] if name.lower() not in drop]
+    headers = [*kept, (b"content-length", str(len(body)).encode())]
+    return {**scope, "headers": headers}, _replay(body, receive)
 
 
 def _too_large(max_body: int) -> Refusal:
@@ -222,9 +223,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
-
-
-def _with_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
-    drop = {b"content-length", b"transfer-encoding"}
-    kept = [(name, value) for name, value in headers if name.lower() not in drop]
-    return [*kept, (b"content-length", str(length).encode())]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import errno
 import hmac
 import ipaddress
@@ -238,23 +239,18 @@ class Guard:
             return
         route = refusal
         scope = remember(scope, visitor)
-        if route.max_body > REQUEST_BYTES and not route.stream:
-            async with self.large_requests:  # bounds the memory that uploads can take
-                await self._pass(route, scope, receive, send_safely)
-        else:
-            await self._pass(route, scope, receive, send_safely)
-
-    async def _pass(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hands a request on, its body held to the limits of its route."""
-        if scope["method"] == "POST":
-            held = await hold(
-                scope, receive, route.max_body, stream=route.stream, json_body=route.json_body
-            )
-            if isinstance(held, Refusal):
-                await held.answer(scope, receive, send)
-                return
-            scope, receive = held
-        await self.app(scope, receive, send)
+        large = route.max_body > REQUEST_BYTES and not route.stream
+        # Bounds the memory that uploads can take.
+        async with self.large_requests if large else contextlib.nullcontext():
+            if scope["method"] == "POST":
+                held = await hold(
+                    scope, receive, route.max_body, stream=route.stream, json_body=route.json_body
+                )
+                if isinstance(held, Refusal):
+                    await held.answer(scope, receive, send_safely)
+                    return
+                scope, receive = held
+            await self.app(scope, receive, send_safely)
 
     def _refusal(
         self, scope: Scope, headers: Mapping[bytes, str], login: str | None
@@ -405,12 +401,8 @@ def run(
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    try:
+    with listener, contextlib.suppress(KeyboardInterrupt):
         Announcing(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        listener.close()
 
 
 def _digest(text: str) -> bytes:
