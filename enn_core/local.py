@@ -23,7 +23,6 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -33,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from enn_core.files.atomic import replacing
+from enn_core.files.tensors import read_state, write_state
 from enn_core.orthogonality import Retraction, factors, orthogonality_penalty, param_groups
 
 if TYPE_CHECKING:
@@ -385,7 +384,7 @@ class LocalTrainer:
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that `save` wrote, here or in a `Pipeline`."""
-        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.load_state_dict(read_state(path))
 
     def _check_mine(self) -> None:
         if self.lent:
@@ -450,12 +449,6 @@ def _evaluating(blocks: Sequence[nn.Module]) -> Iterator[None]:
             block.train(was)  # modules may act on it,
         for module, was in modes:
             module.training = was  # and some were in another mode than their block
-
-
-def write_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """`torch.save`, all or nothing, on disk when it returns."""
-    with replacing(Path(path)) as temporary:
-        torch.save(state, temporary)
 
 
 def stalled_blocks(losses: Tensor, window: int = _WINDOW) -> dict[int, str]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from enn_core.convert import fuse
 from enn_core.files.atomic import replacing
 from enn_core.files.tables import write_table
+from enn_core.files.tensors import write_state
 from neuro.age.model import BrainAgeModel, ModelError
 from neuro.age.networks import build
 from neuro.age.targets import AgeBins, AgeValue, make_target, target_settings
@@ -176,8 +177,7 @@ def write_bundle(model: BrainAgeModel, folder: Path | str, card: str = "") -> Pa
         )
         for name, value in fuse(member.net).state_dict().items():
             state[f"nets.{number}.{name}"] = value.detach().float().contiguous()
-    with replacing(folder / "models" / "model.pt") as temporary:
-        torch.save(state, temporary)
+    write_state(state, folder / "models" / "model.pt")
     _write_json(folder / "configs" / "metadata.json", _metadata(model))
     _write_json(folder / "configs" / "inference.json", _inference(members, model.answer))
     data = model.about.get("data_licence", "Not told; it is that of the scans it was trained on.")

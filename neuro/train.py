@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from enn_core.files.atomic import replacing
 from enn_core.files.tables import write_table
-from enn_core.local import LocalTrainer, plot_losses, write_state
+from enn_core.files.tensors import read_state, write_state
+from enn_core.local import LocalTrainer, plot_losses
 from enn_core.orthogonality import param_groups
 from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
 from neuro.age.model import Answer, BrainAgeModel, Member, answer, by_head, features_of, last_inputs
@@ -411,7 +412,7 @@ def _fingerprint(config: TrainConfig, ages: np.ndarray) -> str:
 def _resume(state: Path, trainer: LocalTrainer, run: str) -> int:
     """Load a state into the trainer; how many epochs are done."""
     try:
-        stored = torch.load(state, map_location="cpu", weights_only=True)
+        stored = read_state(state)
     except Exception as error:
         raise TrainError(f"{state}: no intact training state ({error}); delete it") from None
     if stored.get("run") != run:

@@ -22,6 +22,14 @@ def _no_profiles_of_the_developer(tmp_path_factory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _usual_umask() -> Iterator[None]:
+    """New files are 0644 unless their writer makes them something else."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Sums in one order: what is compared bit by bit with another process needs that."""

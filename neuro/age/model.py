@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enn_core.convert import fuse
-from enn_core.files.atomic import replacing
+from enn_core.files.tensors import (
+    TensorFileError,
+    read_metadata,
+    read_stored,
+    read_tensors,
+    write_tensors,
+)
 from neuro.age.calibrate import BiasCorrection, Conformal
 from neuro.age.networks import BrainNet, build
 from neuro.age.population import GRID, Population
@@ -118,8 +124,6 @@ class BrainAgeModel:
 
     def save(self, path: Path | str) -> Path:
         """Write the model, in one atomic step."""
-        from safetensors.torch import save_file
-
         path = Path(path)
         tensors: dict[str, Tensor] = {}
         members = []
@@ -127,7 +131,7 @@ class BrainAgeModel:
             if not isinstance(member.target, (AgeValue, AgeBins)):
                 raise ModelError(f"target {type(member.target).__name__} has no form on disk")
             for name, value in fuse(member.net).state_dict().items():
-                tensors[f"{number}.{name}"] = value.detach().float().contiguous()
+                tensors[f"{number}.{name}"] = value.float()
             members.append(
                 {"network": member.net.settings, "target": target_settings(member.target)}
             )
@@ -138,8 +142,7 @@ class BrainAgeModel:
             **self._surroundings(),
         }
         tensors |= self._population_tensors()
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt", "model": json.dumps(content)})
+        write_tensors(path, tensors, {"model": json.dumps(content)})
         return path
 
     def save_beside(self, source: Path | str, path: Path | str) -> Path:
@@ -151,14 +154,11 @@ class BrainAgeModel:
             source: file that this model was loaded from.
             path: to write; may be `source`.
         """
-        from safetensors.torch import save_file
-
         content, tensors = _read(Path(source))
         content.update(self._surroundings())
         tensors = {k: value for k, value in tensors.items() if not k.startswith(_POPULATION)}
         tensors |= self._population_tensors()
-        with replacing(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt", "model": json.dumps(content)})
+        write_tensors(Path(path), tensors, {"model": json.dumps(content)})
         return Path(path)
 
     def _population_tensors(self) -> dict[str, Tensor]:
@@ -211,16 +211,15 @@ class BrainAgeModel:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of a model file."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {}).get("model", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise ModelError(f"{path}: no intact safetensors file ({error})") from None
+        tensors = read_tensors(path)
+        content = json.loads(read_metadata(path).get("model", "{}"))
+    except TensorFileError as error:
+        raise ModelError(str(error)) from None
+    except ValueError as error:
+        raise ModelError(f"{path}: its description is damaged ({error})") from None
     if content.get("format") != FORMAT:
         raise ModelError(
             f"{path}: got format {content.get('format')}, this version reads {FORMAT}; is it a "
@@ -340,21 +339,18 @@ def weights_sha256(path: Path | str) -> str:
     Raises:
         ModelError: no safetensors file.
     """
-    content = Path(path).read_bytes()
-    size = int.from_bytes(content[:8], "little")
+    path = Path(path)
     try:
-        header = json.loads(content[8 : 8 + size])
-        said = json.loads(header.pop("__metadata__")["model"])
+        stored = read_stored(path)
+        said = json.loads(read_metadata(path)["model"])
         digest = hashlib.sha256(json.dumps([said["members"], said["answer"]]).encode())
-        for name in sorted(header):
-            if name.startswith(_POPULATION):
-                continue
-            tensor = header[name]
-            start, end = (8 + size + offset for offset in tensor["data_offsets"])
-            digest.update(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
-            digest.update(content[start:end])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         raise ModelError(f"{path}: no intact safetensors file of a brain-age model") from None
+    for name in sorted(stored):
+        if not name.startswith(_POPULATION):
+            dtype, shape, values = stored[name]
+            digest.update(json.dumps([name, dtype, shape]).encode())
+            digest.update(values)
     return digest.hexdigest()
 
 

@@ -16,9 +16,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from enn_core.files.tensors import TensorFileError, read_weights
 from neuro.age.networks import BrainNet, build
 
 __all__ = ["CheckpointError", "load_sfcn", "map_sfcn", "published_names", "read_tensors"]
@@ -59,31 +59,13 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, ValueError) as error:
-            raise CheckpointError(f"{path}: no intact safetensors file ({error})") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
-        raise CheckpointError(
-            f"{path}: no torch file that holds tensors alone ({reason}); save its state_dict, or "
-            "write it as safetensors"
-        ) from None
-    for name in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path}: holds no state dict, but {type(content).__name__}")
+        content = read_weights(path)
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from None
     if not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: the state dict holds other things than tensors")
-    return dict(content)
+    return content
 
 
 def map_sfcn(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

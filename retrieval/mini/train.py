@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
-from enn_core.files.atomic import replacing
 from enn_core.files.tables import write_table
+from enn_core.files.tensors import read_state, write_state
 from retrieval.mini.block_inputs import BlockInputs, Progress, imagenet_backbone
 from retrieval.mini.config import TrainConfig, TrainError
 from retrieval.mini.learner import Learner, average_
@@ -155,7 +155,7 @@ class _Run:
         """Continue from the last finished epoch, if any."""
         if not self._checkpoint.exists():
             return
-        state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+        state = read_state(self._checkpoint)
         mine, theirs = asdict(self.config), dict(state["config"])
         for one in (mine, theirs):
             one.pop("stop_after")
@@ -181,8 +181,7 @@ class _Run:
             "step": self.step,
             "log": self.log,
         }
-        with replacing(self._checkpoint) as temporary:
-            torch.save(state, temporary)
+        write_state(state, self._checkpoint)
 
     def fit(self, report: Progress) -> None:
         """Train the epochs that are left."""

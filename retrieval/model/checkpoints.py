@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enn_core.files.tensors import TensorFileError, read_weights
 from retrieval.model.architecture import (
     Architecture,
     list_architectures,
@@ -112,30 +113,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix not in _SUFFIXES:
         raise ModelError(f"unknown kind of weights file {path.name}; valid: {', '.join(_SUFFIXES)}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        elif is_torchscript(path):
-            content = read_torchscript(path)
-        else:
-            import torch
-
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        archive = path.suffix != ".safetensors" and is_torchscript(path)
+        content = read_torchscript(path) if archive else read_weights(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds pickled code or is damaged, and code in weights is never run; "
             "save its state_dict with safetensors instead"
         ) from error
-    except Exception as error:
-        # safetensors, zipfile and torch each have their own errors for damaged files.
+    except TensorFileError as error:
+        raise ModelError(f"cannot read weights: {error}") from error
+    except Exception as error:  # zipfile and unpickling have their own for damaged files
         raise ModelError(f"cannot read weights from {path}: {one_line(error)}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
     tensors = {
         str(key).removeprefix("module."): value
-        for key, value in (content.items() if isinstance(content, Mapping) else ())
+        for key, value in content.items()
         if hasattr(value, "detach")
     }
     if not tensors:

@@ -16,13 +16,14 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from enn_core.files.atomic import new_folder
+from enn_core.files.tensors import write_tensors
 from retrieval.model.checkpoints import ModelError, OpenClip, one_line
 from retrieval.model.clip_layouts import tensor_names
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from retrieval.model.retrieval_model import RetrievalModel
 
-__all__ = ["FORMS", "check_target", "export", "write_tensors"]
+__all__ = ["FORMS", "check_target", "export"]
 
 # Largest difference of an ONNX tower's unit vectors from torch's.
 _TOLERANCE = 1e-4
@@ -332,17 +333,6 @@ FORMS: dict[str, Callable[[OpenClip, Path], None]] = {
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, readable by whom other new files are."""
-    from safetensors.torch import save_file
-
-    own = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(own, path, metadata={"format": "pt"})
-    path.chmod(mode)  # save_file leaves it to its owner alone
 
 
 @contextlib.contextmanager

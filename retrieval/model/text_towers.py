@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from enn_core.files.tensors import read_tensors
 from retrieval.model.checkpoints import ModelError
 from retrieval.model.clip_towers import CausalText
 
@@ -112,7 +112,7 @@ class MiniLM:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._end = self._tokenizer.token_to_id("[SEP]")
-        self._encoder = _Bert(load_file(directory / "model.safetensors")).to(device)
+        self._encoder = _Bert(read_tensors(directory / "model.safetensors")).to(device)
         self._device = device
         self.truncated = 0
 

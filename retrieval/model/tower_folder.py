@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from enn_core.files.atomic import replacing
+from enn_core.files.tensors import read_tensors, write_tensors
 from retrieval.model.mini_tower import MiniTower
 from retrieval.model.minilm_tower import MINI, VIT, MiniLMTower
 from retrieval.model.vit import VitTower
@@ -46,13 +47,11 @@ def save_tower(tower: MiniLMTower, directory: Path | str, config: Mapping[str, A
         config: what `build_tower` needs, and the tower's "preprocess".
     """
     from enn_core import fuse
-    from retrieval.model.export import write_tensors
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: value.float() for name, value in fuse(tower).state_dict().items()}
-    with replacing(directory / WEIGHTS) as temporary:
-        write_tensors(temporary, state)
+    write_tensors(directory / WEIGHTS, state)
     with replacing(directory / CONFIG) as temporary:
         temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
 
@@ -141,11 +140,9 @@ def load_tower(directory: Path | str, device: str | torch.device = "cpu") -> Min
         FileNotFoundError: a file is missing.
         ValueError: the configuration is not valid, or the weights do not fit it.
     """
-    from safetensors.torch import load_file
-
     file = Path(directory) / WEIGHTS
     config = read_config(directory)
-    state = {name: value.float() for name, value in load_file(file, device="cpu").items()}
+    state = {name: value.float() for name, value in read_tensors(file).items()}
     # No weights are drawn just to be overwritten, nor memory taken for what the file does not hold.
     with torch.device("meta"):
         tower = build_tower(config)

@@ -26,8 +26,8 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2 import MixUp
 
 from enn_core import orthogonality_error, param_groups
-from enn_core.files.atomic import replacing
 from enn_core.files.tables import write_table
+from enn_core.files.tensors import read_state, write_state
 from enn_core.local import Learner, Recipe, random_stream
 from enn_core.torchrun import processes
 from retrieval.datasets.captioned import CaptionDataset
@@ -398,7 +398,7 @@ class _Run:
         if not self._checkpoint.exists():
             return
         try:
-            state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+            state = read_state(self._checkpoint)
             theirs = state["config"]
         except Exception as error:  # whatever a damaged file makes torch raise
             raise TrainError(f"{self._checkpoint} is no checkpoint of a contrastive run") from error
@@ -441,8 +441,7 @@ class _Run:
             "seconds": self.seconds,
             "log": self.log,
         }
-        with replacing(self._checkpoint) as temporary:
-            torch.save(state, temporary)
+        write_state(state, self._checkpoint)
 
     def finish(self) -> dict[str, Any]:
         """Write the averaged tower as a model directory."""

@@ -130,6 +130,7 @@ def test_training_writes_a_model_and_its_curves(trained):
     assert brain.trained_ages == (25, 77)
     assert brain.model.population is not None
     assert brain.model.population.count == 6
+    assert {file.stat().st_mode & 0o777 for file in trained.folder.iterdir()} == {0o644}
 
 
 def test_a_trained_model_is_not_overwritten(study, common, trained):

@@ -56,6 +56,7 @@ def test_a_run_says_what_it_reached_and_where_it_is(tmp_path):
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert f"{100 * result['test_accuracy']:.2f} % right" in done.out
     assert f"{result['parameters']['fused']:,} after fusing" in done.out
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o644}
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert (settings["arch"], settings["layers"], settings["train"]) == ("mlp:4x16", "enn", 64)
     assert "holds a run already; give --resume" in refused("out", *SMALL)

@@ -80,6 +80,13 @@ def test_by_architecture_the_file_loads_into_the_converted_network(files):
         torch.testing.assert_close(model.eval()(image), plain(image), rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_written_may_be_read_by_others(files, tmp_path):
+    fused = tmp_path / "p.safetensors"
+    assert run("fuse", files / "enn.safetensors", fused).code == 0
+    for file in (files / "enn.safetensors", fused):
+        assert file.stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize("how", ["nothing", "arch", "like"])
 def test_fuse_goes_back(files, tmp_path, how):
     extra = {

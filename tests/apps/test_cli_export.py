@@ -52,6 +52,7 @@ def test_a_model_is_written_and_read_again(form, files, weights, tmp_path):
     written = document(*given)
     assert set(written["files"]) == {path.name for path in out.iterdir()} == files
     assert (written["form"], written["folder"]) == (form, str(out))
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
     assert load(out).weights_hash == load("tiny", checkpoint=weights).weights_hash
     assert "holds files already" in refused(*given)
 

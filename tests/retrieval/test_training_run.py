@@ -63,6 +63,9 @@ def test_learns_and_is_loaded_again(photos: Path, tmp_path: Path, rule: str) -> 
     assert len(log) == 13
     assert ("loss_4" in log[0]) == (rule == "local")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert tmp_path / "model" / "model.safetensors" in written
+    assert {file.stat().st_mode & 0o777 for file in written} == {0o644}
 
 
 ONE_STEP = {"amp": False, "rule": "local", "blocks": 2, "clip_norm": 0.0, "short_weight": 0.3}

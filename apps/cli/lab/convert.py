@@ -21,6 +21,7 @@ from apps.cli.terminal import (
     refuse_overwrite,
     size,
 )
+from enn_core.files.tensors import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +120,7 @@ def convert(
                 exclude=exclude or (),
                 progress=line.show,
             )
-            weight_files.write(output, done.tensors, done.metadata)
+            write_tensors(output, done.tensors, done.metadata)
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written") from None
     seconds = time.perf_counter() - started
@@ -175,7 +176,7 @@ def fuse(
         shapes, types = weight_files.plain_shapes(tensors, metadata, arch=arch, like=template)
         where = arch or ("the file after --like" if like is not None else "its own metadata")
         plain = weight_files.fuse(tensors, shapes, types, where)
-        weight_files.write(output, plain, {})
+        write_tensors(output, plain)
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written") from None
     counts = {

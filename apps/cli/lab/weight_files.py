@@ -8,11 +8,8 @@ types, so that fusing needs nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +25,10 @@ from apps.cli.terminal import CommandError, printable, quote
 from enn_core import ConversionReport, FactorError, conversion_report, svd_factors, to_enn
 from enn_core.bare_parameters import KNOWN_FORMS, SUFFIX, known_form
 from enn_core.convert import ReportRow
+from enn_core.files.tensors import read_metadata
 from retrieval.model.checkpoints import read_tensors, suggest
 
-__all__ = ["Converted", "build", "convert", "fuse", "plain_shapes", "read", "write"]
+__all__ = ["Converted", "build", "convert", "fuse", "plain_shapes", "read"]
 
 _FACTORS = ("Q", "Lambda", "P")
 _METADATA_KEY = "eigen"
@@ -69,54 +67,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ModelError: a missing or damaged file, or one with pickled code.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise CommandError(f"there is no file {quote(path)}; give a .safetensors or .pt file")
-    with tempfile.TemporaryDirectory(prefix="enn-") as folder:
-        name = path
-        if not _is_utf8(path):
-            # safetensors opens no other names.
-            name = Path(folder) / f"weights{path.suffix}"
-            name.symlink_to(path.absolute())
-        tensors = read_tensors(name)
-        metadata: dict[str, str] = {}
-        if path.suffix == ".safetensors":
-            with contextlib.suppress(SafetensorError), safe_open(name, "pt") as file:
-                metadata = dict(file.metadata() or {})
-    return tensors, metadata
-
-
-def write(path: Path, tensors: State, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, complete or not at all."""
-    from safetensors.torch import save_file
-
-    # Tied weights are one tensor in two places; the file holds both.
-    own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    folder = path.absolute().parent
-    temporary = f".enn-{os.getpid()}.tmp"
-    try:
-        with tempfile.TemporaryDirectory(prefix="enn-") as links:
-            alias = folder
-            if not _is_utf8(folder):
-                alias = Path(links) / "folder"
-                alias.symlink_to(folder)
-            save_file(own, alias / temporary, metadata={"format": "pt", **metadata})
-        with open(folder / temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(folder / temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(folder / temporary)
-        raise
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        os.fspath(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    tensors = read_tensors(path)
+    return tensors, read_metadata(path) if path.suffix == ".safetensors" else {}
 
 
 # --- architectures -----------------------------------------------------------------------------

@@ -29,13 +29,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from enn_core.convert import conversion_report, fuse
 from enn_core.files.atomic import replacing
 from enn_core.files.tables import write_table
+from enn_core.files.tensors import read_state, write_state
 from enn_core.lab.classify.batches import Augment, Batches, feed
 from enn_core.lab.classify.config import ClassifyConfig, ClassifyError
 from enn_core.lab.classify.datasets import ImageData, Images, load_data
 from enn_core.lab.classify.networks import build_network
 from enn_core.lab.classify.training_log import plot, write_tensorboard
 from enn_core.lab.classify.weights import about_network, load_plain, own_names, save_network
-from enn_core.local import random_stream, write_state
+from enn_core.local import random_stream
 from enn_core.loco import UnsupportedModel, calibrate_
 from enn_core.orthogonality import orthogonality_error
 from enn_core.rules import RULES, Rule, RuleError, make_rule
@@ -324,7 +325,7 @@ class _Run:
         if not self._checkpoint.exists():
             return
         try:
-            state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+            state = read_state(self._checkpoint)
             theirs = state["classifier"]
         except Exception as error:  # whatever a damaged file makes torch raise
             raise ClassifyError(

@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from enn_core.files.atomic import replacing
+from enn_core.files import tensors
 from enn_core.lab.classify.config import ClassifyError
 from enn_core.lab.classify.datasets import ImageData
 from enn_core.lab.classify.networks import build_network
 
 __all__ = ["load_classifier", "load_plain", "own_names", "save_network"]
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
 _HEADS = ("fc", "head", "heads", "classifier")
 
 
@@ -30,19 +28,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ClassifyError(f"there is no weights file '{file}'; give a .safetensors or .pt file")
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes them raise
-        reason = " ".join(str(error).split())[:200]
-        raise ClassifyError(f"cannot read the weights file '{file}' ({reason})") from error
-    for name in _WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
-            state = state[name]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        state = tensors.read_weights(file)
+    except (OSError, tensors.TensorFileError) as error:
+        raise ClassifyError(f"cannot read the weights file: {error}") from error
+    if not all(isinstance(value, Tensor) for value in state.values()):
         raise ClassifyError(f"'{file}' holds no state dict; give one of the plain network")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
@@ -98,13 +87,7 @@ def own_names(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]
 
 def save_network(file: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors as safetensors, all or nothing; `about` becomes its metadata, as JSON."""
-    from safetensors.torch import save
-
-    # Tied weights are one tensor in two places; the file holds both.
-    own = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    with replacing(file) as temporary:
-        metadata = {"format": "pt", "classifier": json.dumps(dict(about))}
-        temporary.write_bytes(save(own, metadata=metadata))
+    tensors.write_tensors(file, state, {"classifier": json.dumps(dict(about))})
 
 
 def about_network(arch: str, data: ImageData, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -129,16 +112,13 @@ def load_classifier(file: Path | str) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         ClassifyError: the file is missing or damaged, or no run wrote it.
     """
-    from safetensors import SafetensorError, safe_open
-
     file = Path(file)
     state = read_weights(file)
     try:
-        with safe_open(file, "pt") as opened:
-            about = json.loads((opened.metadata() or {})["classifier"])
+        about = json.loads(tensors.read_metadata(file)["classifier"])
         model = build_network(about["arch"], tuple(about["shape"]), len(about["classes"]))
         model.load_state_dict(state)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ClassifyError(
             f"'{file}' is no plain model of `enn train classifier`; give its model.safetensors"
         ) from error

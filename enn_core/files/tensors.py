@@ -1,0 +1,173 @@
+"""Tensor files: the one place where they are written and read.
+
+Tensors by name are a safetensors file, with texts as its metadata; the state of what goes on later
+is a file that torch saves. Neither runs code when it is read. Files appear whole or not at all, and
+whoever may read other new files may read them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enn_core.files.atomic import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "TensorFileError",
+    "read_metadata",
+    "read_state",
+    "read_stored",
+    "read_tensors",
+    "read_weights",
+    "write_state",
+    "write_tensors",
+]
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+class TensorFileError(ValueError):
+    """A file that is damaged or of another kind; the message is one line and names the file."""
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors of any device as a safetensors file, and texts by name as its metadata."""
+    from safetensors.torch import save
+
+    own: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        # Tied weights are one tensor in two places; the file holds both.
+        own[name] = value.clone() if storage in storages else value
+        storages.add(storage)
+    with replacing(path) as temporary:
+        # Not `save_file`: its files are readable by their owner alone, their names UTF-8.
+        temporary.write_bytes(save(own, metadata={"format": "pt", **(metadata or {})}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        TensorFileError: it is damaged or something else.
+    """
+    from safetensors.torch import load, load_file
+
+    try:
+        # By name it is mapped, not copied, but only by a name in UTF-8.
+        return load_file(path) if _is_utf8(path) else load(path.read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # safetensors has no common class for what it finds
+        raise _not_safetensors(path, error) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Texts of a safetensors file by name; raises as `read_tensors` does."""
+    return _header(path)[1]
+
+
+def read_stored(path: Path) -> dict[str, tuple[str, list[int], memoryview]]:
+    """Type, shape and bytes of tensors by name, as they are in a safetensors file: for hashes.
+
+    Raises as `read_tensors` does.
+    """
+    header, _, start = _header(path)
+    content = memoryview(path.read_bytes())[start:]
+    try:
+        return {
+            name: (entry["dtype"], entry["shape"], content[slice(*entry["data_offsets"])])
+            for name, entry in header.items()
+        }
+    except (KeyError, TypeError) as error:
+        raise _not_safetensors(path, error) from error
+
+
+def write_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """`torch.save`, all or nothing, on disk when it returns."""
+    import torch
+
+    with replacing(Path(path)) as temporary:
+        torch.save(state, temporary)
+
+
+def read_state(path: str | os.PathLike[str]) -> Any:
+    """What torch saved in a file, on the CPU: tensors, numbers, texts and containers of these.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        TensorFileError: it is damaged or holds other things.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file makes torch raise
+        # What torch says of pickled code is how to run it.
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_one_line(error)})"
+        raise TensorFileError(
+            f"{os.fspath(path)} is damaged or holds pickled code, which is never run{reason}; "
+            "save its tensors alone, as a state_dict or as safetensors"
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """A state dict of any program: of a .safetensors file, or of one that torch saved.
+
+    Wrappers of training programs are taken off; what is in it besides tensors is left in.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        TensorFileError: it is damaged, or holds no state dict.
+    """
+    content = read_tensors(path) if path.suffix == ".safetensors" else read_state(path)
+    for name in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping) or not content:
+        kind = type(content).__name__
+        raise TensorFileError(f"{path} holds no state dict; expected a state_dict, got {kind}")
+    return dict(content)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """Entries of the tensors, metadata, and where the bytes of tensors begin."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            if size > os.fstat(file.fileno()).st_size:
+                raise ValueError("header too large")
+            header = json.loads(file.read(size))
+            return header, header.pop("__metadata__", {}), 8 + size
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+            raise _not_safetensors(path, error) from error
+
+
+def _not_safetensors(path: Path, error: Exception) -> TensorFileError:
+    return TensorFileError(f"{path}: no intact safetensors file ({_one_line(error)})")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,145 @@
+"""The one reader and writer of tensor files: whole, private to nobody, and refused in one line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from enn_core.files.tensors import (
+    TensorFileError,
+    read_metadata,
+    read_state,
+    read_stored,
+    read_tensors,
+    read_weights,
+    write_state,
+    write_tensors,
+)
+
+TENSORS = {
+    "matrix": torch.arange(6.0).reshape(2, 3).mT,  # not contiguous
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "none": torch.zeros(0, 4),
+    "number": torch.tensor(7),
+    "learnt": torch.nn.Parameter(torch.ones(2)),
+}
+
+
+def test_what_is_written_is_read_here_and_by_others(tmp_path):
+    file = tmp_path / "ü.safetensors"
+    write_tensors(file, TENSORS, {"about": "Größe"})
+    for state in (read_tensors(file), read_weights(file), load_file(file)):
+        assert set(state) == set(TENSORS)
+        for name, value in TENSORS.items():
+            assert torch.equal(state[name], value)
+            assert state[name].dtype == value.dtype
+    assert read_metadata(file) == {"format": "pt", "about": "Größe"}
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata() == read_metadata(file)
+    kind, shape, content = read_stored(file)["matrix"]
+    assert (kind, shape) == ("F32", [3, 2])
+    assert bytes(content) == TENSORS["matrix"].contiguous().numpy().tobytes()
+    assert os.listdir(tmp_path) == [file.name]
+
+
+def test_tied_tensors_and_parts_of_one_are_written_each(tmp_path):
+    whole = torch.arange(12.0)
+    given = {"a": whole, "b": whole, "c": whole[3:5], "d": whole[4:8], "e": whole[::2]}
+    write_tensors(tmp_path / "a.safetensors", given)
+    read = read_tensors(tmp_path / "a.safetensors")
+    assert all(torch.equal(read[name], value) for name, value in given.items())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_whoever_may_read_other_new_files_may_read_these(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "a.safetensors", TENSORS)
+        write_state({"step": 3}, tmp_path / "a.pt")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, {"a": torch.ones(1)})
+    with pytest.raises(TypeError):
+        write_tensors(file, {"a": torch.zeros(1)}, {"number": 3})  # type: ignore[dict-item]
+    assert read_tensors(file)["a"] == 1
+    assert os.listdir(tmp_path) == [file.name]
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    file = tmp_path / os.fsdecode(b"n\xef.safetensors")
+    try:
+        write_tensors(file, TENSORS, {"a": "b"})
+    except OSError:
+        pytest.skip("this file system takes no names that are not UTF-8")
+    assert torch.equal(read_tensors(file)["matrix"], TENSORS["matrix"])
+    assert read_metadata(file)["a"] == "b"
+
+
+@pytest.mark.parametrize("content", ["cut", "short", "empty", "text", "huge", "list"])
+def test_damaged_files_are_named_in_one_line(tmp_path, content):
+    save_file({"a": torch.ones(100)}, tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(
+        {
+            "cut": whole[:-5],
+            "short": whole[:20],
+            "empty": b"",
+            "text": b"not a header\nat all",
+            "huge": (2**62).to_bytes(8, "little") + whole[8:],
+            "list": (2).to_bytes(8, "little") + b"[]",
+        }[content]
+    )
+    for read in (read_tensors, read_weights):
+        with pytest.raises(TensorFileError, match=r"w\.safetensors: no intact") as caught:
+            read(file)
+        assert "\n" not in str(caught.value)
+    if content != "cut":  # the header alone is whole
+        for read in (read_metadata, read_stored):
+            with pytest.raises(TensorFileError, match=r"w\.safetensors: no intact"):
+                read(file)
+
+
+class _Payload:
+    def __reduce__(self):
+        return print, ("code in weights was run",)
+
+
+def test_states_come_back_and_no_code_is_run(tmp_path, capfd):
+    state = {"step": 3, "inner": [{"a": TENSORS["matrix"]}]}
+    write_state(state, tmp_path / "a.pt")
+    again = read_state(tmp_path / "a.pt")
+    assert again["step"] == 3
+    assert torch.equal(again["inner"][0]["a"], TENSORS["matrix"])
+    for content in (pickle.dumps(_Payload()), b"PK\x03\x04 cut", b"", b"text"):
+        (tmp_path / "bad.pt").write_bytes(content)
+        with pytest.raises(TensorFileError, match="is damaged or holds pickled code") as caught:
+            read_state(tmp_path / "bad.pt")
+        assert "\n" not in str(caught.value)
+    assert "code in weights was run" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+def test_wrappers_of_training_programs_are_taken_off(tmp_path, wrapper):
+    write_state({"epoch": 3, wrapper: {"a": torch.ones(1)}}, tmp_path / "a.pt")
+    assert list(read_weights(tmp_path / "a.pt")) == ["a"]
+    write_state([1], tmp_path / "b.pt")  # type: ignore[arg-type]
+    with pytest.raises(TensorFileError, match=r"b\.pt holds no state dict; .*got list"):
+        read_weights(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("read", [read_tensors, read_metadata, read_stored, read_state])
+def test_a_missing_file_is_missing(tmp_path: Path, read):
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none.safetensors")
