@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("gradio")
@@ -82,6 +84,26 @@ def test_a_mark_is_learned_and_answered(page):
     again = _mark(page, shown[SCREEN], {_token(page, last): "none"})
     assert again[SCREEN].ids == screen.ids
     assert "data-mark" not in again[RESULTS]
+
+
+def _badges(results: str) -> list[int]:
+    """Places that pictures went up (negative: down), of those that have a badge, best first."""
+    found = re.findall("[▲▼][0-9]+", results)
+    return [int(text[1:]) * (1 if text[0] == "▲" else -1) for text in found]
+
+
+def test_badges_compare_with_what_was_seen_before_the_mark(page):
+    screen = _searched(page, "something")
+    last = _token(page, screen.ids[-1])
+    for sign in ("good", "none", "good"):
+        before = screen.ids
+        shown = _mark(page, screen, {last: sign}, text="something")
+        screen = shown[SCREEN]
+        moves = [before.index(id_) - place for place, id_ in enumerate(screen.ids)]
+        assert any(moves)
+        assert _badges(shown[RESULTS]) == [move for move in moves if move]
+        up = sum(move > 0 for move in moves)
+        assert (f"{up} moved up" in shown[LESSON]) == (sign == "good")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from teaching_cases import PICTURES, bits, open_profile
 
+from enn_core.lessons import RidgeAdapter
 from retrieval.eigen_coordinates import scores
 from retrieval.teach.fitting import ALPHA
+from retrieval.teach.knowledge import Adapted
 
 QUERIES = ["a dog", "two dogs", "2:car - person", "snow"]
 RULES = pytest.mark.parametrize("rule", ["adapter", "local"])
@@ -150,6 +152,21 @@ def test_the_adapter_is_the_closed_form_on_the_stored_pairs(gallery, profiles, l
         found = dict(index.search(searcher.query_vector("a dog"), len(ids)))
         cosines = (z @ t) * np.linalg.norm(c)
         np.testing.assert_allclose([found[int(id_)] for id_ in ids], cosines, atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [1, 1.7])
+def test_a_query_near_a_taught_one_gets_a_share_of_its_target(length):
+    """All of it at the taught query, none from a cosine of 0.98 on, linear between."""
+    taught, target, across = np.eye(5)[:3]
+    adapter = RidgeAdapter(5, alpha=1.0).with_pairs(taught[None], target[None])
+    mapping = Adapted(adapter, taught[None], target[None])
+    missed = target - adapter.apply(taught)
+    assert np.linalg.norm(missed) > 0.05
+    for cosine, share in ((1, 1), (0.995, 0.75), (0.99, 0.5), (0.985, 0.25), (0.98, 0), (0.9, 0)):
+        row = length * (cosine * taught + np.sqrt(1 - cosine**2) * across)
+        expected = adapter.apply(row) + share * length * missed
+        expected *= length / np.linalg.norm(expected)
+        np.testing.assert_allclose(mapping.map(row[None])[0], expected, atol=1e-4)
 
 
 def test_searching_uses_what_the_local_rule_learned(searcher):
