@@ -150,7 +150,7 @@ def to_enn(
     for sites in by_parameter.values():
         if any(_why_plain(site) for site in sites) or len({site.key() for site in sites}) > 1:
             continue
-        if any(not _selected(site.name, include, exclude) for site in sites):
+        if any(not is_selected(site.name, include, exclude) for site in sites):
             continue
         try:
             _convert(sites)
@@ -219,19 +219,21 @@ def _patterns(given: Patterns) -> list[str] | None:
     return [given] if isinstance(given, str) else list(given)
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern names a weight, something above it, or fits it as file names do."""
     return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
 
 
-def _selected(name: str, include: list[str] | None, exclude: list[str] | None) -> bool:
-    if include is not None and not any(_matches(name, p) for p in include):
+def is_selected(name: str, include: list[str] | None, exclude: list[str] | None) -> bool:
+    """Whether a weight is to be converted; `exclude` wins, no `include` includes all."""
+    if include is not None and not any(matches(name, p) for p in include):
         return False
-    return not any(_matches(name, p) for p in exclude or ())
+    return not any(matches(name, p) for p in exclude or ())
 
 
 def _check_patterns(model: nn.Module, names: list[str], patterns: list[str]) -> None:
     for pattern in patterns:
-        if not any(_matches(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             top = ", ".join(name for name, _ in model.named_children())
             raise ConversionError(
                 f"pattern {pattern!r} matches no weight of this model; its children are: {top}"

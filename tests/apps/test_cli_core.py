@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from apps.cli.lab import weight_files
+from apps.cli.lab.architectures import build
 from apps.cli.main import app
 from enn_core import to_enn
 
@@ -62,7 +62,7 @@ def files(tmp_path_factory) -> Path:
     """plain.safetensors and its eigen form, of a small ViT."""
     folder = tmp_path_factory.mktemp("netze – ü")
     torch.manual_seed(0)
-    save_file(weight_files.build(ARCH).state_dict(), folder / "plain.safetensors")
+    save_file(build(ARCH).state_dict(), folder / "plain.safetensors")
     done = run("convert", folder / "plain.safetensors", folder / "enn.safetensors", "--arch", ARCH)
     assert done.code == 0, done.err
     assert "converted" in done.out
@@ -71,9 +71,9 @@ def files(tmp_path_factory) -> Path:
 
 def test_by_architecture_the_file_loads_into_the_converted_network(files):
     state = load_file(files / "enn.safetensors")
-    model = to_enn(weight_files.build(ARCH))
+    model = to_enn(build(ARCH))
     model.load_state_dict(state, strict=True)
-    plain = weight_files.build(ARCH)
+    plain = build(ARCH)
     plain.load_state_dict(load_file(files / "plain.safetensors"))
     image = torch.rand(1, 3, 160, 160)
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_mistakes_are_told_in_one_line_and_write_nothing(files, tmp_path):
 
 
 def test_torchvision_and_grouped_convolutions(tmp_path):
-    model = weight_files.build("torchvision:shufflenet_v2_x0_5")
+    model = build("torchvision:shufflenet_v2_x0_5")
     torch.save(model.state_dict(), tmp_path / "n.pth")
     args = ["--arch", "torchvision:shufflenet_v2_x0_5"]
     done = document("convert", tmp_path / "n.pth", tmp_path / "e.safetensors", *args)
@@ -253,7 +253,7 @@ def test_open_clip_with_both_towers(tmp_path):
     pytest.importorskip("open_clip")
     arch = "ViT-S-32-alt"
     torch.manual_seed(0)
-    state = weight_files.build(arch).half().state_dict()
+    state = build(arch).half().state_dict()
     torch.save(state, tmp_path / "n.pt")
     done = document("convert", tmp_path / "n.pt", tmp_path / "e.safetensors", "--arch", arch)
     kinds = {row["name"] for row in done["weights"] if row["rank"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,17 +106,17 @@ def convert(
     _check(source, output, arch, like, force)
     if like is not None and (include or exclude):
         raise CommandError("--like already says what to factor; leave --include and --exclude out")
-    from apps.cli.lab import weight_files
+    from apps.cli.lab.architectures import build
+    from enn_core import state_dicts
 
     started = time.perf_counter()
     try:
         with ProgressLine() as line:
-            tensors, _ = weight_files.read(source)
-            template = weight_files.read(like)[0] if like is not None else None
-            done = weight_files.convert(
-                tensors,
-                arch=arch,
-                like=template,
+            done = state_dicts.convert(
+                _read(source),
+                model=build(arch) if arch is not None else None,
+                what=arch or "",
+                like=_read(like) if like is not None else None,
                 include=include or (),
                 exclude=exclude or (),
                 progress=line.show,
@@ -133,7 +134,7 @@ def convert(
                 "parameters_eigen": done.report.parameters_stored,
                 "largest_relative_difference": done.error,
                 "seconds": round(seconds, 3),
-                "weights": list(weight_files.rows(done.report)),
+                "weights": [asdict(row) for row in (*done.report.converted, *done.report.plain)],
             }
         )
         return EXIT_OK
@@ -166,16 +167,19 @@ def fuse(
     names, shapes and types; for any other give --arch or --like. All of them must fit.
     """
     _check(source, output, arch, like, force)
-    from apps.cli.lab import weight_files
+    from apps.cli.lab.architectures import build
+    from enn_core import state_dicts
+    from enn_core.files.tensors import read_metadata
 
     try:
-        tensors, metadata = weight_files.read(source)
-        template: dict[str, Tensor] | None = None
-        if like is not None:
-            template = weight_files.read(like)[0]
-        shapes, types = weight_files.plain_shapes(tensors, metadata, arch=arch, like=template)
+        tensors = _read(source)
+        metadata = read_metadata(source) if source.suffix == ".safetensors" else {}
+        template = _read(like) if like is not None else None
+        if arch is not None:
+            template = build(arch).state_dict()
+        shapes, types = state_dicts.plain_shapes(tensors, metadata, template)
         where = arch or ("the file after --like" if like is not None else "its own metadata")
-        plain = weight_files.fuse(tensors, shapes, types, where)
+        plain = state_dicts.fuse(tensors, shapes, types, where)
         write_tensors(output, plain)
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written") from None
@@ -213,3 +217,11 @@ def _check(source: Path, output: Path, arch: str | None, like: Path | None, forc
     if output.exists() and output.samefile(source):
         raise CommandError(f"{quote(output)} is the input; give another name for the output")
     refuse_overwrite(output, force)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from retrieval.model.checkpoints import read_tensors
+
+    if not path.is_file():
+        raise CommandError(f"there is no file {quote(path)}; give a .safetensors or .pt file")
+    return read_tensors(path)

@@ -1,34 +1,34 @@
-"""Weights files to eigen form and back, for `enn convert` and `enn fuse`.
+"""State dicts to eigen form and back, with or without the network that they belong to.
 
-An eigen file is a safetensors state dict in which `layer.weight` is replaced by `layer.Q`,
-`layer.Lambda` and `layer.P`, and a bare map such as `visual.proj` by `visual.proj_eigen.Q` and so
-on: the names of `enn_core`'s layers. Its metadata entry `eigen` remembers the plain shapes and
-types, so that fusing needs nothing else.
+In an eigen state dict `layer.weight` is replaced by `layer.Q`, `layer.Lambda` and `layer.P`, and a
+bare map such as `visual.proj` by `visual.proj_eigen.Q` and so on: the names of the eigen layers.
+The metadata entry `eigen` of its file remembers the plain shapes and types, so that fusing needs
+nothing else.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import prod
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apps.cli.terminal import CommandError, printable, quote
-from enn_core import ConversionReport, FactorError, conversion_report, svd_factors, to_enn
 from enn_core.bare_parameters import KNOWN_FORMS, SUFFIX, known_form
-from enn_core.convert import ReportRow
-from enn_core.files.tensors import read_metadata
-from retrieval.model.checkpoints import read_tensors, suggest
+from enn_core.convert import (
+    ConversionError,
+    ConversionReport,
+    ReportRow,
+    conversion_report,
+    is_selected,
+    matches,
+    to_enn,
+)
+from enn_core.factors import FactorError, svd_factors
 
-__all__ = ["Converted", "build", "convert", "fuse", "plain_shapes", "read"]
+__all__ = ["Converted", "convert", "fuse", "plain_shapes"]
 
 _FACTORS = ("Q", "Lambda", "P")
 _METADATA_KEY = "eigen"
@@ -58,96 +58,11 @@ class Converted:
     error: float
 
 
-# --- files -------------------------------------------------------------------------------------
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a weights file, and its metadata if it has any.
-
-    Raises:
-        ModelError: a missing or damaged file, or one with pickled code.
-    """
-    if not path.is_file():
-        raise CommandError(f"there is no file {quote(path)}; give a .safetensors or .pt file")
-    tensors = read_tensors(path)
-    return tensors, read_metadata(path) if path.suffix == ".safetensors" else {}
-
-
-# --- architectures -----------------------------------------------------------------------------
-
-
-def build(name: str) -> nn.Module:
-    """An untrained network: an open_clip name, `timm:NAME` or `torchvision:NAME`.
-
-    Raises:
-        CommandError: unknown name; the message has near ones.
-    """
-    source, _, short = name.rpartition(":")
-    makers: dict[str, Callable[[str], nn.Module]] = {
-        "": _build_open_clip,
-        "open_clip": _build_open_clip,
-        "timm": _build_timm,
-        "torchvision": _build_torchvision,
-    }
-    if source not in makers:
-        raise CommandError(
-            f"unknown source {printable(source)!r} in --arch {printable(name)}; "
-            "give an open_clip name, timm:NAME or torchvision:NAME"
-        )
-    # Libraries warn of missing weights, which are about to be loaded.
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return makers[source](short).eval()
-    finally:
-        logging.disable(previous)
-
-
-def _check_name(name: str, known: Sequence[str], source: str) -> None:
-    if name not in known:
-        near = suggest(name, known)
-        others = "" if near else f"; it knows {len(known):,}, for example {known[0]}"
-        raise CommandError(f"{source} has no architecture {printable(name)!r}{near}{others}")
-
-
-def _build_open_clip(name: str) -> nn.Module:
-    import open_clip
-
-    _check_name(name, open_clip.list_models(), "open_clip")
-    model: nn.Module = open_clip.create_model(name, load_weights=False, pretrained_text=False)
-    return model
-
-
-def _build_timm(name: str) -> nn.Module:
-    import timm
-
-    _check_name(name.partition(".")[0], timm.list_models(), "timm")
-    model: nn.Module = timm.create_model(name, pretrained=False)
-    return model
-
-
-def _build_torchvision(name: str) -> nn.Module:
-    import inspect
-
-    from torchvision import models
-
-    _check_name(name, models.list_models(), "torchvision")
-    options: dict[str, Any] = {"weights": None}
-    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
-        options["weights_backbone"] = None
-    model: nn.Module = models.get_model(name, **options)
-    return model
-
-
-# --- converting --------------------------------------------------------------------------------
-
-
 def convert(
     tensors: State,
     *,
-    arch: str | None = None,
+    model: nn.Module | None = None,
+    what: str = "the network",
     like: State | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -155,18 +70,25 @@ def convert(
 ) -> Converted:
     """Factor a plain state dict exactly.
 
-    With `arch`, what `enn_core.to_enn` factors in that network; with `like`, what is factored in
-    that eigen state dict; with neither, every weight that looks like a linear map or convolution
-    (see `_looks_linear`). Tensors that stay plain are passed on untouched. Half precision weights
-    get float32 factors, or they would not be exact.
+    Tensors that stay plain are passed on untouched. Half precision weights get float32 factors, or
+    they would not be exact.
+
+    Args:
+        tensors: the plain state dict.
+        model: an untrained network that it fits; what `to_enn` factors in it is factored.
+        what: the model's name, for messages.
+        like: an eigen state dict; what is factored there is factored. With neither, every weight
+            that looks like a linear map or convolution by its name and shape.
+        include, exclude: names (with all below them) or patterns, as `to_enn` takes them.
+        progress: called with "factoring", how many are done, and of how many.
 
     Raises:
-        CommandError: tensors are missing, left over, of another shape, or not finite.
+        ConversionError: tensors are missing, left over, of another shape, or not finite.
     """
     if _groups(tensors):
-        raise CommandError("the input is in eigen form already; `enn fuse` goes back")
-    if arch is not None:
-        out, report = _convert_by_arch(tensors, arch, include, exclude)
+        raise ConversionError("the input is in eigen form already; `enn fuse` goes back")
+    if model is not None:
+        out, report = _convert_by_model(tensors, model, what, include, exclude)
     else:
         forms = _forms_like(tensors, like) if like is not None else None
         out, report = _convert_by_name(tensors, forms, include, exclude, progress)
@@ -189,19 +111,15 @@ def _changed_types(tensors: State, keys: Iterable[str]) -> dict[str, str]:
     return {key: str(tensors[key].dtype).removeprefix("torch.") for key in halves}
 
 
-def _convert_by_arch(
-    tensors: State, arch: str, include: Sequence[str], exclude: Sequence[str]
+def _convert_by_model(
+    tensors: State, model: nn.Module, what: str, include: Sequence[str], exclude: Sequence[str]
 ) -> tuple[dict[str, Tensor], ConversionReport]:
-    model = build(arch)
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    _check_same(own, {name: tuple(value.shape) for name, value in tensors.items()}, arch)
+    _check_same(own, {name: tuple(value.shape) for name, value in tensors.items()}, what)
     if any(value.dtype is torch.float64 for value in tensors.values()):
         model.double()
     model.load_state_dict(dict(tensors))
-    try:
-        to_enn(model, include=list(include) or None, exclude=list(exclude) or None, inplace=True)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+    to_enn(model, include=list(include) or None, exclude=list(exclude) or None, inplace=True)
     state = model.state_dict()
     out = {name: tensors.get(name, value) for name, value in state.items()}
     return out, conversion_report(model)
@@ -223,7 +141,7 @@ def _convert_by_name(
         reason, blocks = _looks_linear(key, value)
         if forms is not None:
             reason, blocks = ("", forms[key]) if key in forms else ("plain there", 1)
-        elif not reason and not _selected(name, include, exclude):
+        elif not reason and not is_selected(name, list(include) or None, list(exclude)):
             reason = "not selected"
         if reason:
             out[key] = value
@@ -238,7 +156,7 @@ def _convert_by_name(
         try:
             factors = svd_factors(matrix)
         except FactorError as error:
-            raise CommandError(f"{printable(key)}: {error}") from None
+            raise ConversionError(f"{key}: {error}") from None
         dtype = torch.float32 if value.dtype in _HALF else value.dtype
         for factor, part in zip(_FACTORS, factors, strict=True):
             out[_join(prefix, factor)] = part.to(dtype)
@@ -281,7 +199,7 @@ def _forms_like(tensors: State, like: State) -> dict[str, int]:
     """Blocks of every weight that is factored in `like`; everything must fit."""
     groups = _groups(like)
     if not groups:
-        raise CommandError("the file after --like has no factored weights; give an eigen file")
+        raise ConversionError("the file after --like has no factored weights; give an eigen file")
     wanted = {key: tuple(value.shape) for key, value in like.items() if not _is_factor(key, groups)}
     given = {key: tuple(value.shape) for key, value in tensors.items()}
     for prefix, key in groups.items():
@@ -301,27 +219,29 @@ def _forms_like(tensors: State, like: State) -> dict[str, int]:
     }
 
 
-# --- fusing ------------------------------------------------------------------------------------
-
-
 def plain_shapes(
-    tensors: State, metadata: Mapping[str, str], *, arch: str | None, like: State | None
+    tensors: State, metadata: Mapping[str, str], like: State | None = None
 ) -> tuple[Shapes, Mapping[str, str]]:
     """Shapes, and types where they differ, of the plain form of an eigen state dict.
 
+    Args:
+        tensors: the eigen state dict.
+        metadata: of its file; `convert` notes the plain shapes there.
+        like: a plain state dict of the same network, which says them instead.
+
     Raises:
-        CommandError: the input has no factors, or nothing says the shapes.
+        ConversionError: the input has no factors, or nothing says the shapes.
     """
     groups = _groups(tensors)
     if not groups:
-        raise CommandError("the input has no factored weights (*.Q, *.Lambda, *.P); nothing to do")
-    if arch is not None:
-        return {key: tuple(value.shape) for key, value in build(arch).state_dict().items()}, {}
+        raise ConversionError(
+            "the input has no factored weights (*.Q, *.Lambda, *.P); nothing to do"
+        )
     if like is not None:
         types = _changed_types(like, [key for key in groups.values() if key in like])
         return {key: tuple(value.shape) for key, value in like.items()}, types
     if _METADATA_KEY not in metadata:
-        raise CommandError(
+        raise ConversionError(
             "the input does not say the shapes of its plain weights; "
             "give --arch NAME, or --like with a plain file of the same network"
         )
@@ -330,7 +250,7 @@ def plain_shapes(
         shapes = {str(key): tuple(map(int, shape)) for key, shape in noted["shapes"].items()}
         types = {str(key): str(name) for key, name in noted["dtypes"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise CommandError("the input's metadata is damaged; give --arch or --like") from None
+        raise ConversionError("the input's metadata is damaged; give --arch or --like") from None
     for key, value in tensors.items():
         if not _is_factor(key, groups):
             shapes[key] = tuple(value.shape)
@@ -348,7 +268,7 @@ def fuse(
         what: where they come from, for messages.
 
     Raises:
-        CommandError: the plain names or shapes are not those of `shapes`.
+        ConversionError: the plain names or shapes are not those of `shapes`.
     """
     groups = _groups(tensors)
     found: dict[str, tuple[int, ...]] = {}
@@ -372,9 +292,6 @@ def fuse(
     return {key: dense[key] for key in shapes}
 
 
-# --- names -------------------------------------------------------------------------------------
-
-
 def _groups(tensors: State) -> dict[str, str]:
     """Prefix of every complete set of factors, with the plain key that it stands for."""
     found = {}
@@ -384,11 +301,11 @@ def _groups(tensors: State) -> dict[str, str]:
         prefix = key.rpartition(".")[0]
         parts = [tensors.get(_join(prefix, factor)) for factor in _FACTORS]
         if any(part is None for part in parts):
-            raise CommandError(f"{printable(prefix)} has a Lambda, but not both Q and P")
+            raise ConversionError(f"{prefix} has a Lambda, but not both Q and P")
         Q, scale, P = (part for part in parts if part is not None)
         if not (Q.shape[-1:] == scale.shape[-1:] == P.shape[-1:] and Q.ndim == P.ndim in (2, 3)):
-            raise CommandError(
-                f"the factors of {printable(prefix)} do not fit each other: Q {tuple(Q.shape)}, "
+            raise ConversionError(
+                f"the factors of {prefix} do not fit each other: Q {tuple(Q.shape)}, "
                 f"Lambda {tuple(scale.shape)}, P {tuple(P.shape)}"
             )
         bare = prefix.endswith(SUFFIX)
@@ -430,23 +347,11 @@ def _form_shape(key: str, plain: Tensor) -> tuple[int, int]:
     return plain.shape[0], prod(plain.shape[1:])
 
 
-def _selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    if include and not any(_matches(name, pattern) for pattern in include):
-        return False
-    return not any(_matches(name, pattern) for pattern in exclude)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
-
-
 def _check_patterns(tensors: State, patterns: Sequence[str]) -> None:
     names = [key.removesuffix(".weight") for key in tensors]
     for pattern in patterns:
-        if not any(_matches(name, pattern) for name in names):
-            raise CommandError(
-                f"pattern {printable(pattern)!r} matches no tensor; the first is {names[0]}"
-            )
+        if not any(matches(name, pattern) for name in names):
+            raise ConversionError(f"pattern {pattern!r} matches no tensor; the first is {names[0]}")
 
 
 def _check_same(wanted: Shapes, given: Shapes, what: str) -> None:
@@ -462,22 +367,10 @@ def _check_same(wanted: Shapes, given: Shapes, what: str) -> None:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             problems.append(f"{label}: {first}{more}")
     if problems:
-        raise CommandError(f"the input does not fit {printable(what)}: {'; '.join(problems)}")
+        raise ConversionError(f"the input does not fit {what}: {'; '.join(problems)}")
 
 
 def _with_shapes(key: str, wanted: Shapes, given: Shapes) -> str:
     if key in wanted and key in given:
-        return f"{printable(key)} (is {given[key]}, should be {wanted[key]})"
-    return printable(key)
-
-
-def rows(report: ConversionReport) -> Iterator[dict[str, Any]]:
-    """The report's lines as JSON objects."""
-    for row in (*report.converted, *report.plain):
-        yield {
-            "name": row.name,
-            "kind": row.kind,
-            "shape": list(row.shape),
-            "rank": row.rank,
-            "reason": row.reason,
-        }
+        return f"{key} (is {given[key]}, should be {wanted[key]})"
+    return key
