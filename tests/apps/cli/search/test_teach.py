@@ -1,18 +1,17 @@
-"""`enn search teach` and what belongs to it: the real commands on real photos."""
+"""`enn search teach`: the real command on real photos; and mistakes at all that belongs to it."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_cases import GALLERY, document, load_models_once, refused, run
+from animal_photos import BAD, GOOD, QUERY, everything_below, ranking
+from cli_cases import document, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,80 +19,7 @@ from apps.cli.options import ManyValues
 from apps.cli.search.teach import _ids
 
 pytest.importorskip("faiss")
-QUERY = "animal with horns"
-GOOD, BAD = ("gc_bison", "gc_nubian_ibex", "gc_mountain_goat"), ("gc_discus_fish", "gc_goldfish")
-OTHERS = ("gc_calf", "gc_moose", "gc_panda", "gc_pika", "gc_boarfish", "gc_kangaroo", "gc_alpaca")
-OTHERS += ("gc_duck", "gc_mars", "gc_kitten_on_box", "gc_giraffe_head", "gc_horse_herd")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _model_is_loaded_once():
-    with pytest.MonkeyPatch.context() as patch:
-        load_models_once(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("teach") / "Fotos – Ünï 日本"
-    folder.mkdir()
-    for name in (*GOOD, *BAD, *OTHERS):
-        shutil.copy(GALLERY / f"{name}.webp", folder)
-    assert run("index", folder).code == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ids(photos) -> dict[str, int]:
-    """Ids by file name without ending."""
-    found = document("query", "anything", "--index", photos, "-k", "99")["results"]
-    return {Path(hit["path"]).stem: hit["id"] for hit in found}
-
-
-@pytest.fixture
-def profiles(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("ENN_PROFILES", str(tmp_path / "profiles"))
-    return tmp_path / "profiles"
-
-
-@pytest.fixture(autouse=True)
-def here(photos, profiles, monkeypatch) -> Path:
-    """Everything is found from the current folder."""
-    monkeypatch.chdir(photos)
-    return photos
-
-
-@pytest.fixture
-def good(ids) -> str:
-    return ",".join(str(ids[name]) for name in GOOD)
-
-
-@pytest.fixture
-def bad(ids) -> str:
-    return ",".join(str(ids[name]) for name in BAD)
-
-
-def ranking(query: str = QUERY, *options: str) -> list[int]:
-    return [hit["id"] for hit in document("query", query, "-k", "99", *options)["results"]]
-
-
-def everything_below(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-@pytest.fixture
-def no_guard(monkeypatch) -> None:
-    """Of a dozen pictures any lesson may move a large share."""
-    monkeypatch.setattr("retrieval.teach.guard.LEAST_OVERLAP", 0.0)
-    monkeypatch.setattr("retrieval.teach.guard.MOST_AGREEMENT_LOST", 1.0)
-
-
-@pytest.fixture
-def strict_guard(monkeypatch) -> None:
-    monkeypatch.setattr("retrieval.teach.guard.LEAST_OVERLAP", 1.1)
-
-
-# --- teach and undo ----------------------------------------------------------------------------
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_five_marks_are_learned_remembered_and_undone(good, bad, ids, no_guard):
@@ -247,29 +173,6 @@ def test_earlier_queries_that_lose_are_named(good, bad, monkeypatch, no_guard):
     assert f"less in line with its own marks: '{QUERY}' (" in run(*lesson).out
 
 
-def test_undo_of_a_middle_lesson_is_as_if_it_had_not_been(good, bad, ids, no_guard):
-    duck = str(ids["gc_duck"])
-    assert run("teach", QUERY, "--good", good).code == 0
-    assert run("teach", "a bird", "--good", duck).code == 0
-    first = ranking(QUERY), ranking("a bird")
-    assert run("teach", QUERY, "--bad", bad).code == 0
-    assert run("teach", "a bird", "--bad", bad).code == 0
-    assert run("undo", "3").code == 0
-    assert run("undo", "4").code == 0
-    assert (ranking(QUERY), ranking("a bird")) == first
-    # The first of two lessons on one query: what remains is fitted again.
-    assert run("teach", QUERY, "--bad", bad).code == 0
-    assert run("undo", "1").code == 0
-    both = ranking(QUERY)
-    assert run("teach", "a bird", "--good", duck, "--profile", "other").code == 0
-    assert run("teach", QUERY, "--bad", bad, "--profile", "other").code == 0
-    assert ranking(QUERY, "--profile", "other") == both
-    told = document("history")
-    assert [each["lesson"] for each in told if each["active"]] == [2, told[-1]["lesson"]]
-    assert run("history").out.count("(undone)") == 3
-    assert "there is no lesson 99" in refused("undo", "99")
-
-
 def test_marks_are_taken_back(good, bad, ids, no_guard):
     plain = ranking()
     assert run("teach", QUERY, "--good", good, "--bad", bad).code == 0
@@ -293,224 +196,6 @@ def test_the_local_rule_is_a_property_of_a_profile(good, bad, no_guard):
     assert document("query", QUERY, "--profile", "steps")["changed"] is True
     assert document("query", "--image", "gc_duck.webp", "--profile", "steps")["profile"] == "steps"
     assert document("profiles")[0]["rule"] == "local"
-
-
-# --- profiles ----------------------------------------------------------------------------------
-
-
-def test_profiles_are_kept_apart(good, bad, profiles, no_guard):
-    assert run("profiles").err.count("no profile in") == 1
-    assert document("profiles") == []
-    assert document("history") == []
-    assert "nothing was taught yet" in run("history").err
-    plain = ranking()
-    assert ranking(QUERY, "--profile", "default") == plain
-    assert run("teach", QUERY, "--good", good, "--profile", "anna").code == 0
-    assert run("teach", QUERY, "--good", bad, "--profile", "Bob.2").code == 0
-    assert ranking() == plain
-    assert document("query", QUERY)["profile"] is None
-    assert ranking(QUERY, "--profile", "anna") != ranking(QUERY, "--profile", "Bob.2")
-    rows = document("profiles")
-    assert [(row["profile"], row["lessons"], row["queries"]) for row in rows] == [
-        ("Bob.2", 1, 1),
-        ("anna", 1, 1),
-    ]
-    assert all(Path(row["file"]).is_relative_to(profiles) for row in rows)
-    assert "anna             1 lesson on 1 query" in run("profiles").out
-    assert "for this index's model: Bob.2, anna;" in refused("query", "x", "--profile", "B")
-    for command in (["query", "x"], ["history"], ["undo"], ["forget", "--yes"], ["export", "x.js"]):
-        assert "there is no profile 'nobody'" in refused(*command, "--profile", "nobody")
-    assert "exclude each other" in refused("query", "x", "--profile", "anna", "--no-profile")
-
-
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", ".hidden", "a/b", "a\\b", "a b", "ä", "x" * 65, "a\nb", "dot."]
-)
-def test_names_that_no_profile_can_have(name, good, profiles):
-    file = profiles.parent / "f.json"
-    file.write_text("{}")
-    teach, import_ = ["teach", "x", "--good", good], ["import", str(file)]
-    for command in (["query", "x"], teach, ["history"], import_):
-        assert "cannot be a profile's name" in refused(*command, "--profile", name)
-    assert not profiles.exists()
-
-
-def test_what_was_taught_outlives_the_index(good, bad, tmp_path, photos, monkeypatch, no_guard):
-    assert run("teach", QUERY, "--good", good, "--bad", bad).code == 0
-    taught = [Path(hit["path"]).name for hit in document("query", QUERY)["results"]]
-    copy = tmp_path / "elsewhere"
-    shutil.copytree(photos, copy, ignore=shutil.ignore_patterns(".enn-index"))
-    assert run("index", copy).code == 0
-    monkeypatch.chdir(copy)
-    assert [Path(hit["path"]).name for hit in document("query", QUERY)["results"]] == taught
-
-
-def test_a_damaged_profile_does_not_stop_searching(good, profiles, ids):
-    assert run("teach", QUERY, "--good", good).code == 0
-    file = Path(document("profiles")[0]["file"])
-    for path in file.parent.iterdir():
-        path.unlink()
-    file.write_bytes(b"no journal" * 1000)
-    assert "--no-profile searches without" in refused("query", QUERY)
-    assert run("query", QUERY, "--no-profile").code == 0
-    assert str(file) in refused("history")
-    assert str(file) in refused("teach", QUERY, "--good", good)
-    assert run("teach", QUERY, "--good", good, "--profile", "other").code == 0
-    done = run("profiles")
-    assert (done.code, done.out.split()[0]) == (1, "other")
-    assert "profile default cannot be read: " in done.err
-
-
-@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
-def test_what_was_taught_is_private(good, profiles):
-    assert run("teach", QUERY, "--good", good).code == 0
-    assert run("export", profiles / "out.json").code == 0
-    files = [path for path in profiles.rglob("*") if path.is_file()]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    assert stat.S_IMODE((profiles / "local" / "default").stat().st_mode) & 0o077 == 0
-
-
-def test_a_place_that_cannot_be_written(good, profiles):
-    profiles.write_text("a file where a directory should be")
-    assert document("history") == []
-    line = refused("teach", QUERY, "--good", good)
-    assert "profiles" in line
-
-
-# --- forget ------------------------------------------------------------------------------------
-
-
-def test_forget_leaves_nothing_readable(good, ids, profiles, no_guard):
-    secret = "xylophone of my aunt Quetzalcoatl"
-    duck = str(ids["gc_duck"])
-    assert run("teach", "a bird", "--good", duck).code == 0
-    birds = ranking("a bird")
-    assert run("teach", secret, "--good", good).code == 0
-    assert run("teach", secret, "--bad", duck).code == 0
-    assert b"Quetzalcoatl" in everything_below(profiles)
-    assert "--yes" in refused("forget", secret)
-    assert "has no lesson on 'xylophone'" in refused("forget", "xylophone")
-    assert document("forget", *secret.split(), "--yes")["forgotten"] == 2
-    assert b"Quetzalcoatl" not in everything_below(profiles)
-    assert [each["query"] for each in document("history")] == ["a bird"]
-    assert ranking("a bird") == birds
-    assert "has no lesson on" in refused("forget", secret, "--yes")
-
-    assert "1 lesson of profile default would be erased" in refused("forget")
-    assert "1 lesson of profile default erased" in run("forget", "--yes").out
-    assert b"a bird" not in everything_below(profiles)
-    assert document("history") == []
-    assert document("query", "a bird")["changed"] is False
-    assert document("forget", "--yes")["forgotten"] == 0
-    # Numbers are never used again.
-    assert document("teach", "a bird", "--good", duck)["lesson"] == 4
-
-
-def test_forget_asks_at_a_terminal(good, monkeypatch):
-    asked = []
-    monkeypatch.setattr("apps.cli.terminal._is_terminal", lambda: True)
-    monkeypatch.setattr("typer.confirm", lambda text, **_: asked.append(text))
-    assert run("teach", QUERY, "--good", good).code == 0
-    assert run("forget").code == 0
-    assert asked == ["Erase 1 lesson of profile default for good?"]
-
-
-# --- export and import -------------------------------------------------------------------------
-
-
-def test_export_and_import_into_another_profile(good, bad, tmp_path, no_guard):
-    file = tmp_path / "was ich lehrte é.json"
-    assert run("teach", QUERY, "--good", good).code == 0
-    assert run("teach", QUERY, "--bad", bad).code == 0
-    assert run("teach", "a bird", "--good", bad).code == 0
-    assert run("undo").code == 0
-    assert document("export", file)["lessons"] == 3
-    assert "--force" in refused("export", file)
-    assert run("export", file, "--force", "--profile", "default").code == 0
-    made = document("import", file, "--profile", "copy")
-    assert (made["profile"], made["lessons"], made["total"]) == ("copy", 3, 3)
-    assert ranking(QUERY, "--profile", "copy") == ranking()
-
-    def told(*options: str) -> list[dict[str, Any]]:
-        return document("history", *options)
-
-    assert told("--profile", "copy") == told()
-    assert (
-        "0 lessons imported into profile copy, which has 3"
-        in run("import", file, "--profile", "copy").out
-    )
-    # Into one that was taught otherwise, and back out of it.
-    assert run("teach", "a planet", "--good", bad, "--profile", "anna").code == 0
-    assert document("import", file, "--profile", "anna")["total"] == 4
-    assert ranking(QUERY, "--profile", "anna") != ranking(QUERY, "--no-profile")
-    assert run("forget", "--yes").code == 0
-    assert document("import", file)["lessons"] == 3
-    assert ranking(QUERY) == ranking(QUERY, "--profile", "copy")
-
-
-def test_a_name_that_ends_in_parquet_means_vectors(good, tmp_path):
-    vectors, lessons = tmp_path / "v.PARQUET", tmp_path / "lessons"
-    assert "nothing was taught yet that could be exported" in refused("export", lessons)
-    assert run("teach", QUERY, "--good", good).code == 0
-    assert document("export", vectors)["images"] == len((*GOOD, *BAD, *OTHERS))
-    assert document("export", lessons)["lessons"] == 1
-    assert "another ending" in refused("export", vectors, "--profile", "default", "--force")
-    # Import goes by what is inside.
-    os.rename(vectors, tmp_path / "v.json")
-    os.rename(lessons, tmp_path / "lessons.parquet")
-    vectors, lessons = tmp_path / "v.json", tmp_path / "lessons.parquet"
-    assert document("import", vectors, "--index", tmp_path / "new")["images"]
-    assert document("import", lessons, "--profile", "x")["lessons"] == 1
-    assert "leave --profile out" in refused("import", vectors, "--profile", "x")
-    assert "leave --folder out" in refused("import", lessons, "--folder", ".")
-
-
-def test_hostile_files_are_refused_in_one_line(good, tmp_path, profiles):
-    assert run("teach", QUERY, "--good", good, "--profile", "victim").code == 0
-    file = tmp_path / "e.json"
-    assert run("export", file, "--profile", "victim").code == 0
-    content = json.loads(file.read_text())
-    before = document("history", "--profile", "victim")
-
-    def changed(**values: Any) -> str:
-        return json.dumps(content | values)
-
-    event = content["events"][0]
-    wrong = {"dtype": "float16", "shape": [2], "data": "AAAAAA=="}
-    details = event["details"]
-    cases: dict[str, str | bytes] = {
-        "empty": b"",
-        "nothing": b"{}",
-        "a list": b"[1, 2]",
-        "binary": bytes(range(256)) * 10,
-        "cut off": file.read_bytes()[:-100],
-        "deep": b'{"a":' * 100_000,
-        "a number": b'{"format": "enn-feedback", "version": 1e400}',
-        "future": changed(version=2),
-        "another model": changed(identity=content["identity"] | {"weights": "0" * 64}),
-        "no events": changed(events={}),
-        "twice": changed(events=[event, event]),
-        "wrong numbers": changed(events=[event | {"arrays": {"c": wrong}}]),
-        "other marks": changed(events=[event | {"details": details | {"marks": [[1, "x", 5]]}}]),
-        "other rule": changed(events=[event | {"details": details | {"rule": "evil"}}]),
-        "control": changed(events=[event | {"kind": "\x1b[2J"}]),
-        "half Parquet": b"PAR1" + b"\0" * 100,
-        "the journal": Path(document("profiles")[0]["file"]).read_bytes(),
-    }
-    for name, data in cases.items():
-        file.write_bytes(data if isinstance(data, bytes) else data.encode())
-        line = refused("import", file)
-        assert str(file) in line or "nothing was imported" in line, name
-        assert line[:-1].isprintable(), name
-        if not name.startswith("half"):
-            refused("import", file, "--profile", "victim")
-    assert document("history", "--profile", "victim") == before
-    assert [row["profile"] for row in document("profiles")] == ["victim"]
-    assert "is no file" in refused("import", tmp_path)
-    assert "No such file" in refused("import", tmp_path / "none.json")
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")
-        assert "is no file" in refused("import", tmp_path / "pipe")
 
 
 # --- mistakes ----------------------------------------------------------------------------------
