@@ -50,7 +50,9 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize(("module", "names"), [*PACKAGES.items(), *MODULES.items()])
+@pytest.mark.parametrize(
+    ("module", "names"), [*PACKAGES.items(), *MODULES.items()], ids=[*PACKAGES, *MODULES]
+)
 def test_every_name_is_imported_from_its_place(module: str, names: str) -> None:
     if module.startswith("retrieval"):
         pytest.importorskip("faiss")
