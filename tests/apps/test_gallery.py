@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image
+from places import GALLERY
 
-GALLERY = Path(__file__).resolve().parents[2] / "apps" / "gallery"
 PHOTOS = sorted(p for p in GALLERY.iterdir() if p.suffix in {".jpg", ".webp"})
 MAX_BYTES = 6_000_000
 MAX_SIDE = 400

@@ -11,10 +11,9 @@ pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
 from driver import browser, chromium
+from places import GALLERY
 from playwright.sync_api import Browser, BrowserContext
 from search_driver import SearchPage, Server
-
-GALLERY = Path(__file__).resolve().parents[2] / "apps" / "gallery"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

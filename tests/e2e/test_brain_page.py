@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,15 @@ pytest.importorskip("playwright")
 pytest.importorskip("monai")
 
 from brain_driver import BrainPage, BrainServer, webgl_browser
+from live_brain_server import LiveBrainServer
+from places import DATA, ROOT
 from playwright.sync_api import Browser
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps"))
-
-from live_brain_server import LiveBrainServer
-
-DATA = Path(os.environ.get("ENN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 HEADS = sorted((DATA / "ixi_hh" / "heads_2mm").glob("*.nii.gz"))
 # What the visitor sees at the bottom of the window.
 ON_TOP_BELOW = """() => document.elementFromPoint(innerWidth / 2, innerHeight - 12)
     .closest('.enn-warning')?.querySelector('b').textContent"""
-WEIGHTS = Path(__file__).parents[2] / "neuro" / "weights" / "brain-age-ixi.safetensors"
+WEIGHTS = ROOT / "neuro" / "weights" / "brain-age-ixi.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import json
 import os
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import pytest
+from places import GALLERY
 
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
@@ -17,8 +17,6 @@ pytest.importorskip("playwright")
 from search_driver import SearchPage, Server
 
 from apps.web.search.api import ENDPOINTS
-
-GALLERY = Path(__file__).resolve().parents[2] / "apps" / "gallery"
 
 
 def test_a_visitor_sees_the_collection(visit):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,9 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
+from live_server import LiveServer
 from playwright.sync_api import Browser, BrowserContext
 from search_driver import SearchPage, Server
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps"))
-
-from live_server import LiveServer
 
 from retrieval.index.eigen_index import EigenIndex, default_index_dir
 from retrieval.model.loading import load

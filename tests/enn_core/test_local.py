@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from local_toys import batch, make, same, weights
+from places import CASES
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -274,7 +274,7 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, one_thread):
     path = tmp_path / "state.pt"
     process = subprocess.Popen(
         [sys.executable, "-m", "local_toys", str(path)],
-        cwd=Path(__file__).parent,
+        cwd=CASES,
         stdout=subprocess.PIPE,
         text=True,
     )
