@@ -26,7 +26,7 @@ from feedback_protocol import average_precision, concepts, marks
 from mini_recall import embed, features, probe
 from record import write_rows
 
-from enn_core.lessons import RidgeAdapter
+from enn_core.lessons.adapter import RidgeAdapter
 from retrieval.datasets.captioned import load_karpathy
 from retrieval.model.text_towers import MiniLM
 from retrieval.teach import fitting

@@ -19,7 +19,7 @@ from feedback_data import make_index
 from feedback_finetune import Finetuning, Marked
 from sklearn.svm import LinearSVC
 
-from enn_core.lessons import RidgeAdapter
+from enn_core.lessons.adapter import RidgeAdapter
 from retrieval.eigen_coordinates import scores
 from retrieval.index.eigen_index import EigenIndex
 from retrieval.model.retrieval_model import RetrievalModel

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from enn_core.lessons import TEACH, Event, JournalCorrupt, Profile
+from enn_core.lessons.errors import JournalCorrupt
+from enn_core.lessons.events import TEACH, Event
 from enn_core.lessons.places import (
     DEFAULT,
     LOCAL,
@@ -36,6 +37,7 @@ from enn_core.lessons.places import (
     journal_path,
     list_journals,
 )
+from enn_core.lessons.profile import Profile
 from neuro.age.model import features_of
 from neuro.age.population import Population
 from neuro.age.predict import BrainAge, Seen

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from apps.web.limits import OPEN_PROFILES, PROFILES_EACH
-from enn_core.lessons import Profile
 from enn_core.lessons.places import LOCAL, ProfileError, check_name, list_journals
+from enn_core.lessons.profile import Profile
 
 __all__ = ["Shelf"]
 

@@ -1,34 +1,4 @@
-"""Lessons: the journal of what users taught, and the maps that absorb it.
+"""Lessons: what users taught, kept on disk, and the maps that absorb it; for any app.
 
-Knows nothing of images, text or brains. Needs numpy besides torch, so `import enn_core` leaves it
-out; import it by name.
+Knows nothing of images, text or brains. Its public names are those of `enn_core.feedback`.
 """
-
-from enn_core.lessons.adapter import RidgeAdapter
-from enn_core.lessons.errors import (
-    JournalBusy,
-    JournalCorrupt,
-    JournalError,
-    JournalMismatch,
-    JournalMissing,
-)
-from enn_core.lessons.events import TEACH, Event, latest
-from enn_core.lessons.journal import Journal, Writing
-from enn_core.lessons.profile import Profile
-from enn_core.lessons.recursive_projector import RecursiveProjector
-
-__all__ = [
-    "TEACH",
-    "Event",
-    "Journal",
-    "JournalBusy",
-    "JournalCorrupt",
-    "JournalError",
-    "JournalMismatch",
-    "JournalMissing",
-    "Profile",
-    "RecursiveProjector",
-    "RidgeAdapter",
-    "Writing",
-    "latest",
-]

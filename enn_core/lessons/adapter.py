@@ -14,7 +14,7 @@ Pairs are absorbed one by one through a bordered Cholesky factor, kept as its in
 costs two rows and one line of T, never a matrix of the size of M.
 
 >>> import numpy as np
->>> from enn_core.lessons import RidgeAdapter
+>>> from enn_core.feedback import RidgeAdapter
 >>> adapter = RidgeAdapter(3, alpha=1e-6, power=1).with_pair([1, 0, 0], [0, 1, 0])
 >>> adapter.apply([[1, 0, 0], [0, 0, 2]]).round(3)
 array([[0., 1., 0.],

@@ -6,7 +6,7 @@ and threads may use one file: readers never wait, writers wait for each other.
 
 >>> import tempfile
 >>> import numpy as np
->>> from enn_core.lessons import Journal
+>>> from enn_core.feedback import Journal
 >>> folder = tempfile.TemporaryDirectory()
 >>> journal = Journal.open(f"{folder.name}/me.sqlite", identity={"model": "tiny", "dim": 2})
 >>> with journal.writing() as w:

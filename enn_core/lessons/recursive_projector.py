@@ -4,7 +4,7 @@ Orthogonal weight modification (Zeng et al., arXiv 1810.01256): `P <- P - P a a^
 a^T P a)` shrinks every direction that was seen. In closed form `P = (I + sum a a^T / alpha)^-1`.
 
 >>> import numpy as np
->>> from enn_core.lessons import RecursiveProjector
+>>> from enn_core.feedback import RecursiveProjector
 >>> projector, M = RecursiveProjector(2, alpha=1e-6), np.eye(2)
 >>> for a, b in [([1.0, 0.0], [0.0, 1.0]), ([1.0, 1.0], [1.0, 1.0])]:
 ...     M = M + np.outer(np.subtract(b, M @ a), projector.add(a))

@@ -13,7 +13,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from enn_core.lessons import TEACH, Event, JournalCorrupt, RidgeAdapter, latest
+from enn_core.lessons.adapter import RidgeAdapter
+from enn_core.lessons.errors import JournalCorrupt
+from enn_core.lessons.events import TEACH, Event, latest
 from retrieval.queries import Mapping
 from retrieval.teach import local_rule
 from retrieval.teach.fitting import ALPHA

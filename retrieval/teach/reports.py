@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enn_core.lessons import Event
+from enn_core.lessons.events import Event
 from retrieval.teach.marks import BAD, GOOD, WITHDRAWN, read_marks
 
 __all__ = ["Effect", "HistoryEntry", "Lesson", "history_entry"]

@@ -27,14 +27,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from enn_core.lessons import (
-    TEACH,
-    Event,
-    Journal,
-    JournalCorrupt,
-    Profile,
-    latest,
-)
+from enn_core.lessons.errors import JournalCorrupt
+from enn_core.lessons.events import TEACH, Event, latest
+from enn_core.lessons.journal import Journal
+from enn_core.lessons.profile import Profile
 from retrieval.eigen_coordinates import scores
 from retrieval.index.manifest import Manifest
 from retrieval.queries import Mapping, QueryModel, query_coordinates

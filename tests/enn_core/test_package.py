@@ -22,7 +22,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["enn_core", "enn_core.files.atomic", "enn_core.files.tensors", "enn_core.lessons"]
+    "module", ["enn_core", "enn_core.files.atomic", "enn_core.files.tensors", "enn_core.feedback"]
 )
 def test_what_needs_no_torch_does_not_import_it(module: str) -> None:
     program = f"import {module}, sys; sys.exit('torch' in sys.modules)"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enn_core.lessons import JournalCorrupt, JournalError, JournalMismatch
+from enn_core.lessons.errors import JournalCorrupt, JournalError, JournalMismatch
 from neuro import site_rule
 from neuro import teach as teaching
 from neuro.age.model import BrainAgeModel, Member, features_of

@@ -344,7 +344,7 @@ def profiles(model: BrainModelOption = None, json: JsonOption = False) -> int:
 
     Profiles lie in this user's data directory, or in the one that ENN_PROFILES names.
     """
-    from enn_core.lessons import JournalError
+    from enn_core.lessons.errors import JournalError
     from enn_core.lessons.places import profiles_dir
     from neuro.teach import Site, list_sites
 

@@ -178,7 +178,7 @@ def profiles(index: IndexOption = None, json: JsonOption = False) -> int:
 
     Profiles lie in this user's data directory, or in the one that ENN_PROFILES names.
     """
-    from enn_core.lessons import JournalError
+    from enn_core.lessons.errors import JournalError
     from retrieval.search import open_index
     from retrieval.teach.profiles import list_profiles, profiles_dir
     from retrieval.teach.teacher import Teacher

@@ -145,7 +145,7 @@ def query(
 
 
 def _open(directory: Path, profile: str | None, no_profile: bool) -> Searcher:
-    from enn_core.lessons import JournalError
+    from enn_core.lessons.errors import JournalError
     from retrieval.search import open_index
 
     if no_profile:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enn_core.lessons import RecursiveProjector, RidgeAdapter
+from enn_core.lessons.adapter import RidgeAdapter
+from enn_core.lessons.recursive_projector import RecursiveProjector
 
 
 def products(left: np.ndarray, right: np.ndarray, power: int) -> np.ndarray:
@@ -163,7 +164,7 @@ def test_many_pairs_and_rows_go_through_in_pieces() -> None:
 _DIGEST = """
 import hashlib
 import numpy as np
-from enn_core.lessons import RecursiveProjector, RidgeAdapter
+from enn_core.feedback import RecursiveProjector, RidgeAdapter
 rng = np.random.default_rng(0)
 a, b = rng.standard_normal((2, 40, 384)) / 20
 rows = rng.standard_normal((2, 384)) / 20

@@ -18,17 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enn_core.lessons import (
-    Event,
-    Journal,
+from enn_core.lessons import journal as journal_module
+from enn_core.lessons.errors import (
     JournalBusy,
     JournalCorrupt,
     JournalError,
     JournalMismatch,
     JournalMissing,
-    latest,
 )
-from enn_core.lessons import journal as journal_module
+from enn_core.lessons.events import Event, latest
+from enn_core.lessons.journal import Journal
 
 IDENTITY = {"weights": "0123abcd", "dim": 4}
 posix = pytest.mark.skipif(os.name == "nt", reason="modes, limits and fork the POSIX way")
@@ -428,7 +427,7 @@ def _fill(path: Path) -> None:
 
 _PROCESSES = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
 if os.name != "nt":
-    _PROCESSES.set_forkserver_preload(["enn_core.lessons", "pytest"])
+    _PROCESSES.set_forkserver_preload(["enn_core.feedback", "pytest"])
 
 
 def _count(path: Path, times: int) -> None:

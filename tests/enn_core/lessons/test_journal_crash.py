@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enn_core.lessons import Journal
+from enn_core.lessons.journal import Journal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills the POSIX way")
 
@@ -28,7 +28,7 @@ State = dict[str, bool]  # uid -> active
 
 def _processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["enn_core.lessons", "pytest"])
+    context.set_forkserver_preload(["enn_core.feedback", "pytest"])
     return context
 
 

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enn_core.lessons import Journal, JournalCorrupt, JournalError, JournalMismatch, latest
 from enn_core.lessons import lesson_file as transfer
+from enn_core.lessons.errors import JournalCorrupt, JournalError, JournalMismatch
+from enn_core.lessons.events import latest
+from enn_core.lessons.journal import Journal
 
 IDENTITY = {"weights": "0123abcd", "dim": 4}
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from enn_core.lessons import RecursiveProjector
+from enn_core.lessons.recursive_projector import RecursiveProjector
 from enn_core.loco import PROJECTIONS, InputProjection, Perturbation, perturb, to_stages
 from enn_core.loco.input_projection import k_means, orthonormal, principal
 from enn_core.loco.protected_inputs import HardProjector, SoftProjector

@@ -10,7 +10,7 @@ import pytest
 from index_cases import TinyTestModel, photo
 from teaching_cases import QUERY, bits, make_gallery, open_profile, ranked
 
-from enn_core.lessons import JournalCorrupt, JournalMismatch
+from enn_core.lessons.errors import JournalCorrupt, JournalMismatch
 from retrieval.index.eigen_index import EigenIndex
 from retrieval.teach.teacher import Teacher, TeachError
 
@@ -308,7 +308,7 @@ def test_a_hostile_file_is_refused_and_leaves_nothing(searcher, gallery, tmp_pat
 
 
 def test_importing_no_file_makes_no_profile(searcher, tmp_path, profiles):
-    from enn_core.lessons import JournalError
+    from enn_core.lessons.errors import JournalError
 
     with pytest.raises(JournalError):
         searcher.teacher.import_(tmp_path / "missing.json")

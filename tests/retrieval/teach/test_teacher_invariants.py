@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from teaching_cases import PICTURES, bits, open_profile
 
-from enn_core.lessons import RidgeAdapter
+from enn_core.lessons.adapter import RidgeAdapter
 from retrieval.eigen_coordinates import scores
 from retrieval.teach.fitting import ALPHA
 from retrieval.teach.knowledge import Adapted
