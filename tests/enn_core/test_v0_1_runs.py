@@ -9,8 +9,8 @@ import local_toys
 import pytest
 import torch
 
-from enn_core.classify.config import ClassifyConfig
-from enn_core.classify.run import train
+from enn_core.lab.classify.config import ClassifyConfig
+from enn_core.lab.classify.run import train
 
 # As `fixtures/write_v0_1.py` has it.
 CLASSIFIER = {

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from brain_cases import made_up
 
-from neuro.calibrate import BiasCorrection, Calibration, Conformal
-from neuro.model import BrainAgeModel, last_inputs
-from neuro.predict import BrainAge, Seen
-from neuro.teaching import Site, list_sites
-from neuro.train import TrainConfig, make_inputs, train_network
+from enn_core.files.migrations import Content
+from neuro import train
+from neuro.age import calibrate, model
+from neuro.age.calibrate import BiasCorrection, Calibration, CalibrationError, Conformal
+from neuro.age.model import BrainAgeModel, ModelError, last_inputs
+from neuro.age.predict import BrainAge, Seen
+from neuro.teach import Site, list_sites
+from neuro.train import TrainConfig, TrainError, make_inputs, train_network
 
 # As `fixtures/write_v0_1.py` has it.
 BRAIN = {
@@ -59,6 +63,38 @@ def test_a_site_corrects_as_it_did(v0_1, expected, tmp_path):
         assert other.import_(v0_1 / "site-lessons.json") == 3
         assert other.corrections(scans).tobytes() == site.corrections(scans).tobytes()
         assert site.teach(scans[3], 52.0, force=True).entry == 4
+
+
+def test_what_is_read_whole_is_brought_up_to_date(v0_1, expected, monkeypatch, tmp_path):
+    file, other = v0_1 / "brain.safetensors", tmp_path / "new.safetensors"
+    bytes_before = file.read_bytes()
+    with monkeypatch.context() as later:
+        later.setattr(model, "FORMAT", Content(lambda content: {**content, "about": {"new": 1}}))
+        brain = BrainAge.load(file)
+        assert (brain.model.about, brain.sha256) == ({"new": 1}, expected["brain"]["weights"])
+        brain.model.save(other)
+        BrainAgeModel.load(other)
+    assert file.read_bytes() == bytes_before
+    with pytest.raises(
+        ModelError, match=r"^[^\n]*: the model has format 2, this version reads 1; u"
+    ):
+        BrainAge.load(other)
+    with monkeypatch.context() as later:
+        later.setattr(calibrate, "FORMAT", Content(lambda content: {**content, "weights": ""}))
+        Calibration.load(v0_1 / "calibration.json").save(tmp_path / "new.json")
+    with pytest.raises(CalibrationError, match=r"^[^\n]*: the calibration has format 2, this ver"):
+        Calibration.load(tmp_path / "new.json")
+
+
+def test_a_newer_state_is_refused(v0_1, monkeypatch):
+    data, config = made_up(8), dataclasses.replace(TrainConfig(), **BRAIN)
+    state, found = v0_1 / "checkpoints" / "brain.pt", []
+    with monkeypatch.context() as later:
+        later.setattr(train, "FORMAT", Content(lambda s: found.append(s["epoch"]) or s))
+        train_network(config, make_inputs(data, config), data.ages, state=state)
+    assert found == [2]
+    with pytest.raises(TrainError, match=r"^[^\n]* has format 2, this version reads 1; update the"):
+        train_network(config, make_inputs(data, config), data.ages, state=state)
 
 
 def test_a_run_goes_on(v0_1, expected, one_thread):

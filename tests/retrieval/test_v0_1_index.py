@@ -14,8 +14,8 @@ from index_cases import (
 )
 from teaching_cases import open_profile
 
-from retrieval.index import EigenIndex
-from retrieval.teaching import Teacher
+from retrieval.index.eigen_index import EigenIndex
+from retrieval.teach.teacher import Teacher
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_an_index_goes_on(photos, expected, tmp_path):
 
 
 def test_an_exported_index_is_imported(v0_1, expected, tmp_path):
-    from retrieval.transfer import import_parquet
-    from retrieval.writer import Writer
+    from retrieval.index.parquet import import_parquet
+    from retrieval.index.writer import Writer
 
     with EigenIndex.create(tmp_path / "new", TinyTestModel()) as index:
         with Writer(index.path, index._manifest) as writer:

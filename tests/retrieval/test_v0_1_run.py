@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 
 import pytest
+import torch
 from training_cases import TINY, write_photos
 
-from retrieval.training.config import TrainConfig
+from enn_core.files.migrations import Content
+from retrieval.training import run
+from retrieval.training.config import TrainConfig, TrainError
 from retrieval.training.run import train
 
 # As `fixtures/write_v0_1.py` has it.
@@ -32,3 +35,12 @@ def test_a_run_goes_on(v0_1, expected, tmp_path, monkeypatch):
     assert (result["epochs"], result["steps"]) == (2, 4)
     assert result["loss"] == pytest.approx(expected["checkpoints"]["tower"], rel=1e-2)
     assert len((tmp_path / "tower" / "log.csv").read_text().splitlines()) == 3
+
+    checkpoint, found = tmp_path / "tower" / "checkpoint.pt", []
+    with monkeypatch.context() as later:
+        later.setattr(run, "FORMAT", Content(lambda state: found.append(state["step"]) or state))
+        train(TrainConfig(**TOWER), output=tmp_path / "tower")
+    assert found == [4]
+    torch.save({**torch.load(checkpoint, weights_only=True), "format": 2}, checkpoint)
+    with pytest.raises(TrainError, match=r"^[^\n]* has format 2, this version reads 1; update"):
+        train(TrainConfig(**TOWER), output=tmp_path / "tower")
