@@ -18,7 +18,7 @@ import pytest
 from enn_core.files.migrations import Content, Tables
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["enn_core.lessons", "retrieval.index.writer", "pytest"])
+_PROCESSES.set_forkserver_preload(["enn_core.feedback", "retrieval.index.writer", "pytest"])
 
 
 def next_format(table: str) -> Tables:
@@ -155,10 +155,10 @@ def kill_at_any_instant(work: Callable[..., None], file: Path, table: str, *args
 
 def open_journal(file: Path, owner: dict) -> None:
     """By a program whose journals have another format."""
-    from enn_core.lessons import Journal, journal
+    from enn_core.lessons import journal
 
     journal.FORMAT = next_format("events")
-    Journal.open(file, identity=owner).close()
+    journal.Journal.open(file, identity=owner).close()
 
 
 def open_index(file: Path, _: Any = None) -> None:

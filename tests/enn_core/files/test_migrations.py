@@ -15,11 +15,12 @@ import torch
 from migration_cases import copy_of, next_format, notes, rows, run
 
 from enn_core import local
+from enn_core.feedback import Journal, JournalCorrupt, JournalError
 from enn_core.files import migrations
 from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.lab.classify import run as classifier
 from enn_core.lab.classify.config import ClassifyConfig, ClassifyError
-from enn_core.lessons import Journal, JournalCorrupt, JournalError, journal, lesson_file
+from enn_core.lessons import journal, lesson_file
 
 posix = pytest.mark.skipif(os.name == "nt", reason="kills and limits the POSIX way")
 
