@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tensors import read_state, write_state
 from enn_core.orthogonality import Retraction, factors, orthogonality_penalty, param_groups
 
@@ -43,7 +44,8 @@ MakeOptimizer = Callable[[nn.Module], Optimizer]
 MakeSchedule = Callable[[Optimizer], LRScheduler]
 Penalty = Callable[[nn.Module], Tensor]
 
-_FORMAT = 1  # of the state
+FORMAT: Content = Content()
+"""Steps from older states of a `LocalTrainer` to today's."""
 _WINDOW = 200  # steps in which a block must get better
 _log = logging.getLogger(__name__)
 
@@ -347,7 +349,7 @@ class LocalTrainer:
         """Everything that the rest of the run depends on, besides the batches to come."""
         self._check_newest()
         return {
-            "format": _FORMAT,
+            "format": FORMAT.number,
             "steps": self.steps,
             "seed": self.seed,
             "losses": self.losses,
@@ -362,11 +364,14 @@ class LocalTrainer:
         """
         if self.lent:
             self._check_mine()
-        if state.get("format") != _FORMAT:
+        if "format" not in state:
             raise ValueError(
-                f"this is no state of a LocalTrainer of format {_FORMAT}; give what its state_dict "
-                "returned"
+                "this is no state of a LocalTrainer; give what its state_dict returned"
             )
+        try:
+            state = upgraded(dict(state), state["format"], FORMAT)
+        except FormatError as error:
+            raise ValueError(f"the state of a LocalTrainer {error}") from None
         if len(state["blocks"]) != len(self.learners):
             raise ValueError(
                 f"the state has {len(state['blocks'])} blocks and the trainer "

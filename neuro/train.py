@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from enn_core.files.atomic import replacing
+from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tables import write_table
 from enn_core.files.tensors import read_state, write_state
 from enn_core.local import LocalTrainer, plot_losses
@@ -55,6 +56,8 @@ __all__ = [
 
 Report = Callable[[str], None]
 
+FORMAT: Content = Content()
+"""Steps from older states to today's; the first ones have no number."""
 _EVALUATED = 8  # scans at once where nothing is learnt
 
 
@@ -196,7 +199,8 @@ def train_network(
             x[mirrored] = x[mirrored].flip(2)
             trainer.step(x.to(device), known[rows.to(device)])
         if state is not None:
-            write_state({"trainer": trainer.state_dict(), "epoch": epoch + 1, "run": run}, state)
+            content = {"trainer": trainer.state_dict(), "epoch": epoch + 1, "run": run}
+            write_state({"format": FORMAT.number, **content}, state)
         if report is not None:
             last = trainer.losses[-(n // config.batch_size) :].mean(0).tolist()
             report(f"epoch {epoch + 1}/{config.epochs}: loss {' '.join(f'{v:.3f}' for v in last)}")
@@ -413,6 +417,9 @@ def _resume(state: Path, trainer: LocalTrainer, run: str) -> int:
     """Load a state into the trainer; how many epochs are done."""
     try:
         stored = read_state(state)
+        stored = upgraded(stored, stored.get("format", 1), FORMAT)
+    except FormatError as error:
+        raise TrainError(f"{state} {error}") from None
     except Exception as error:
         raise TrainError(f"{state}: no intact training state ({error}); delete it") from None
     if stored.get("run") != run:

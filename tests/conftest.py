@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -39,3 +42,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def v0_1(tmp_path, monkeypatch) -> Path:
+    """A copy of the files that version 0.1 wrote; its profiles are the user's."""
+    folder = tmp_path / "v0.1"
+    shutil.copytree(Path(__file__).with_name("fixtures") / "v0.1", folder)
+    (folder / "index").rename(folder / "photos" / ".enn-index")
+    monkeypatch.setenv("ENN_PROFILES", str(folder / "profiles"))
+    return folder
+
+
+@pytest.fixture
+def expected(v0_1) -> dict[str, Any]:
+    """What version 0.1 read in them."""
+    return json.loads((v0_1 / "expected.json").read_text("utf-8"))

@@ -31,14 +31,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from enn_core.files.atomic import sync_folder
+from enn_core.files.migrations import FormatError, Tables, check_format, forget_copies, migrate
+from enn_core.files.sqlite import Trouble, connect, errors, keep_log, transaction
 from enn_core.lessons.errors import (
     JournalBusy,
     JournalCorrupt,
@@ -60,7 +62,8 @@ __all__ = ["Journal", "Writing"]
 
 _BUSY_SECONDS = 10.0
 _APPLICATION = 0x454E4E46  # "ENNF", in the file's header
-_FORMAT = 1
+FORMAT: Tables = Tables()
+"""Steps from older journals to those of `_SCHEMA`; the app is in the identity, in `meta`."""
 
 _SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value);
@@ -77,7 +80,6 @@ CREATE TABLE events (
   data BLOB NOT NULL                      -- the arrays' values, little endian
 );
 PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {_FORMAT};
 """
 
 _COLUMNS = "seq, uid, at, kind, subject, active, covers, details, layout, data"
@@ -138,7 +140,7 @@ class Journal:
         wanted = pack_json(identity, "identity")
         connections: list[sqlite3.Connection] = []
         try:
-            with _errors(file):
+            with _making(file):
                 if not file.exists():
                     if not create:
                         raise JournalMissing(
@@ -151,7 +153,7 @@ class Journal:
             if unmade and not create:
                 raise JournalMissing(f"nothing has been taught yet: {str(file)!r} is empty")
             content = header() if unmade and header is not None else ({}, {})
-            with _errors(file):
+            with _making(file):
                 _prepare(file, writer, wanted, content)
                 reader = _connect(file, "rw")
                 connections.append(reader)
@@ -216,6 +218,7 @@ class Journal:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._read_lock, _errors(self.path):
+            _check(self.path, self._reader)
             yield self._reader
 
     # --- writing -------------------------------------------------------------------------------
@@ -244,25 +247,21 @@ class Journal:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Writing]:
         db = self._writer
-        with _errors(self.path):
-            if _file_key(self.path) != self._file:
-                raise JournalError(
-                    f"{str(self.path)!r} was deleted or replaced while open; open it again"
-                )
-            db.execute("BEGIN IMMEDIATE")
+        if _file_key(self.path) != self._file:
+            raise JournalError(
+                f"{str(self.path)!r} was deleted or replaced while open; open it again"
+            )
         writing = Writing(self.path, db, self.dim)
-        try:
-            yield writing
-            with _errors(self.path):
+        with transaction(db, partial(_errors, self.path)):
+            with writing.using():
+                _check(self.path, db)
+            try:
+                yield writing
                 if writing.changed:
-                    db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
-                db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:  # after a full disk SQLite has rolled back by itself
-                db.execute("ROLLBACK")
-            raise
-        finally:
-            writing.over = True
+                    with writing.using():
+                        db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+            finally:
+                writing.over = True
 
     def forget(self, seqs: Iterable[int] | None = None) -> int:
         """Erase events, all of them if None; nothing of them stays readable in the files.
@@ -358,7 +357,8 @@ class Journal:
         SQLite zeroes what it frees, but not the copies left behind when rows move between pages.
         """
         try:
-            with _errors(self.path):
+            with _making(self.path):
+                forget_copies(self.path)
                 self._writer.execute("VACUUM")
                 if self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                     raise JournalBusy("another process is reading them")
@@ -566,19 +566,9 @@ def _file_key(file: Path) -> tuple[int, int] | None:
 
 
 def _connect(file: Path, mode: str) -> sqlite3.Connection:
-    # A URI, because only there can a file be opened without being created.
-    uri = f"file:{quote(os.fsencode(file))}?mode={mode}"
-    db = sqlite3.connect(
-        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
-    )
-    try:
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA secure_delete = ON")
-        db.execute("PRAGMA temp_store = MEMORY")  # no copies in a temporary folder
-    except BaseException:
-        db.close()
-        raise
-    return db
+    # Nothing of what is erased stays in the file, and no copies in a temporary folder.
+    pragmas = ("secure_delete = ON", "temp_store = MEMORY")
+    return connect(file, mode, *pragmas, patience=_BUSY_SECONDS)
 
 
 def _prepare(file: Path, db: sqlite3.Connection, identity: str, header: Header) -> None:
@@ -586,15 +576,14 @@ def _prepare(file: Path, db: sqlite3.Connection, identity: str, header: Header) 
     if file.stat().st_size == 0:  # before the log is made, which takes its mode from it
         os.chmod(file, 0o600)
         sync_folder(file.parent)
-    if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        _set_wal(db)
+    keep_log(db, _BUSY_SECONDS)
     if not _has_tables(db):
         text, (layout, data) = pack_json(header[0], "header"), pack_arrays(header[1], None)
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(db):
             if not _has_tables(db):
                 for statement in _SCHEMA.split(";"):  # `executescript` would commit
                     db.execute(statement)
+                db.execute(f"PRAGMA user_version = {FORMAT.number}")
                 rows = [
                     ("identity", identity),
                     ("generation", 1),
@@ -603,62 +592,53 @@ def _prepare(file: Path, db: sqlite3.Connection, identity: str, header: Header) 
                     ("header_data", data),
                 ]
                 db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
     if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
         raise JournalCorrupt(f"{str(file)!r} is no journal of feedback; choose another file")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != _FORMAT:
-        raise JournalError(
-            f"{str(file)!r} has format {version}, this version reads {_FORMAT}; update the software"
-        )
+    _check(file, db)
+    migrate(db, FORMAT, file)
+
+
+def _check(file: Path, db: sqlite3.Connection) -> None:
+    """Raise JournalError if a newer version has changed the format, perhaps just now."""
+    try:
+        check_format(db, FORMAT)
+    except FormatError as error:
+        raise JournalError(f"{str(file)!r} {error}") from None
 
 
 def _has_tables(db: sqlite3.Connection) -> bool:
     return db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
 
 
-def _set_wal(db: sqlite3.Connection) -> None:
-    """Switch to a write-ahead log; SQLite itself does not wait for others that do the same."""
-    end = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL").fetchone()
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                raise
-            time.sleep(0.01)
+def _errors(file: Path) -> contextlib.AbstractContextManager[None]:
+    """SQLite's errors as ours."""
+    return errors(partial(_refusal, str(file)))
+
+
+def _refusal(name: str, trouble: Trouble, error: sqlite3.Error) -> JournalError:
+    if trouble == "busy":
+        return JournalBusy(_BUSY.format(name))
+    if trouble == "damaged":
+        return JournalCorrupt(
+            f"{name!r} is damaged, or no journal of feedback ({error}); move it away to start anew"
+        )
+    if trouble == "denied":
+        return JournalError(
+            f"{name!r} cannot be written ({error}); give the right to write it and its folder, or "
+            "choose another place"
+        )
+    return JournalError(
+        f"{name!r} could not be read or saved ({error}), nothing was changed; free some space, or "
+        "check the disk"
+    )
 
 
 @contextlib.contextmanager
-def _errors(file: Path) -> Iterator[None]:
+def _making(file: Path) -> Iterator[None]:
     """SQLite's and the system's errors as ours."""
     try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise  # used after `close`
-    except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise JournalBusy(_BUSY.format(str(file))) from None
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-            raise JournalCorrupt(
-                f"{str(file)!r} is damaged, or no journal of feedback ({error}); move it away to "
-                "start anew"
-            ) from None
-        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            raise JournalError(
-                f"{str(file)!r} cannot be written ({error}); give the right to write it and its "
-                "folder, or choose another place"
-            ) from None
-        raise JournalError(
-            f"{str(file)!r} could not be read or saved ({error}), nothing was changed; free some "
-            "space, or check the disk"
-        ) from None
+        with _errors(file):
+            yield
     except OSError as error:
         if isinstance(error, JournalError):
             raise

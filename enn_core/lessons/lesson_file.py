@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from enn_core.files.atomic import sync_folder
+from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.lessons.errors import JournalCorrupt, JournalError, check_identity
 from enn_core.lessons.events import (
     DTYPES,
@@ -38,7 +39,9 @@ from enn_core.lessons.events import (
 
 __all__ = ["read_lessons", "write_lessons"]
 
-FORMAT, VERSION = "enn-feedback", 1
+FORMAT: Content = Content()
+"""Steps from older files' JSON, read whole, to today's; the app is in the identity."""
+_KIND = "enn-feedback"
 # Lessons on brains are a megabyte each, and a site may teach hundreds of them.
 MAX_BYTES = 512 * 2**20
 # Small values take far more memory than text: two million of them some 200 MB.
@@ -65,8 +68,8 @@ def write_lessons(
         JournalError: if it cannot be written, or would be larger than `read_lessons` reads.
     """
     content = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": _KIND,
+        "version": FORMAT.number,
         "identity": identity,
         "header": header,
         "events": [_as_json(event) for event in events],
@@ -111,10 +114,12 @@ def read_lessons(
     if "\0" not in name and _is_part(journal, Path(os.path.realpath(name))):
         raise JournalError(f"{name!r} is the profile itself; import an export of another one")
     content = _parse(_read(name), name)
-    if content.get("format") != FORMAT:
+    if content.get("format") != _KIND:
         raise _refused(name, "it is no export of feedback")
-    if content.get("version") != VERSION:
-        raise _refused(name, f"its version is not {VERSION}; update the software")
+    try:
+        content = upgraded(content, content.get("version"), FORMAT)
+    except FormatError as error:
+        raise _refused(name, f"it {error}") from None
     belongs, header = content.get("identity"), content.get("header")
     if not isinstance(belongs, dict) or not isinstance(header, dict):
         raise _refused(name, "it does not say what it belongs to")

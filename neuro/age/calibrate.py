@@ -25,9 +25,14 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
+from enn_core.files.migrations import Content, FormatError, upgraded
+
 __all__ = ["BiasCorrection", "Calibration", "CalibrationError", "Conformal", "Method", "coverage"]
 
 Method = Literal["offset", "cole", "beheshti", "delange"]
+
+FORMAT: Content = Content()
+"""Steps from older files of a `Calibration` to today's."""
 
 _ENOUGH = {"offset": 1, "cole": 3, "beheshti": 3, "delange": 3}
 
@@ -191,7 +196,7 @@ class Calibration:
         from enn_core.files.atomic import replacing
 
         document = {
-            "format": 1,
+            "format": FORMAT.number,
             "weights": self.weights,
             "sites": {name: bias.to_dict() for name, bias in self.sites.items()},
         }
@@ -207,9 +212,12 @@ class Calibration:
         """
         try:
             document = json.loads(Path(path).read_text(encoding="ascii"))
+            document = upgraded(document, document["format"], FORMAT)
             sites = {str(name): _correction(bias) for name, bias in document["sites"].items()}
             weights = str(document["weights"])
-            valid = document["format"] == 1 and bool(sites)
+            valid = bool(sites)
+        except FormatError as error:
+            raise CalibrationError(f"{path}: the calibration {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             valid = False
         if not valid:

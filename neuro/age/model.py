@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enn_core.convert import fuse
+from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tensors import (
     TensorFileError,
     read_metadata,
@@ -47,7 +48,9 @@ __all__ = [
     "weights_sha256",
 ]
 
-FORMAT = 1
+FORMAT: Content = Content()
+"""Steps from older descriptions to today's. They leave alone what `weights_sha256` reads: what a
+site was taught belongs to it."""
 _BATCH = 4
 _POPULATION = "population."
 
@@ -136,7 +139,7 @@ class BrainAgeModel:
                 {"network": member.net.settings, "target": target_settings(member.target)}
             )
         content = {
-            "format": FORMAT,
+            "format": FORMAT.number,
             "members": members,
             "answer": self.answer,
             **self._surroundings(),
@@ -220,12 +223,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ModelError(str(error)) from None
     except ValueError as error:
         raise ModelError(f"{path}: its description is damaged ({error})") from None
-    if content.get("format") != FORMAT:
+    if "format" not in content:
         raise ModelError(
-            f"{path}: got format {content.get('format')}, this version reads {FORMAT}; is it a "
-            "model that `enn brain train` wrote?"
+            f"{path}: got format None, this version reads {FORMAT.number}; is it a model that "
+            "`enn brain train` wrote?"
         )
-    return content, tensors
+    try:
+        return upgraded(content, content["format"], FORMAT), tensors
+    except FormatError as error:
+        raise ModelError(f"{path}: the model {error}") from None
 
 
 def _population(tensors: dict[str, Tensor], path: Path | str) -> Population | None:

@@ -16,15 +16,21 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
+
+from enn_core.files.migrations import FormatError, Tables, check_format, migrate
+from enn_core.files.sqlite import connect, transaction
+from retrieval.index.manifest import IndexMismatch
 
 __all__ = ["Catalog", "Entry", "decode_path", "encode_path"]
 
 FILE_NAME = "catalog.sqlite"
 _BUSY_SECONDS = 30.0
 _VARIABLES = 500  # per statement; the smallest limit of any SQLite build is 999
+
+FORMAT: Tables = Tables()
+"""Steps from older catalogs to those of `_SCHEMA`."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -112,6 +118,14 @@ def _entry(row: tuple) -> Entry:
     )
 
 
+def _check(db: sqlite3.Connection) -> None:
+    """Raise IndexMismatch if a newer version has changed the format, perhaps just now."""
+    try:
+        check_format(db, FORMAT)
+    except FormatError as error:
+        raise IndexMismatch(f"the index's catalog {error}") from None
+
+
 class Catalog:
     """One connection; safe to share between threads. Writing needs the index's lock."""
 
@@ -133,13 +147,11 @@ class Catalog:
         for suffix in ("", "-wal", "-shm", "-journal"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{path}{suffix}")
-        db = sqlite3.connect(path, isolation_level=None)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        finally:
-            db.close()
+        with contextlib.closing(
+            connect(path, "rwc", "journal_mode = WAL", patience=_BUSY_SECONDS)
+        ) as db:
+            version = f"PRAGMA user_version = {FORMAT.number};"
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {version} COMMIT;")
 
     @classmethod
     def open(cls, folder: Path, *, write: bool = False) -> Catalog:
@@ -147,47 +159,67 @@ class Catalog:
 
         A reader needs no right to write: on a read-only mount, or on a full disk, where SQLite
         cannot make its shared-memory file, the catalog is read as it lies, or from a copy if it
-        has an unfinished write-ahead log.
+        has an unfinished write-ahead log. One of an older format is brought up to date in memory,
+        in place by a writer.
 
         Raises:
+            IndexMismatch: if it is of a newer format.
             sqlite3.Error: if the file is missing, damaged or no catalog.
+            OSError: if an older one cannot be copied before it is changed.
         """
         path = folder / FILE_NAME
         if not path.exists():
             raise sqlite3.DatabaseError(f"{FILE_NAME} is missing")
         if write:
-            return cls(cls._connect(path, "rw"))
+            catalog = cls(cls._connect(path, "rw"))
+            try:
+                migrate(catalog._db, FORMAT, path)
+            except BaseException:
+                catalog.close()
+                raise
+            return catalog
         try:
-            return cls(cls._connect(path, "ro"))
+            return cls(cls._connect(path, "ro"))._up_to_date()
         except sqlite3.OperationalError:
             pass
         wal = Path(f"{path}-wal")
         if not wal.exists() or wal.stat().st_size == 0:
-            return cls(cls._connect(path, "ro&immutable=1"), detached=True)
+            return cls(cls._connect(path, "ro&immutable=1"), detached=True)._up_to_date()
         copy = tempfile.mkdtemp(prefix="enn-catalog-")
         try:
             for source in (path, wal):
                 shutil.copyfile(source, os.path.join(copy, source.name))
-            return cls(cls._connect(Path(copy) / FILE_NAME, "rw"), detached=True, copy=copy)
+            db = cls._connect(Path(copy) / FILE_NAME, "rw")
+            return cls(db, detached=True, copy=copy)._up_to_date()
         except BaseException:
             shutil.rmtree(copy, ignore_errors=True)
             raise
 
     @staticmethod
     def _connect(path: Path, mode: str) -> sqlite3.Connection:
-        # A URI, because only there can a file be opened without being created. Quoting the bytes
-        # keeps names that are not UTF-8.
-        uri = f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}"
-        db = sqlite3.connect(
-            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS
-        )
+        db = connect(path, mode, patience=_BUSY_SECONDS)
         try:
-            db.execute("PRAGMA synchronous = FULL")
             db.execute("SELECT key FROM meta LIMIT 1").fetchone()
+            _check(db)
         except BaseException:
             db.close()
             raise
         return db
+
+    def _up_to_date(self) -> Catalog:
+        """Itself, or a copy in memory if it is of an older format."""
+        if check_format(self._db, FORMAT):
+            return self
+        memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        try:
+            self._db.backup(memory)
+            migrate(memory, FORMAT, None)
+        except BaseException:
+            memory.close()
+            raise
+        finally:
+            self.close()
+        return Catalog(memory, detached=True)
 
     def close(self) -> None:
         with self._lock:
@@ -204,6 +236,7 @@ class Catalog:
         with self._lock:
             self._db.execute("BEGIN")
             try:
+                _check(self._db)
                 yield
             finally:
                 self._db.execute("COMMIT")
@@ -211,20 +244,13 @@ class Catalog:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """All writes inside become visible together, on disk when this returns, or not at all."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute(
-                    "INSERT INTO meta VALUES ('generation', 1)"
-                    " ON CONFLICT (key) DO UPDATE SET value = value + 1"
-                )
-                self._db.execute("COMMIT")
-            except BaseException:
-                # After a full disk SQLite may have rolled back by itself.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._lock, transaction(self._db):
+            _check(self._db)
+            yield
+            self._db.execute(
+                "INSERT INTO meta VALUES ('generation', 1)"
+                " ON CONFLICT (key) DO UPDATE SET value = value + 1"
+            )
 
     def _rows(self, sql: str, values: Sequence = ()) -> list[tuple]:
         with self._lock:

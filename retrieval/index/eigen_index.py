@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from retrieval.index.manifest import (
 )
 from retrieval.index.parquet import ROWS, export_parquet, import_parquet
 from retrieval.index.snapshot import Snapshot, SnapshotError
-from retrieval.index.writer import Writer
+from retrieval.index.writer import Writer, catalog_errors
 
 if TYPE_CHECKING:
     from retrieval.index.update import Progress, UpdateReport
@@ -132,7 +131,7 @@ class EigenIndex:
         manifest = Manifest.read(folder)
         if model is not None:
             manifest.check(Manifest.of_model(model), "this model")
-        with _damage(folder):
+        with catalog_errors(folder):
             catalog = Catalog.open(folder)
         try:
             return cls(folder, manifest, catalog)
@@ -172,7 +171,7 @@ class EigenIndex:
                     "directory"
                 )
             manifest = model if isinstance(model, Manifest) else Manifest.of_model(model)
-            with _damage(folder):
+            with catalog_errors(folder):
                 Catalog.create(folder)
                 if root is not None:
                     with contextlib.closing(Catalog.open(folder, write=True)) as catalog:
@@ -209,14 +208,14 @@ class EigenIndex:
                 stamp = self._catalog_stamp()
                 if stamp == self._stamp:
                     return False
-                with _damage(self.path):
+                with catalog_errors(self.path):
                     catalog = Catalog.open(self.path)
                 # Another thread may still be reading from the old one.
                 self._retired.append(self._catalog)
                 if len(self._retired) > 2:
                     self._retired.pop(0).close()
                 self._catalog, self._stamp = catalog, stamp
-            with _damage(self.path):
+            with catalog_errors(self.path):
                 if self._catalog.generation == self._view.generation:
                     return False
             self._view = self._load_view(self._view)
@@ -235,7 +234,7 @@ class EigenIndex:
         problem: Exception | None = None
         for _ in range(5):
             try:
-                with _damage(self.path):
+                with catalog_errors(self.path):
                     return self._load_once(previous)
             except FileNotFoundError as error:
                 # A writer published a newer snapshot between the two looks: look again.
@@ -292,7 +291,7 @@ class EigenIndex:
     @property
     def root(self) -> Path | None:
         """The photo folder that paths are relative to."""
-        with _damage(self.path):
+        with catalog_errors(self.path):
             return writing.read_root(self._catalog, self.path)
 
     def check_model(self, model: EmbeddingModel) -> None:
@@ -313,7 +312,7 @@ class EigenIndex:
         Raises:
             KeyError: if that id was never given, or was compacted away.
         """
-        with _damage(self.path):
+        with catalog_errors(self.path):
             entry = self._catalog.entry(id_)
         if entry is None:
             raise KeyError(f"no image has id {id_}")
@@ -323,12 +322,12 @@ class EigenIndex:
         """Catalog rows in id order; by default all that are not deleted."""
         if state not in (None, "indexed", "skipped", "deleted"):
             raise ValueError(f"state must be indexed, skipped or deleted, got {state!r}")
-        with _damage(self.path):
+        with catalog_errors(self.path):
             yield from self._catalog.entries(state)
 
     def entries_of(self, ids: Sequence[int] | np.ndarray) -> dict[int, Entry]:
         """Catalog rows by id; ids without a row are left out."""
-        with _damage(self.path):
+        with catalog_errors(self.path):
             return self._catalog.by_id([int(id_) for id_ in ids])
 
     def skipped(self) -> list[Entry]:
@@ -423,7 +422,7 @@ class EigenIndex:
     def stats(self) -> dict[str, Any]:
         """Counts, sizes and origin, fit for JSON."""
         view = self._view
-        with _damage(self.path):
+        with catalog_errors(self.path):
             counts = self._catalog.counts()
         root = self.root
         return {
@@ -649,19 +648,3 @@ def _size(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += entry.stat().st_size
     return total
-
-
-@contextlib.contextmanager
-def _damage(folder: Path) -> Iterator[None]:
-    """SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise  # used after `close`
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-            raise writing.no_space(error, folder) from None
-        raise IndexCorrupt(
-            f"the catalog in {str(folder)!r} cannot be read ({error}); if this stays, delete the "
-            "index directory and index the folder again"
-        ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from enn_core.files.atomic import replacing
+from enn_core.files.migrations import Content, FormatError, upgraded
 from retrieval.eigen_coordinates import EigenBasis
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
 ]
 
 FILE_NAME = "manifest.json"
-FORMAT = 1
+FORMAT: Content = Content()
+"""Steps from older manifests to today's. One that is for the other files of the directory changes
+nothing in the manifest but its number: older versions then refuse the index."""
 
 # Largest difference of a probe coordinate between two factorisations that count as the same. A
 # flipped sign or a turned pair of components changes some coordinate by about 1/sqrt(d) > 0.01.
@@ -95,7 +98,7 @@ class Manifest:
     probe: tuple[float, ...]
     precision: str = "f32"
     created: str = ""
-    format: int = FORMAT
+    format: int = field(default_factory=lambda: FORMAT.number)
 
     @classmethod
     def of_model(cls, model: EmbeddingModel) -> Manifest:
@@ -117,14 +120,10 @@ class Manifest:
 
         Raises:
             IndexCorrupt: if fields are missing or of another type.
-            IndexMismatch: if it is of another format version.
+            IndexMismatch: if it is of a newer format.
         """
         try:
-            if int(values["format"]) != FORMAT:
-                raise IndexMismatch(
-                    f"the index has format {values['format']}, this version reads format {FORMAT}; "
-                    "index the folder again into a new directory"
-                )
+            values = upgraded(values, int(values["format"]), FORMAT)
             return cls(
                 model=str(values["model"]),
                 weights=str(values["weights"]),
@@ -134,9 +133,9 @@ class Manifest:
                 precision=str(values.get("precision", "f32")),
                 created=str(values["created"]),
             )
+        except FormatError as error:
+            raise IndexMismatch(f"the index {error}") from None
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, IndexMismatch):
-                raise
             raise IndexCorrupt(f"the index's manifest is damaged ({error!r})") from None
 
     @classmethod
@@ -147,18 +146,14 @@ class Manifest:
             NoIndex: if there is none.
             IndexCorrupt: if it cannot be understood.
         """
-        path = folder / FILE_NAME
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise NoIndex(
-                f"no index in {str(folder)!r}; build one with `enn search index`"
-            ) from None
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            raise IndexCorrupt(f"{str(path)!r} is damaged; delete the index and build it again")
-        return cls.from_dict(values)
+        return cls.from_dict(_read(folder))
+
+    @classmethod
+    def bring_up_to_date(cls, folder: Path) -> None:
+        """Rewrite a manifest of an older format; only the one writer may."""
+        values = _read(folder)
+        if values.get("format") != FORMAT.number:
+            cls.from_dict(values).write(folder)
 
     def write(self, folder: Path) -> None:
         """Write it into an index directory, complete or not at all."""
@@ -202,6 +197,19 @@ class Manifest:
                 f"the index and {what} factor the same weights differently (another linear algebra "
                 "library?); index the folder again into a new directory"
             )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FILE_NAME
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoIndex(f"no index in {str(folder)!r}; build one with `enn search index`") from None
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise IndexCorrupt(f"{str(path)!r} is damaged; delete the index and build it again")
+    return values
 
 
 def _probe(basis: EigenBasis) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from enn_core.files.atomic import replacing
 from retrieval.index.catalog import Entry, encode_path
-from retrieval.index.manifest import IndexCorrupt, Manifest
+from retrieval.index.manifest import IndexCorrupt, IndexMismatch, Manifest
 from retrieval.index.writer import Writer
 
 __all__ = ["ROWS", "ImportFileError", "export_parquet", "import_parquet", "manifest_of"]
@@ -200,6 +200,8 @@ def _manifest(file: Any, path: str | os.PathLike[str]) -> Manifest:
         )
     try:
         return Manifest.from_dict(json.loads(metadata[_METADATA_KEY]))
+    except IndexMismatch as error:
+        raise ImportFileError(f"{str(path)!r} is of a newer version: {error}") from None
     except (ValueError, IndexCorrupt) as error:
         raise ImportFileError(f"{str(path)!r} has damaged metadata: {error}") from None
 

@@ -10,12 +10,14 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
 import filelock
 import numpy as np
 
+from enn_core.files.sqlite import Trouble, errors, is_full
 from retrieval.index import snapshot as snapshots
 from retrieval.index.catalog import Catalog, decode_path, encode_path
 from retrieval.index.manifest import IndexCorrupt, IndexLocked, Manifest
@@ -34,7 +36,6 @@ PENDING_SHARE = 0.05
 PENDING_ROWS = 50_000
 PENDING_GROWTH = 0.25
 
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _LOCK_NAME = "write.lock"
 _HOLDER_NAME = "writer.json"
 
@@ -96,6 +97,7 @@ class Writer:
             stack.enter_context(index_lock(self.folder))
             with self.guard():
                 self.catalog = Catalog.open(self.folder, write=True)
+                Manifest.bring_up_to_date(self.folder)
             stack.callback(self.catalog.close)
             stack.callback(self.catalog.checkpoint)
             self._open_snapshot()
@@ -131,19 +133,13 @@ class Writer:
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """SQLite's errors inside as one line that says what to do."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise no_space(error, self.folder) from None
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise no_space(error, self.folder) from None
-        except sqlite3.DatabaseError as error:
-            raise IndexCorrupt(
-                f"the catalog in {str(self.folder)!r} is damaged ({error}); "
-                "delete the index directory and index the folder again"
-            ) from None
+        with catalog_errors(self.folder, writing=True):
+            try:
+                yield
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                raise no_space(error, self.folder) from None
 
     def root(self) -> Path | None:
         """The photo folder, absolute."""
@@ -259,9 +255,23 @@ def not_writable(error: OSError, folder: Path) -> OSError:
     )
 
 
+def catalog_errors(folder: Path, *, writing: bool = False) -> AbstractContextManager[None]:
+    """SQLite's errors as those of an index, in one line that says what to do."""
+
+    def said(trouble: Trouble, error: sqlite3.Error) -> Exception:
+        if trouble == "full" or (writing and isinstance(error, sqlite3.OperationalError)):
+            return no_space(error, folder)
+        return IndexCorrupt(
+            f"the catalog in {str(folder)!r} cannot be read ({error}); if this stays, delete the "
+            "index directory and index the folder again"
+        )
+
+    return errors(said)
+
+
 def no_space(error: Exception, folder: Path) -> OSError:
     """The system's error behind a failed write to the index, in one line."""
-    full = "full" in str(error) or getattr(error, "errno", None) in _FULL
+    full = is_full(error) if isinstance(error, OSError) else "full" in str(error)
     reason = getattr(error, "strerror", None) or str(error)
     return OSError(
         errno.ENOSPC if full else errno.EIO,

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
+from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tables import write_table
 from enn_core.files.tensors import read_state, write_state
 from retrieval.mini.block_inputs import BlockInputs, Progress, imagenet_backbone
@@ -35,6 +36,9 @@ from retrieval.model.tower_folder import save_tower
 from retrieval.training.training_log import plot
 
 __all__ = ["TrainConfig", "TrainError", "train"]
+
+FORMAT: Content = Content()
+"""Steps from older checkpoints to today's; the first ones have no number."""
 
 
 def train(
@@ -156,6 +160,10 @@ class _Run:
         if not self._checkpoint.exists():
             return
         state = read_state(self._checkpoint)
+        try:
+            state = upgraded(state, state.get("format", 1), FORMAT)
+        except FormatError as error:
+            raise TrainError(f"{self._checkpoint} {error}") from None
         mine, theirs = asdict(self.config), dict(state["config"])
         for one in (mine, theirs):
             one.pop("stop_after")
@@ -172,6 +180,7 @@ class _Run:
 
     def _save(self) -> None:
         state = {
+            "format": FORMAT.number,
             "config": asdict(self.config),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),

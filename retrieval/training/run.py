@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2 import MixUp
 
 from enn_core import orthogonality_error, param_groups
+from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tables import write_table
 from enn_core.files.tensors import read_state, write_state
 from enn_core.local import Learner, Recipe, random_stream
@@ -45,6 +46,8 @@ __all__ = ["train"]
 Progress = Callable[[str, int, int, str], None]
 
 # Settings that may change between a run and its continuation: none decides what is learnt.
+FORMAT: Content = Content()
+"""Steps from older checkpoints to today's; the first ones have no number."""
 _FREE = ("stop_after", "workers", "save_every", "micro_batch", "images", "annotations", "weights")
 
 
@@ -399,7 +402,10 @@ class _Run:
             return
         try:
             state = read_state(self._checkpoint)
+            state = upgraded(state, state.get("format", 1), FORMAT)
             theirs = state["config"]
+        except FormatError as error:
+            raise TrainError(f"{self._checkpoint} {error}") from None
         except Exception as error:  # whatever a damaged file makes torch raise
             raise TrainError(f"{self._checkpoint} is no checkpoint of a contrastive run") from error
         mine = {k: v for k, v in self._settings().items() if k not in _FREE}
@@ -431,6 +437,7 @@ class _Run:
         if self.rank:
             return
         state = {
+            "format": FORMAT.number,
             "config": self._settings(),
             "images": self.dataset.hash,
             "student": self.student.state_dict(),

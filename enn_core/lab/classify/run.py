@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from enn_core.convert import conversion_report, fuse
 from enn_core.files.atomic import replacing
+from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tables import write_table
 from enn_core.files.tensors import read_state, write_state
 from enn_core.lab.classify.batches import Augment, Batches, feed
@@ -50,6 +51,8 @@ Progress = Callable[[str, int, int, str], None]
 
 SETTINGS = "settings.json"
 # What may change between a run and its continuation: none decides what is learnt.
+FORMAT: Content = Content()
+"""Steps from older checkpoints to today's; the first ones have no number."""
 _FREE = ("stop_after", "workers", "save_every")
 _EVALUATED = 256  # images at once
 _PLOT_SECONDS = 20.0  # a picture takes longer than an epoch of a small network
@@ -326,7 +329,10 @@ class _Run:
             return
         try:
             state = read_state(self._checkpoint)
+            state = upgraded(state, state.get("format", 1), FORMAT)
             theirs = state["classifier"]
+        except FormatError as error:
+            raise ClassifyError(f"'{self._checkpoint}' {error}") from None
         except Exception as error:  # whatever a damaged file makes torch raise
             raise ClassifyError(
                 f"'{self._checkpoint}' is no checkpoint of a classifier; give another output"
@@ -374,6 +380,7 @@ class _Run:
         if self.rank:
             return
         state = {
+            "format": FORMAT.number,
             "classifier": self._settings(),
             "images": _fingerprint(self.data),
             "world": self.world,

@@ -1,0 +1,112 @@
+"""SQLite files: opened without being made by accident, changed all or nothing, failing in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+__all__ = ["Trouble", "connect", "errors", "is_full", "keep_log", "transaction"]
+
+Trouble = Literal["busy", "denied", "damaged", "full", "failed"]
+
+_TROUBLES: dict[int, Trouble] = {
+    sqlite3.SQLITE_BUSY: "busy",
+    sqlite3.SQLITE_LOCKED: "busy",
+    sqlite3.SQLITE_READONLY: "denied",
+    sqlite3.SQLITE_CANTOPEN: "denied",
+    sqlite3.SQLITE_PERM: "denied",
+    sqlite3.SQLITE_CORRUPT: "damaged",
+    sqlite3.SQLITE_NOTADB: "damaged",
+    sqlite3.SQLITE_ERROR: "damaged",  # such as a table that is missing
+    sqlite3.SQLITE_FULL: "full",
+}
+
+
+def connect(file: Path, mode: str, *pragmas: str, patience: float) -> sqlite3.Connection:
+    """Open a file; what is committed is on the disk.
+
+    Args:
+        file: any name, also one that is not UTF-8.
+        mode: of SQLite's URIs: "ro", "rw" or "rwc"; with "&immutable=1" nobody may be writing.
+        pragmas: to set, such as "secure_delete = ON".
+        patience: seconds to wait for others.
+
+    Raises:
+        sqlite3.Error: it is missing, or cannot be opened.
+    """
+    # A URI, because only there can a file be opened without being created.
+    uri = f"file:{quote(os.fsencode(file.absolute()))}?mode={mode}"
+    db = sqlite3.connect(
+        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=patience
+    )
+    try:
+        for pragma in ("synchronous = FULL", *pragmas):
+            db.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def keep_log(db: sqlite3.Connection, patience: float) -> None:
+    """Switch a file to a write-ahead log; SQLite itself does not wait for others that do the same.
+
+    Raises:
+        sqlite3.Error: others are still at it after so many seconds.
+    """
+    end = time.monotonic() + patience
+    while db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            db.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
+@contextmanager
+def transaction(
+    db: sqlite3.Connection, guard: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[None]:
+    """All changes inside are on disk together when this ends, or none of them is.
+
+    Other writers wait from the beginning on, so what is read inside stays true.
+
+    Args:
+        db: not in a transaction.
+        guard: around its own statements, such as `errors`; what else is raised inside passes.
+    """
+    with guard():
+        db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        with guard():
+            db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # after a full disk SQLite has rolled back by itself
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def errors(said: Callable[[Trouble, sqlite3.Error], Exception]) -> Iterator[None]:
+    """SQLite's errors inside as what `said` makes of them; those of programs pass."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # such as using a connection after `close`
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF
+        raise said(_TROUBLES.get(code, "failed"), error) from None
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the system has no room for a file."""
+    return error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

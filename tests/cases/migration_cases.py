@@ -1,0 +1,226 @@
+"""A made-up next format of the SQLite files, and processes that end in the middle of making it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enn_core.files.migrations import Content, Tables
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["enn_core.feedback", "retrieval.index.writer", "pytest"])
+
+
+def next_format(table: str) -> Tables:
+    """Rows get a note, 20 kB each; what there is gets one that tells how often it got one."""
+
+    def step(db: sqlite3.Connection) -> None:
+        db.execute(f"ALTER TABLE {table} ADD COLUMN note TEXT NOT NULL DEFAULT ''")
+        db.execute(f"UPDATE {table} SET note = note || 'noted' || hex(zeroblob(10000))")
+
+    return Tables(step)
+
+
+def notes(file: Path, table: str) -> list[tuple]:
+    """The notes of a file's rows, in short; [] if it is of the old format and nothing else."""
+    with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+        record = db.execute("SELECT key FROM meta WHERE key LIKE 'format %'").fetchall()
+        number = db.execute("PRAGMA user_version").fetchone()[0] or 1
+        assert ("note" in columns, record) == (
+            (True, [("format 2",)]) if number == 2 else (False, [])
+        )
+        return (
+            db.execute(f"SELECT substr(note, 1, 12) FROM {table}").fetchall() if number == 2 else []
+        )
+
+
+def rows(file: Path, table: str) -> list[tuple]:
+    """All rows of a file, without their notes."""
+    with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as db:
+        found = db.execute(f"SELECT * FROM {table} ORDER BY 1")
+        count = sum(column[0] != "note" for column in found.description)
+        return [row[:count] for row in found]
+
+
+def run(work: Callable[..., None], *args: Any) -> int:
+    """Run it in a process of its own; its exit code, negative for a signal."""
+    process = start(work, *args)
+    process.join(60)
+    code = process.exitcode
+    assert code is not None
+    return code
+
+
+def start(work: Callable[..., None], *args: Any) -> Any:
+    process = _PROCESSES.Process(target=work, args=args)
+    process.start()
+    return process
+
+
+def die_at(instant: int) -> None:
+    """Kill this process before its nth statement of SQLite or call of the system, or after that.
+
+    Killed between two of these, it would leave what it leaves at one of them.
+    """
+    left = [instant]
+
+    def tick(*_: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(function: Callable) -> Callable:
+        def wrapped(*args, **options):
+            tick()
+            result = function(*args, **options)
+            tick()
+            return result
+
+        return wrapped
+
+    for name in ("replace", "fsync", "open"):
+        setattr(os, name, around(getattr(os, name)))
+    connect = sqlite3.connect
+
+    def traced(*args, **options):
+        db = connect(*args, **options)
+        db.set_trace_callback(tick)
+        return db
+
+    sqlite3.connect = traced  # type: ignore[assignment]
+
+
+def show_to_all(folder: Path, tmp_path: Path) -> None:
+    """Everybody may read a folder, nobody may write it."""
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    for parent in (tmp_path, *list(tmp_path.parents)[:3]):
+        if parent.owner() == tmp_path.owner() and parent != Path("/tmp"):
+            parent.chmod(0o755)
+
+
+def copy_of(file: Path) -> Path:
+    """What was there before."""
+    return file.with_name(f"{file.name}.format-1")
+
+
+def kill_at_any_instant(work: Callable[..., None], file: Path, table: str, *args: Any) -> None:
+    """Whenever the process is killed, the file is of one format or the other, and the next goes on.
+
+    Args:
+        work: opens the file by a program of `next_format`; called with file and args.
+        file: of today's format; alone in its folder but for files that `work` does not change.
+        table: that gets notes.
+    """
+    before, others = rows(file, table), {path.name for path in file.parent.iterdir()}
+    copy = copy_of(file)
+    contents = {path: path.read_bytes() for path in file.parent.iterdir()}
+    seen = [0, 0]
+    for instant in range(1, 300):
+        for path in file.parent.iterdir():
+            path.unlink()
+        for path, content in contents.items():
+            path.write_bytes(content)
+        code = run(until, instant, work, file, *args)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        done = bool(notes(file, table))
+        seen[done] += 1
+        assert rows(file, table) == before
+        assert run(work, file, *args) == 0
+        assert notes(file, table) == [("noted0000000",)] * len(before)
+        assert (rows(file, table), rows(copy, table), notes(copy, table)) == (before, before, [])
+        left = {path.name for path in file.parent.iterdir()} - {"write.lock"}
+        assert left == {*others, copy.name}
+    assert code == 0
+    assert seen[False] > 15
+    assert seen[True] > 1
+
+
+# --- what the processes do -----------------------------------------------------------------------
+
+
+def open_journal(file: Path, owner: dict) -> None:
+    """By a program whose journals have another format."""
+    from enn_core.lessons import journal
+
+    journal.FORMAT = next_format("events")
+    journal.Journal.open(file, identity=owner).close()
+
+
+def open_index(file: Path, _: Any = None) -> None:
+    """Open the index of a catalog for writing, by a program whose catalogs have another format."""
+    from retrieval.index import catalog, manifest
+    from retrieval.index.writer import Writer
+
+    catalog.FORMAT = next_format("images")
+    manifest.FORMAT = Content(lambda content: content)
+    with Writer(file.parent, manifest.Manifest.read(file.parent)):
+        pass
+
+
+def until(instant: int, work: Callable[..., None], *args: Any) -> None:
+    """Do it, and be killed."""
+    die_at(instant)
+    work(*args)
+
+
+def slowly(work: Callable[..., None], *args: Any) -> None:
+    """Do it, with half a second between the steps and their end."""
+    connect = sqlite3.connect
+
+    def trace(statement: str) -> None:
+        if statement.startswith("INSERT INTO meta VALUES ('format"):
+            time.sleep(0.5)
+
+    def traced(*given, **options):
+        db = connect(*given, **options)
+        db.set_trace_callback(trace)
+        return db
+
+    sqlite3.connect = traced  # type: ignore[assignment]
+    work(*args)
+
+
+def within(limit: int, line: str, work: Callable[..., None], *args: Any) -> None:
+    """Do it where no file can grow beyond a limit, and be told so in one line."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    refused(line, work, *args)
+
+
+def as_nobody(line: str, work: Callable[..., None], *args: Any) -> None:
+    """Do it without the right to write, and be told so in one line."""
+    nobody()
+    refused(line, work, *args)
+
+
+def nobody() -> None:
+    """Lose the rights of the superuser, whom no mode of a file stops."""
+    from retrieval.index import writer  # noqa: F401  (nobody may be kept from reading modules)
+
+    if os.geteuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def refused(line: str, work: Callable[..., None], *args: Any) -> None:
+    with pytest.raises((RuntimeError, OSError)) as caught:
+        work(*args)
+    assert re.search(line, str(caught.value)), caught.value
+    assert "\n" not in str(caught.value)
