@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class BrainAge:
         """Read a model file of `enn brain train`; the shipped one by default.
 
         Raises:
-            ModelError: it is damaged or no brain-age model.
+            ModelError: it is damaged or no brain-age model, or the shipped one is not installed.
             FileNotFoundError: there is none.
         """
         path = shipped_weights() if path is None else Path(path)
@@ -239,12 +239,12 @@ def shipped_weights() -> Path:
     """The model file that comes with the package.
 
     Raises:
-        FileNotFoundError: this installation has none.
+        ModelError: this installation has none.
     """
-    path: Any = Path(__file__).parents[1] / "weights" / "brain-age-ixi.safetensors"
+    path = Path(__file__).parents[1] / "weights" / "brain-age-ixi.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(
-            "this installation has no brain-age model; give one that `enn brain train` wrote with "
-            "--model FILE"
+        raise ModelError(
+            "the brain-age model is not installed; it is in a package of its own in the "
+            "repository: `pip install ./weights` in a clone, or give a file of `enn brain train`"
         )
-    return Path(path)
+    return path

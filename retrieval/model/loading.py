@@ -84,6 +84,11 @@ def load(
     images = partial(ImageRuntime, runtime=runtime, device=device, precision=precision)
     try:
         if name == MINI:
+            if given is None and not _is_tower(_MINI_WEIGHTS):
+                raise ModelError(
+                    f"the weights of {MINI} are not installed; they are a package of their own in "
+                    "the repository: `pip install ./weights` in a clone, or name another model"
+                )
             return _load_tower(MINI, Path(given) if given else _MINI_WEIGHTS, device, images)
         if _is_directory(name, directory):
             if given is not None:

@@ -100,6 +100,11 @@ def serve(
     from retrieval.teach.profiles import journal_of
     from retrieval.teach.teacher import Teacher
 
+    if index is None and not folders and not GALLERY.is_dir():
+        raise ValueError(
+            "the sample gallery is not installed; it is in a package of its own in the repository: "
+            "`pip install ./weights` in a clone, or give a folder of pictures"
+        )
     if auth_file is not None:
         server.read_auth_file(auth_file, warn=lambda _: None)  # fail before the slow part
     server.check_port(host, port)
