@@ -11,18 +11,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from apps.cli.brain.group import brain_app
+from apps.cli.brain.commands import brain_app
 from apps.cli.extras import missing_package
 from apps.cli.lab.classifier import train_app
 from apps.cli.lab.convert import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
-from apps.cli.search.group import search_app
+from apps.cli.search.commands import search_app
 from apps.cli.terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -142,15 +141,6 @@ def _explain(error: Exception) -> tuple[str, int]:
         return text, EXIT_USER
     return f"unexpected {type(error).__name__}: {text} (ENN_DEBUG=1 shows where)", EXIT_BUG
 
-
-# Importing them adds their commands.
-for _module in (
-    *("search.index", "search.query", "search.teach", "search.history", "search.export_import"),
-    *("search.evaluate", "search.train", "search.export_model"),
-    *("brain.predict", "brain.preprocess", "brain.explain", "brain.teach", "brain.calibrate"),
-    *("brain.evaluate", "brain.train", "brain.export_bundle"),
-):
-    import_module(f"apps.cli.{_module}")
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 88}
 

@@ -15,7 +15,6 @@ from apps.cli.brain.group import (
     JobsOption,
     NoCacheOption,
     ScansArgument,
-    brain_app,
     cache_folder,
     output_folder,
     write_table,
@@ -41,10 +40,12 @@ if TYPE_CHECKING:
     from neuro.scans.find import Scan
     from neuro.scans.preprocess import InputKind
 
-__all__ = ["train"]
+__all__ = ["app", "train"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 
-@brain_app.command(
+@app.command(
     "train",
     epilog="""\b
 Examples:
