@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from apps.cli.extras import EXTRAS
+from enn_core.files import shipped as files
+from enn_core.files.shipped import NotInstalledError, shipped
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -67,17 +70,17 @@ DATA = ("apps/gallery", "neuro/weights", "retrieval/weights")
 
 
 def test_the_wheel_of_the_code_has_no_weights_and_photos():
-    files = in_wheel(ROOT)
-    assert not [file for file in files if file.startswith(DATA)]
-    assert {"apps/py.typed", "retrieval/teach/protected.txt"} <= files
-    ends = {Path(file).suffix for file in files}
+    content = in_wheel(ROOT)
+    assert not [file for file in content if file.startswith(DATA)]
+    assert {"apps/py.typed", "retrieval/teach/protected.txt"} <= content
+    ends = {Path(file).suffix for file in content}
     assert ends == {".py", ".typed", ".json", ".txt", ".css", ".js", ".png"}
 
 
 def test_the_other_wheel_has_all_of_them_and_no_code():
-    files = in_wheel(ROOT / "weights")
-    assert files == tracked(*DATA)
-    assert not [file for file in files if file.endswith(".py")]
+    content = in_wheel(ROOT / "weights")
+    assert content == {f"eigen_suite_weights/{file}" for file in tracked(*DATA)}
+    assert not [file for file in content if file.endswith(".py")]
     assert WEIGHTS["project"]["version"] == PROJECT["project"]["version"]
 
 
@@ -143,34 +146,47 @@ def test_what_starts_the_command_needs_no_extra(module: str):
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
-def test_missing_weights_are_named(monkeypatch, tmp_path):
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """An installation without weights and photos."""
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "enn_core" / "files" / "shipped.py"))
+    monkeypatch.setattr(files, "_PACKAGE", "no_such_package")
+    return tmp_path
+
+
+def refused(call: Callable[[], object], kind: type[Exception], what: str) -> None:
+    with pytest.raises(kind, match=f"^{what} is not installed; ") as caught:
+        call()
+    assert "`pip install ./weights`" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights_are_named(bare):
     pytest.importorskip("faiss")
     from retrieval import ModelError, load
-    from retrieval.model import loading
 
-    monkeypatch.setattr(loading, "_MINI_WEIGHTS", tmp_path / "long-eclip-mini")
-    with pytest.raises(ModelError, match=r"eclip-mini are not installed.*\./weights") as caught:
-        load("long-eclip-mini")
-    assert "\n" not in str(caught.value)
+    refused(lambda: load("long-eclip-mini"), ModelError, "the model long-eclip-mini")
 
 
-def test_a_missing_brain_model_is_named(monkeypatch, tmp_path):
+def test_a_missing_brain_model_is_named(bare):
     pytest.importorskip("nibabel")
     from neuro import BrainAge
-    from neuro.age import predict
-    from neuro.age.model import ModelError
 
-    monkeypatch.setattr(predict, "__file__", str(tmp_path / "age" / "predict.py"))
-    with pytest.raises(ModelError, match=r"model is not installed.*\./weights") as caught:
-        BrainAge.load()
-    assert "\n" not in str(caught.value)
+    refused(BrainAge.load, NotInstalledError, "the brain-age model")
 
 
-def test_a_missing_gallery_is_named(monkeypatch, tmp_path):
+def test_a_missing_gallery_is_named(bare):
     pytest.importorskip("gradio")
-    from apps.web.search import serve
+    from apps.web.search.serve import serve
 
-    monkeypatch.setattr(serve, "GALLERY", tmp_path / "gallery")
-    with pytest.raises(ValueError, match=r"gallery is not installed.*\./weights") as caught:
-        serve.serve()
-    assert "\n" not in str(caught.value)
+    refused(serve, NotInstalledError, "the sample gallery")
+
+
+def test_weights_are_found_beside_the_code_or_in_their_package(bare, monkeypatch):
+    apart = bare / "elsewhere" / "weights_of_a_test" / "apps" / "gallery"
+    apart.mkdir(parents=True)
+    monkeypatch.syspath_prepend(bare / "elsewhere")
+    monkeypatch.setattr(files, "_PACKAGE", "weights_of_a_test")
+    assert shipped("apps/gallery", "it", "wait") == apart
+    (bare / "apps" / "gallery").mkdir(parents=True)
+    assert shipped("apps/gallery", "it", "wait") == bare / "apps" / "gallery"

@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from enn_core.files.shipped import shipped
 from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
 from neuro.age.model import BrainAgeModel, ModelError, answer, both_sides, weights_sha256
 from neuro.scans.grid import as_input, crop, uncrop
@@ -112,7 +113,8 @@ class BrainAge:
         """Read a model file of `enn brain train`; the shipped one by default.
 
         Raises:
-            ModelError: it is damaged or no brain-age model, or the shipped one is not installed.
+            ModelError: it is damaged or no brain-age model.
+            NotInstalledError: there is no shipped one here.
             FileNotFoundError: there is none.
         """
         path = shipped_weights() if path is None else Path(path)
@@ -239,12 +241,10 @@ def shipped_weights() -> Path:
     """The model file that comes with the package.
 
     Raises:
-        ModelError: this installation has none.
+        NotInstalledError: this installation has none.
     """
-    path = Path(__file__).parents[1] / "weights" / "brain-age-ixi.safetensors"
-    if not path.is_file():
-        raise ModelError(
-            "the brain-age model is not installed; it is in a package of its own in the "
-            "repository: `pip install ./weights` in a clone, or give a file of `enn brain train`"
-        )
-    return path
+    return shipped(
+        "neuro/weights/brain-age-ixi.safetensors",
+        "the brain-age model",
+        "give a file of `enn brain train`",
+    )
