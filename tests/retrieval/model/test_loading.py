@@ -373,7 +373,7 @@ def test_a_local_file_for_a_name_with_a_quickgelu_twin_is_remarked_on(tmp_path):
         load("enn-vit-quickgelu", checkpoint=file)
 
 
-MINI_WEIGHTS = Path(__file__).parents[2] / "retrieval" / "weights" / MINI
+MINI_WEIGHTS = Path(__file__).parents[3] / "retrieval" / "weights" / MINI
 
 
 @pytest.fixture(scope="module")
