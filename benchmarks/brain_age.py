@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from ixi import SEEDS, Split, find_ixi, inner_folds, outer_splits
 from record import RESULTS, write_rows
 
 from neuro.age.calibrate import BiasCorrection, Conformal, coverage
 from neuro.age.model import BrainAgeModel, Member, by_head
-from neuro.dataset import SEEDS, BrainDataset, Split, find_ixi, inner_folds, outer_splits
+from neuro.dataset import BrainDataset
 from neuro.metrics import by_decade, evaluate, paired_difference, plot_agreement
 from neuro.train import TrainConfig, make_inputs, refit_heads_, train_network
 

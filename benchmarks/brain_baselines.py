@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ixi import SEEDS, find_ixi, outer_splits
 from record import write_rows
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeCV
@@ -28,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import avg_pool3d
 
 from neuro.age.networks import IntensityBins
-from neuro.dataset import SEEDS, BrainDataset, find_ixi, outer_splits
+from neuro.dataset import BrainDataset
 from neuro.metrics import by_decade, evaluate
 from neuro.scans.grid import as_input
 from neuro.scans.template import FULL_SCALE

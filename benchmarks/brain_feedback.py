@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from brain_age import METHODS, cached_inputs
 from brain_sites import SITES, seen_at
+from ixi import find_ixi, outer_splits
 from record import RESULTS, write_rows
 from torch.nn import functional as F
 
 from neuro.age.model import BrainAgeModel, Member
 from neuro.age.population import GRID, Population, summarise
-from neuro.dataset import BrainDataset, find_ixi, folds, outer_splits
+from neuro.dataset import BrainDataset, folds
 from neuro.metrics import paired_difference
 from neuro.scans.grid import as_input
 from neuro.site_rule import Correction, Taught

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ixi import find_ixi, inner_folds, outer_splits
 from record import RESULTS, write_rows
 
 from enn_core.local import LocalTrainer
@@ -24,7 +25,7 @@ from enn_core.orthogonality import orthogonality_error, param_groups
 from neuro.age.model import by_head
 from neuro.age.networks import build
 from neuro.age.targets import AgeValue
-from neuro.dataset import BrainDataset, find_ixi, inner_folds, outer_splits
+from neuro.dataset import BrainDataset
 from neuro.train import TrainConfig, make_inputs
 
 LAMBDAS = (0.0, 1e-6, 1e-5, 1e-4, 2e-4, 1e-3, 4e-3, 1e-2)

@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 
 import torch
+from ixi import find_ixi
 
 from neuro.age.model import BrainAgeModel
 from neuro.age.predict import BrainAge
-from neuro.dataset import BrainDataset, find_ixi
+from neuro.dataset import BrainDataset
 from neuro.train import describe_scans_
 
 SHIPPED = Path(__file__).parents[1] / "neuro" / "weights" / "brain-age-ixi.safetensors"

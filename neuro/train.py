@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
 from neuro.age.model import Answer, BrainAgeModel, Member, answer, by_head, features_of, last_inputs
 from neuro.age.networks import BrainNet, Layers, build
 from neuro.age.population import summarise
+from neuro.age.published_weights import start_from_
 from neuro.age.targets import AgeBins, AgeValue, Target
 from neuro.augment import views
 from neuro.dataset import BrainDataset, folds
@@ -142,6 +144,7 @@ def train_network(
     inputs: Tensor,
     ages: np.ndarray,
     *,
+    weights: Path | str | None = None,
     state: Path | None = None,
     report: Report | None = None,
     device: str | torch.device = "cpu",
@@ -152,6 +155,7 @@ def train_network(
         config: how.
         inputs: (n, views, ...) of `make_inputs`.
         ages: (n,) years.
+        weights: published SFCN weights that an `sfcn` starts from (`neuro.age.published_weights`).
         state: file that the run is continued from, if it is there, and that is written after each
             epoch. Continuing gives the same bits on the CPU.
         report: called with a line after each epoch.
@@ -162,6 +166,7 @@ def train_network(
 
     Raises:
         TrainError: fewer scans than a batch, or a state of another run.
+        CheckpointError: `weights` is no published SFCN, or the architecture is none.
         FloatingPointError: a loss is not finite.
     """
     n = len(inputs)
@@ -176,6 +181,8 @@ def train_network(
         net = build(
             config.architecture, outputs=target.outputs, layers=config.layers, **config.options
         )
+        if weights is not None:
+            start_from_(net, weights)
     # In full precision for every rule, so that both begin alike.
     net.standardise_heads_(_batches(inputs[:, 0]))
     net.train().to(device)
@@ -189,7 +196,7 @@ def train_network(
         autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
         seed=config.seed,
     )
-    done, run = 0, _fingerprint(config, ages)
+    done, run = 0, _fingerprint(config, ages, weights)
     if state is not None and state.exists():
         done = _resume(state, trainer, run)
     known = torch.as_tensor(ages, dtype=torch.float32, device=device)
@@ -234,6 +241,7 @@ def fit(
     folder: Path | str,
     *,
     members: int = 5,
+    weights: Path | str | None = None,
     report: Report | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[BrainAgeModel, dict[str, Any]]:
@@ -245,6 +253,7 @@ def fit(
         folder: gets `model.safetensors`, `report.json`, `curves.csv`, `curves.png` and, for each
             member while it trains, its state.
         members: networks; each is trained without one of as many folds.
+        weights: that each starts from, as in `train_network`.
         report: called with lines of progress.
         device: where the steps are computed.
 
@@ -253,7 +262,7 @@ def fit(
         subject, so the average of all will do a little better on new scans.
 
     Raises:
-        TrainError: as `train_network`.
+        TrainError, CheckpointError: as `train_network`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,6 +278,7 @@ def fit(
             dataclasses.replace(config, seed=config.seed + number),
             inputs[rows],
             data.ages[rows],
+            weights=weights,
             state=folder / f"network-{number + 1}.pt",
             report=functools.partial(_say_of, say, f"network {number + 1}/{members}"),
             device=device,
@@ -292,6 +302,8 @@ def fit(
             evaluate(said[:, head], data.ages)["mae"] for head in range(said.shape[1])
         ],
     }
+    if weights is not None:
+        about["weights"] = {"file": Path(weights).name, "sha256": _sha256(weights)}
     model = BrainAgeModel(
         trained,
         kind,
@@ -408,9 +420,14 @@ def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sc
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def _fingerprint(config: TrainConfig, ages: np.ndarray) -> str:
+def _fingerprint(config: TrainConfig, ages: np.ndarray, weights: Path | str | None) -> str:
     """What a state must have been made with to be continued."""
-    return json.dumps([config.to_dict(), [round(float(age), 4) for age in ages]])
+    made: list[Any] = [config.to_dict(), [round(float(age), 4) for age in ages]]
+    return json.dumps(made if weights is None else [*made, _sha256(weights)])
+
+
+def _sha256(path: Path | str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _resume(state: Path, trainer: LocalTrainer, run: str) -> int:

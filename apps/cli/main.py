@@ -11,17 +11,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from apps.cli.brain.group import brain_app
+from apps.cli.brain.commands import brain_app
+from apps.cli.extras import missing_package
 from apps.cli.lab.classifier import train_app
 from apps.cli.lab.convert import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
-from apps.cli.search.group import search_app
+from apps.cli.search.commands import search_app
 from apps.cli.terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -32,32 +32,12 @@ from apps.cli.terminal import (
     printable,
 )
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 EXIT_BUG = 70
 
 # Public only by its subclasses; typer had click's own classes before it had a copy of them.
 _UsageError: Any = typer.BadParameter.__mro__[1]
-
-_EXTRAS = {
-    "ants": "neuro",
-    "crepes": "neuro",
-    "deepbet": "neuro",
-    "faiss": "retrieval",
-    "fastapi": "demo",
-    "gradio": "demo",
-    "matplotlib": "train",
-    "monai": "neuro",
-    "nibabel": "neuro",
-    "nilearn": "neuro",
-    "open_clip": "retrieval",
-    "scipy": "neuro",
-    "sklearn": "train",
-    "timm": "retrieval",
-    "torchvision": "retrieval",
-    "transformers": "retrieval",
-    "uvicorn": "demo",
-}
 
 
 class _ClosedPipe(Exception):
@@ -150,9 +130,7 @@ def _usage(error: Any) -> str:
 def _explain(error: Exception) -> tuple[str, int]:
     """One line for an exception, and the exit code."""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        extra = _EXTRAS.get(error.name.partition(".")[0])
-        what = f"'eigen-suite[{extra}]'" if extra else error.name
-        return f"the package {error.name} is missing; install it with: pip install {what}", 2
+        return missing_package(error), EXIT_USER
     if isinstance(error, MemoryError):
         return "not enough memory; close other programs, or give a smaller --batch-size", EXIT_USER
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -163,15 +141,6 @@ def _explain(error: Exception) -> tuple[str, int]:
         return text, EXIT_USER
     return f"unexpected {type(error).__name__}: {text} (ENN_DEBUG=1 shows where)", EXIT_BUG
 
-
-# Importing them adds their commands.
-for _module in (
-    *("search.index", "search.query", "search.teach", "search.history", "search.export_import"),
-    *("search.evaluate", "search.train", "search.export_model"),
-    *("brain.predict", "brain.preprocess", "brain.explain", "brain.teach", "brain.calibrate"),
-    *("brain.evaluate", "brain.train", "brain.export_bundle"),
-):
-    import_module(f"apps.cli.{_module}")
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 88}
 
@@ -347,12 +316,3 @@ def demo_brain(
     from apps.web.brain.serve import serve
 
     serve(model, host=host, port=port, auth_file=auth_file, open_browser=open_browser)
-
-
-def main() -> None:
-    """Entry point of the `enn` command."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,1 +1,1 @@
-"""Files: replaced in one piece, settings, tensors. Knows files only."""
+"""Files: replaced in one piece, settings, tensors, what comes with the code. Knows files only."""

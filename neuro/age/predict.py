@@ -14,11 +14,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from enn_core.files.shipped import shipped
 from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
 from neuro.age.model import BrainAgeModel, ModelError, answer, both_sides, weights_sha256
 from neuro.scans.grid import as_input, crop, uncrop
@@ -113,6 +114,7 @@ class BrainAge:
 
         Raises:
             ModelError: it is damaged or no brain-age model.
+            NotInstalledError: there is no shipped one here.
             FileNotFoundError: there is none.
         """
         path = shipped_weights() if path is None else Path(path)
@@ -239,12 +241,10 @@ def shipped_weights() -> Path:
     """The model file that comes with the package.
 
     Raises:
-        FileNotFoundError: this installation has none.
+        NotInstalledError: this installation has none.
     """
-    path: Any = Path(__file__).parents[1] / "weights" / "brain-age-ixi.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(
-            "this installation has no brain-age model; give one that `enn brain train` wrote with "
-            "--model FILE"
-        )
-    return Path(path)
+    return shipped(
+        "neuro/weights/brain-age-ixi.safetensors",
+        "the brain-age model",
+        "give a file of `enn brain train`",
+    )

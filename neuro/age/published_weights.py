@@ -21,7 +21,14 @@ from torch import Tensor
 from enn_core.files.tensors import TensorFileError, read_weights
 from neuro.age.networks import BrainNet, build
 
-__all__ = ["CheckpointError", "load_sfcn", "map_sfcn", "published_names", "read_tensors"]
+__all__ = [
+    "CheckpointError",
+    "load_sfcn",
+    "map_sfcn",
+    "published_names",
+    "read_tensors",
+    "start_from_",
+]
 
 BLOCKS = 6
 
@@ -134,6 +141,28 @@ def load_sfcn(path: Path | str, layers: str = "plain") -> BrainNet:
         eigen.load_state_dict(net.state_dict())
         net = eigen
     return net.eval()
+
+
+def start_from_(net: BrainNet, path: Path | str) -> None:
+    """Give an `sfcn` the blocks of a published one; its heads stay, they are for other ages.
+
+    Args:
+        net: changed in place; its settings say how the published blocks normalise.
+        path: see `read_tensors`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is no SFCN, or the network is none.
+    """
+    if net.settings["name"] != "sfcn":
+        raise CheckpointError(
+            f"{path}: published weights are those of an sfcn, the network is "
+            f"{net.settings['name']}; choose the architecture sfcn"
+        )
+    published = load_sfcn(path, net.settings["layers"])
+    net.settings |= {"norm": "batch", "eps": published.settings["eps"]}
+    for unit, known in zip(net.blocks, published.blocks, strict=True):
+        unit.block = known.block
 
 
 def published_names(net: BrainNet) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def train(
 
     Args:
         config: see `TrainConfig`.
-        data: data directory; the environment variable ENN_DATA or `../shared/data` if None.
+        data: directory of the data sets; the environment variable ENN_DATA if None.
         output: directory for the caches, `checkpoint.pt`, `log.csv`, `curves.png` and `model/`,
             which `retrieval.load(OUTPUT/model)` takes.
         progress: called with (stage, done, total, note).
@@ -62,12 +62,19 @@ def train(
         with a holdout, "holdout" (recalls in percent).
 
     Raises:
-        TrainError: missing data, or an output directory that belongs to another configuration.
+        TrainError: no data directory is named, missing data, or an output directory that belongs
+            to another configuration.
     """
     from retrieval.datasets.captioned import load_karpathy
 
     report = progress or (lambda *_: None)
-    root = Path(data or os.environ.get("ENN_DATA", "../shared/data"))
+    place = data or os.environ.get("ENN_DATA")
+    if not place:
+        raise TrainError(
+            f"{config.dataset} lies in no known place; name the directory of the data sets with "
+            "--data or $ENN_DATA"
+        )
+    root = Path(place)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     images = load_karpathy(root / config.dataset, root / config.images, config.splits)

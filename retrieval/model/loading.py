@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from enn_core.files.shipped import shipped
 from retrieval.eigen_coordinates import EigenBasis
 from retrieval.model.architecture import (
     Architecture,
@@ -46,7 +47,6 @@ logger = logging.getLogger(__name__)
 _MakeRuntime = Callable[..., ImageRuntime]
 
 MINI = "long-eclip-mini"
-_MINI_WEIGHTS = Path(__file__).parents[1] / "weights" / MINI
 
 
 def load(
@@ -84,7 +84,10 @@ def load(
     images = partial(ImageRuntime, runtime=runtime, device=device, precision=precision)
     try:
         if name == MINI:
-            return _load_tower(MINI, Path(given) if given else _MINI_WEIGHTS, device, images)
+            if given is None:
+                place = f"retrieval/weights/{MINI}"
+                given = str(shipped(place, f"the model {MINI}", "name another model"))
+            return _load_tower(MINI, Path(given), device, images)
         if _is_directory(name, directory):
             if given is not None:
                 raise ModelError(f"{name} brings its own weights; leave checkpoint {given!r} out")

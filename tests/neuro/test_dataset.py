@@ -14,10 +14,7 @@ from hypothesis import strategies as st
 from neuro.dataset import (
     BrainDataset,
     DatasetError,
-    find_ixi,
     folds,
-    inner_folds,
-    outer_splits,
     read_ages,
 )
 from neuro.scans.grid import GRID, as_input, crop
@@ -126,28 +123,7 @@ def test_too_many_folds_are_refused():
         folds(["a", "b", "c"], [1, 2, 3], 5, 0)
 
 
-def test_nested_folds_never_touch_the_test_part():
-    ids = tuple(f"s{i}" for i in range(40))
-    data = BrainDataset(ids, np.linspace(20, 80, 40), np.zeros((40, 1, 1, 1), np.uint8))
-    splits = list(outer_splits(data))
-    assert len(splits) == 15
-    for split in splits:
-        assert not set(split.train) & set(split.test)
-        inner = inner_folds(data, split)
-        assert sorted(np.concatenate(inner)) == sorted(split.train)
-    together = np.concatenate([s.test for s in splits if s.seed == 1])
-    assert sorted(together) == list(range(40))
-
-
 def test_crop_refuses_other_grids():
     assert crop(np.zeros(MNI_SHAPE, np.uint8)).shape == GRID
     with pytest.raises(VolumeError, match="enn brain preprocess"):
         crop(np.zeros((91, 109, 91)))
-
-
-def test_the_ixi_brains():
-    try:
-        folder = find_ixi()
-    except DatasetError as error:
-        pytest.skip(str(error))
-    assert len(read_ages(folder / "participants.tsv")) == 151

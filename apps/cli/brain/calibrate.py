@@ -14,7 +14,6 @@ from apps.cli.brain.group import (
     InputOption,
     JobsOption,
     NoCacheOption,
-    brain_app,
     cache_folder,
     load_brain,
 )
@@ -39,10 +38,12 @@ if TYPE_CHECKING:
     from neuro.age.calibrate import BiasCorrection
     from neuro.age.predict import BrainAge
 
-__all__ = ["calibrate"]
+__all__ = ["app", "calibrate"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 
-@brain_app.command(
+@app.command(
     "calibrate",
     epilog="""\b
 Examples:

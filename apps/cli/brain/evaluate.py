@@ -13,7 +13,6 @@ from apps.cli.brain.group import (
     InputOption,
     JobsOption,
     NoCacheOption,
-    brain_app,
     cache_folder,
     load_brain,
     open_site,
@@ -36,7 +35,9 @@ if TYPE_CHECKING:
     from neuro.scans.find import Scan
     from neuro.scans.preprocess import InputKind, Prepared
 
-__all__ = ["LabelledArgument", "evaluate", "look_at"]
+__all__ = ["LabelledArgument", "app", "evaluate", "look_at"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 LabelledArgument = Annotated[
     list[Path],
@@ -49,7 +50,7 @@ LabelledArgument = Annotated[
 ]
 
 
-@brain_app.command(
+@app.command(
     "evaluate",
     epilog="""\b
 Examples:

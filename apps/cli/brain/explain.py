@@ -15,7 +15,6 @@ from apps.cli.brain.group import (
     JobsOption,
     NoCacheOption,
     ScansArgument,
-    brain_app,
     cache_folder,
     load_brain,
     output_folder,
@@ -42,10 +41,12 @@ if TYPE_CHECKING:
     from neuro.scans.find import Scan
     from neuro.scans.preprocess import Prepared
 
-__all__ = ["explain"]
+__all__ = ["app", "explain"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 
-@brain_app.command(
+@app.command(
     "explain",
     epilog="""\b
 Examples:

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from apps.cli.brain.group import BrainModelOption, brain_app, load_brain
+from apps.cli.brain.group import BrainModelOption, load_brain
 from apps.cli.options import ForceOption
 from apps.cli.terminal import EXIT_OK, CommandError, absolute, emit, printable, quote
 
-__all__ = ["export_bundle"]
+__all__ = ["app", "export_bundle"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 
-@brain_app.command(
+@app.command(
     "export-bundle",
     epilog="""\b
 Examples:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from apps.cli.terminal import (
     CommandError,
@@ -51,22 +50,7 @@ __all__ = [
     "write_table",
 ]
 
-_ORDER = (
-    *("predict", "preprocess", "explain", "teach", "history", "undo", "forget", "profiles"),
-    *("export", "import", "calibrate", "evaluate", "train", "export-bundle"),
-)
-
-
-class _Brain(TyperGroup):
-    """Lists its commands in the order of work, whichever module they come from."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        known = {name: number for number, name in enumerate(_ORDER)}
-        return sorted(super().list_commands(ctx), key=lambda name: known.get(name, len(known)))
-
-
 brain_app = typer.Typer(
-    cls=_Brain,
     name="brain",
     rich_markup_mode=None,
     help="Brain age from T1-weighted MRI: a research tool, not a medical device.",

@@ -17,7 +17,6 @@ from apps.cli.brain.group import (
     JobsOption,
     NoCacheOption,
     ScansArgument,
-    brain_app,
     cache_folder,
     flag_text,
     load_brain,
@@ -46,7 +45,17 @@ if TYPE_CHECKING:
     from neuro.age.predict import BrainAge, Estimate
     from neuro.scans.batch import Outcome
 
-__all__ = ["BiasOption", "CalibrationOption", "SiteOption", "choose_bias", "predict", "score_text"]
+__all__ = [
+    "BiasOption",
+    "CalibrationOption",
+    "SiteOption",
+    "app",
+    "choose_bias",
+    "predict",
+    "score_text",
+]
+
+app = typer.Typer(rich_markup_mode=None)
 
 BiasOption = Annotated[
     str | None,
@@ -80,7 +89,7 @@ _COLUMNS = (
 )
 
 
-@brain_app.command(
+@app.command(
     "predict",
     epilog="""\b
 Examples:

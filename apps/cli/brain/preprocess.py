@@ -15,7 +15,6 @@ from apps.cli.brain.group import (
     JobsOption,
     NoCacheOption,
     ScansArgument,
-    brain_app,
     cache_folder,
     flag_text,
     output_folder,
@@ -43,14 +42,16 @@ if TYPE_CHECKING:
     from neuro.scans.find import Scan
     from neuro.scans.quality import Flag
 
-__all__ = ["preprocess"]
+__all__ = ["app", "preprocess"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 # What a table says of each scan, in this order.
 _COLUMNS = ("file", "participant_id", "age", "name", *QC)
 _COLUMNS = (*_COLUMNS, "flags", "notes", "cached", "seconds", "error")
 
 
-@brain_app.command(
+@app.command(
     "preprocess",
     epilog="""\b
 Examples:

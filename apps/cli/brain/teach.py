@@ -14,7 +14,6 @@ from apps.cli.brain.group import (
     CacheOption,
     InputOption,
     NoCacheOption,
-    brain_app,
     cache_folder,
     flag_text,
     load_brain,
@@ -43,7 +42,9 @@ if TYPE_CHECKING:
     from neuro.scans.batch import Outcome
     from neuro.teach import Lesson, Site, SiteEntry
 
-__all__ = ["export", "forget", "history", "import_", "profiles", "teach", "undo"]
+__all__ = ["app", "export", "forget", "history", "import_", "profiles", "teach", "undo"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 # Named here: the journals' module needs numpy, and help should not wait for it.
 DEFAULT = "default"
@@ -51,7 +52,7 @@ DEFAULT = "default"
 _NOTHING = "nothing was taught under profile {} yet; `enn brain teach` does it"
 
 
-@brain_app.command(
+@app.command(
     "teach",
     epilog="""\b
 Examples:
@@ -213,7 +214,7 @@ def _document(lesson: Lesson, earlier: list[Seen], profile: str, preview: bool) 
     }
 
 
-@brain_app.command(
+@app.command(
     "history",
     epilog="""\b
 Examples:
@@ -262,7 +263,7 @@ def _entry(lesson: SiteEntry) -> dict[str, Any]:
     }
 
 
-@brain_app.command(
+@app.command(
     "undo",
     epilog="""\b
 Examples:
@@ -291,7 +292,7 @@ def undo(
     return EXIT_OK
 
 
-@brain_app.command(
+@app.command(
     "forget",
     epilog="""\b
 Examples:
@@ -329,7 +330,7 @@ def forget(
     return EXIT_OK
 
 
-@brain_app.command(
+@app.command(
     "profiles",
     epilog="""\b
 Examples:
@@ -368,7 +369,7 @@ def profiles(model: BrainModelOption = None, json: JsonOption = False) -> int:
     return EXIT_SKIPPED if broken else EXIT_OK
 
 
-@brain_app.command(
+@app.command(
     "export",
     epilog="""\b
 Examples:
@@ -398,7 +399,7 @@ def export(
     return EXIT_OK
 
 
-@brain_app.command(
+@app.command(
     "import",
     epilog="""\b
 Examples:

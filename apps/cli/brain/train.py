@@ -15,7 +15,6 @@ from apps.cli.brain.group import (
     JobsOption,
     NoCacheOption,
     ScansArgument,
-    brain_app,
     cache_folder,
     output_folder,
     write_table,
@@ -41,10 +40,12 @@ if TYPE_CHECKING:
     from neuro.scans.find import Scan
     from neuro.scans.preprocess import InputKind
 
-__all__ = ["train"]
+__all__ = ["app", "train"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 
-@brain_app.command(
+@app.command(
     "train",
     epilog="""\b
 Examples:
@@ -52,6 +53,8 @@ Examples:
   enn brain train prepared --input mni --out runs/mine --rule backprop
   enn brain train prepared --input mni --out runs/sfcn --architecture sfcn \\
       --layers plain --target bins --device cuda
+  enn brain train prepared --input mni --out runs/tuned --architecture sfcn \\
+      --layers plain --rule backprop --weights run_20190719_00_epoch_best_mae.p
 
 \b
 Ages come from a participants.tsv (participant_id, age) beside or above the scans, or
@@ -91,6 +94,15 @@ def train(
             help="Squared or absolute error of the age, or soft bins of ages.",
         ),
     ] = "value",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Published SFCN weights that an sfcn starts from: Peng et al. 2021, or pyment's "
+            "as safetensors. Their heads are learnt anew.",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Passes over the scans.")] = 12,
     members: Annotated[
         int,
@@ -141,6 +153,11 @@ def train(
         refit=target != "bins",
         seed=seed,
     )
+    if weights is not None:
+        from neuro.age.networks import build
+        from neuro.age.published_weights import start_from_
+
+        start_from_(build(architecture, layers="plain"), weights)  # before hours of preparing
     where = _device(device)
     folder = output_folder(out)
     if (folder / "model.safetensors").exists() and not force:
@@ -157,7 +174,9 @@ def train(
     dataset, failed = _dataset(scans, kind, jobs, kept)
     write_table(folder / "left_out.csv", ("file", "error"), failed)
     with stoppable(f"stopped; {again}"):
-        _, about = fit(dataset, config, folder, members=members, report=_report, device=where)
+        _, about = fit(
+            dataset, config, folder, members=members, weights=weights, report=_report, device=where
+        )
     if sys.stderr.isatty():
         note("")
     stalled = _stalled(folder / "curves.csv")

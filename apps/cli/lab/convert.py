@@ -22,7 +22,6 @@ from apps.cli.terminal import (
     refuse_overwrite,
     size,
 )
-from enn_core.files.tensors import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,6 +107,7 @@ def convert(
         raise CommandError("--like already says what to factor; leave --include and --exclude out")
     from apps.cli.lab.architectures import build
     from enn_core import state_dicts
+    from enn_core.files.tensors import write_tensors
 
     started = time.perf_counter()
     try:
@@ -169,7 +169,7 @@ def fuse(
     _check(source, output, arch, like, force)
     from apps.cli.lab.architectures import build
     from enn_core import state_dicts
-    from enn_core.files.tensors import read_metadata
+    from enn_core.files.tensors import read_metadata, write_tensors
 
     try:
         tensors = _read(source)

@@ -15,7 +15,6 @@ from apps.cli.search.group import (
     PrecisionOption,
     PretrainedOption,
     load_model,
-    search_app,
 )
 from apps.cli.terminal import (
     EXIT_OK,
@@ -36,13 +35,15 @@ from apps.cli.terminal import (
 if TYPE_CHECKING:
     from retrieval.datasets.captioned import CaptionDataset
 
-__all__ = ["build", "evaluate"]
+__all__ = ["app", "build", "evaluate"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 
 # --- eval --------------------------------------------------------------------------------------
 
 
-@search_app.command(
+@app.command(
     "eval",
     cls=ManyValues,
     epilog="""\b
@@ -236,7 +237,7 @@ def evaluate(
     return EXIT_SKIPPED if failed else EXIT_OK
 
 
-@search_app.command(
+@app.command(
     "eval-build",
     epilog="""\b
 Examples:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from apps.cli.options import ForceOption, JsonOption, ProfileOption
-from apps.cli.search.group import IndexOption, find_index, open_taught, search_app, teacher_of
+from apps.cli.search.group import IndexOption, find_index, open_taught, teacher_of
 from apps.cli.search.index import index_place
 from apps.cli.terminal import (
     EXIT_OK,
@@ -22,10 +22,12 @@ from apps.cli.terminal import (
     refuse_overwrite,
 )
 
-__all__ = ["export", "import_"]
+__all__ = ["app", "export", "import_"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 
-@search_app.command(
+@app.command(
     "export",
     epilog="""\b
 Examples:
@@ -89,7 +91,7 @@ def _export_lessons(output: Path, index: Path | None, profile: str | None, json:
     return EXIT_OK
 
 
-@search_app.command(
+@app.command(
     "import",
     epilog="""\b
 Examples:

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from apps.cli.options import JsonOption
-from apps.cli.search.group import ModelName, PretrainedOption, load_model, search_app
+from apps.cli.search.group import ModelName, PretrainedOption, load_model
 from apps.cli.terminal import EXIT_OK, CommandError, emit, emit_json, printable, quote, size
 
-__all__ = ["export_model"]
+__all__ = ["app", "export_model"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 # How each form is read, for the last line of the report.
 _READ = {
@@ -21,7 +23,7 @@ _READ = {
 }
 
 
-@search_app.command(
+@app.command(
     "export-model",
     epilog="""\b
 Examples:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from apps.cli.terminal import CommandError, absolute, note, printable, quote
 
@@ -30,21 +29,7 @@ __all__ = [
     "teacher_of",
 ]
 
-_ORDER = (
-    *("index", "query", "teach", "history", "undo", "forget", "profiles"),
-    *("caption", "info", "export", "import", "eval", "eval-build", "train", "export-model"),
-)
-
-
-class _Search(TyperGroup):
-    """Lists its commands in the order of work, whichever module they come from."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=_ORDER.index)
-
-
 search_app = typer.Typer(
-    cls=_Search,
     name="search",
     rich_markup_mode=None,
     help="Index and search folders of pictures, and teach the search by marks.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apps.cli.options import JsonOption, ProfileOption
-from apps.cli.search.group import IndexOption, find_index, open_taught, search_app, teacher_of
+from apps.cli.search.group import IndexOption, find_index, open_taught, teacher_of
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,
@@ -26,12 +26,14 @@ from apps.cli.terminal import (
 if TYPE_CHECKING:
     from retrieval.teach.reports import HistoryEntry
 
-__all__ = ["forget", "history", "profiles", "undo"]
+__all__ = ["app", "forget", "history", "profiles", "undo"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 _SHOWN_IDS = 12
 
 
-@search_app.command(
+@app.command(
     "history",
     epilog="""\b
 Examples:
@@ -88,7 +90,7 @@ def _entry(lesson: HistoryEntry) -> dict[str, Any]:
     }
 
 
-@search_app.command(
+@app.command(
     "undo",
     epilog="""\b
 Examples:
@@ -118,7 +120,7 @@ def undo(
     return EXIT_OK
 
 
-@search_app.command(
+@app.command(
     "forget",
     epilog="""\b
 Examples:
@@ -163,7 +165,7 @@ def forget(
     return EXIT_OK
 
 
-@search_app.command(
+@app.command(
     "profiles",
     epilog="""\b
 Examples:

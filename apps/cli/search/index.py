@@ -1,23 +1,21 @@
-"""`enn search index` and `info`: what an index holds."""
+"""`enn search index`."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apps.cli.options import JsonOption
 from apps.cli.search.group import (
-    IndexOption,
     ModelOption,
     PrecisionOption,
     PretrainedOption,
     find_index,
     load_model,
-    search_app,
 )
 from apps.cli.terminal import (
     EXIT_OK,
@@ -31,27 +29,24 @@ from apps.cli.terminal import (
     note,
     printable,
     quote,
-    size,
 )
 
 if TYPE_CHECKING:
-    from retrieval.index.catalog import Entry
     from retrieval.index.eigen_index import EigenIndex
     from retrieval.index.update import Progress, UpdateReport
     from retrieval.model.retrieval_model import RetrievalModel
 
-__all__ = ["index", "index_place", "info"]
+__all__ = ["SHOWN_SKIPS", "app", "index", "index_place"]
 
-# Skipped files that are shown one by one.
-_SHOWN_SKIPS = 20
+app = typer.Typer(rich_markup_mode=None)
+
+SHOWN_SKIPS = 20
+"""Skipped files that are shown one by one."""
 
 _STAGES = {"scan": "looking for files", "index": "indexing", "save": "saving"}
 
 
-# --- index -------------------------------------------------------------------------------------
-
-
-@search_app.command(
+@app.command(
     "index",
     epilog="""\b
 Examples:
@@ -245,9 +240,9 @@ def _show_update(line: ProgressLine, state: Progress) -> None:
 
 def _note_skip(line: ProgressLine, skips: list[tuple[str, str]], path: str, reason: str) -> None:
     skips.append((path, reason))
-    if len(skips) <= _SHOWN_SKIPS:
+    if len(skips) <= SHOWN_SKIPS:
         line.say(f"skipped {printable(path)}: {printable(reason)}")
-    elif len(skips) == _SHOWN_SKIPS + 1:
+    elif len(skips) == SHOWN_SKIPS + 1:
         line.say("more files are skipped; `enn search info --all` lists them afterwards")
 
 
@@ -272,64 +267,3 @@ def _say_report(report: UpdateReport, directory: Path) -> None:
     emit(f"  took {report.seconds:.1f} s{pace}")
     if not report.total and not report.skipped_total:
         note("warning: the folder holds no pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC)")
-
-
-# --- info --------------------------------------------------------------------------------------
-
-
-@search_app.command(
-    "info",
-    epilog="""\b
-Examples:
-  enn search info
-  enn search info --index ~/Photos --all
-  enn search info --json | jq -r '.skipped_files[].path'
-
-\b
-Exit codes: 0 ok, 2 user error (there is no index, it is damaged, ...).""",
-)
-def info(
-    index: IndexOption = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help=f"List all skipped files, not the first {_SHOWN_SKIPS}.")
-    ] = False,
-    json: JsonOption = False,
-) -> int:
-    """Show what an index holds: sizes, model, counts, and skipped files with the reasons."""
-    from retrieval.index.eigen_index import EigenIndex
-
-    with EigenIndex.open(find_index(index)) as opened:
-        stats = opened.stats()
-        skipped = opened.skipped()
-    if json:
-        emit_json({**stats, "skipped_files": [_skip_record(entry) for entry in skipped]})
-        return EXIT_OK
-    root = stats["root"]
-    rows = [
-        ("index", printable(stats["path"])),
-        ("folder", printable(root) if root is not None else "not known yet"),
-        ("model", printable(stats["model"])),
-        ("weights", stats["weights"][:16]),
-        ("preprocessing", stats["preprocess"][:16]),
-        ("pictures", f"{stats['images']:,} searchable, {stats['skipped']:,} skipped"),
-        ("vectors", f"{stats['dim']} numbers each, computed in {stats['precision']}"),
-        ("size", size(stats["bytes"])),
-        ("search", "approximate, then exact" if stats["ann"] else "exact"),
-        ("created", f"{stats['created']} (format {stats['format']})"),
-    ]
-    for name, value in rows:
-        emit(f"{name:<14} {value}")
-    if root is not None and not Path(root).is_dir():
-        note(f"warning: the folder {quote(root)} is not there now")
-    shown = skipped if everything else skipped[:_SHOWN_SKIPS]
-    if shown:
-        emit("skipped files")
-    for entry in shown:
-        emit(f"  {printable(entry.path) or '.'}: {printable(entry.error or 'unknown reason')}")
-    if len(shown) < len(skipped):
-        emit(f"  and {len(skipped) - len(shown):,} more; --all lists them")
-    return EXIT_OK
-
-
-def _skip_record(entry: Entry) -> dict[str, Any]:
-    return {"id": entry.id, "path": entry.path, "reason": entry.error}

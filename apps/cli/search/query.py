@@ -1,9 +1,8 @@
-"""`enn search query` and `enn search caption`."""
+"""`enn search query`."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,9 @@ import typer
 from apps.cli.options import JsonOption, ProfileOption
 from apps.cli.search.group import (
     IndexOption,
-    ModelOption,
-    PretrainedOption,
     find_index,
-    load_model,
     note_cut,
     open_taught,
-    search_app,
 )
 from apps.cli.terminal import (
     EXIT_OK,
@@ -36,10 +31,12 @@ from apps.cli.terminal import (
 if TYPE_CHECKING:
     from retrieval.search import Hit, Searcher
 
-__all__ = ["caption", "query"]
+__all__ = ["app", "check_picture", "naming", "query"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 
-@search_app.command(
+@app.command(
     "query",
     epilog="""\b
 The query language:
@@ -103,11 +100,11 @@ def query(
     if profile is not None and no_profile:
         raise CommandError("--profile and --no-profile exclude each other; give one of them")
     if image is not None:
-        _check_image(image)
+        check_picture(image)
     directory = find_index(index)
     with _open(directory, profile, no_profile) as searcher:
         started = time.perf_counter()
-        with _naming(image):
+        with naming(image):
             hits = searcher.search(words or None, image=image, k=k)
         seconds = time.perf_counter() - started
         taught_by = searcher.teacher.name if searcher.teacher is not None else None
@@ -165,7 +162,8 @@ def _is_changed(searcher: Searcher, words: str | None, image: Path | None, hits:
     return [hit.id for hit in plain] != [hit.id for hit in hits]
 
 
-def _check_image(path: Path) -> None:
+def check_picture(path: Path) -> None:
+    """Refuse what is no file."""
     if not path.exists():
         raise CommandError(f"there is no file {quote(path)}; give a picture")
     if path.is_dir():
@@ -173,7 +171,7 @@ def _check_image(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _naming(image: Path | None) -> Iterator[None]:
+def naming(image: Path | None) -> Iterator[None]:
     """Adds the file to the reason why it cannot be read."""
     from retrieval.images import ImageError
 
@@ -183,80 +181,3 @@ def _naming(image: Path | None) -> Iterator[None]:
         if image is None:
             raise
         raise CommandError(f"{quote(image)} cannot be read: {error}") from None
-
-
-@search_app.command(
-    "caption",
-    epilog="""\b
-Examples:
-  enn search caption photo.jpg --captions list.txt
-  enn search caption photo.jpg --captions list.txt -k 1 --json
-  printf 'a cat\\na dog\\n' | enn search caption photo.jpg --captions -
-
-\b
-Exit codes: 0 ok, 2 user error.""",
-)
-def caption(
-    image: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture.")],
-    captions: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE", help="Text file (UTF-8), one caption a line; - reads standard input."
-        ),
-    ],
-    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Number of results.")] = 5,
-    model: ModelOption = None,
-    pretrained: PretrainedOption = None,
-    json: JsonOption = False,
-) -> int:
-    """Find the captions of a list that fit a picture best.
-
-    Prints line number, score and caption, best first. Needs no index.
-    """
-    from retrieval.search import rank_captions
-
-    _check_image(image)
-    lines = _read_captions(captions)
-    loaded = load_model(model, pretrained)
-    with _naming(image):
-        ranked = rank_captions(loaded, image, [text for _, text in lines], k=k)
-    found = [(lines[i][0], score, text) for i, score, text in ranked]
-    note_cut(loaded, "a caption")
-    if json:
-        emit_json(
-            {
-                "image": str(image),
-                "model": loaded.name,
-                "captions": len(lines),
-                "results": [
-                    {"line": line, "score": round(score, 6), "caption": text}
-                    for line, score, text in found
-                ],
-            }
-        )
-    else:
-        for line, score, text in found:
-            emit(f"{line:>7}  {score:7.4f}  {printable(text)}")
-    return EXIT_OK
-
-
-def _read_captions(file: Path) -> list[tuple[int, str]]:
-    """(line number, text) of the lines that are not blank."""
-    name = "standard input" if str(file) == "-" else quote(file)
-    try:
-        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    except OSError as error:
-        raise CommandError(
-            f"cannot read {name}: {error.strerror}; give a text file, one caption a line"
-        ) from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise CommandError(f"{name} is not UTF-8 text (line {line}); save it as UTF-8") from None
-    # Not splitlines(): it also cuts at characters that a caption may hold.
-    lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1)]
-    lines = [(i, line) for i, line in lines if line]
-    if not lines:
-        raise CommandError(f"{name} holds no captions; write one a line")
-    return lines

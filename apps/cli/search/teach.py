@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apps.cli.options import JsonOption, ManyValues, ProfileOption
-from apps.cli.search.group import IndexOption, note_cut, open_taught, search_app, teacher_of
+from apps.cli.search.group import IndexOption, note_cut, open_taught, teacher_of
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from retrieval.search import Searcher
     from retrieval.teach.reports import Lesson
 
-__all__ = ["teach"]
+__all__ = ["app", "teach"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 # Places that are looked at for where a picture came from or went to, and moves shown to people.
 _DEPTH = 1000
@@ -34,7 +36,7 @@ _SHOWN_MOVES = 40
 _SHOWN_IDS = 12
 
 
-@search_app.command(
+@app.command(
     "teach",
     cls=ManyValues,
     epilog="""\b

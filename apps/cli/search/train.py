@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from apps.cli.options import JsonOption
-from apps.cli.search.group import search_app
 from apps.cli.terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -30,7 +29,9 @@ from apps.cli.terminal import (
 )
 from apps.cli.training_settings import SETTINGS, changed, keep_settings, plain_json
 
-__all__ = ["train"]
+__all__ = ["app", "train"]
+
+app = typer.Typer(rich_markup_mode=None)
 
 # Where `TrainConfig` and `train` of each recipe are.
 _RECIPES = {
@@ -39,7 +40,7 @@ _RECIPES = {
 }
 
 
-@search_app.command(
+@app.command(
     "train",
     epilog="""\b
 Examples:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.web import server
+from enn_core.files.shipped import shipped
 
 server.prepare_environment()  # before anything imports gradio
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app", "serve"]
 
-GALLERY = Path(__file__).parents[2] / "gallery"
 # Short enough to fit side by side, and the gallery has several pictures for each.
 GALLERY_EXAMPLES = (
     "musicians playing on a stage",
@@ -100,8 +100,11 @@ def serve(
     from retrieval.teach.profiles import journal_of
     from retrieval.teach.teacher import Teacher
 
+    # Fail before the slow part.
+    if index is None and not folders:
+        _gallery()
     if auth_file is not None:
-        server.read_auth_file(auth_file, warn=lambda _: None)  # fail before the slow part
+        server.read_auth_file(auth_file, warn=lambda _: None)
     server.check_port(host, port)
     collections: list[Collection] = []
     pictures = Pictures(lambda ref: collections[ref.collection].read(ref))
@@ -158,7 +161,7 @@ def _open_collections(
     _say("Loading the model…")
     model: RetrievalModel | None = None
     shipped = not folders
-    for number, folder in enumerate(folders or [GALLERY]):
+    for number, folder in enumerate(folders or [_gallery()]):
         folder = folder.resolve()
         directory = index if index is not None else default_index_dir(folder)
         known = (directory / "manifest.json").exists()
@@ -210,9 +213,13 @@ def _warm_up(collections: Sequence[Collection]) -> None:
     threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
 
 
+def _gallery() -> Path:
+    return shipped("apps/gallery", "the sample gallery", "give a folder of pictures")
+
+
 def _gallery_credits() -> dict[str, str]:
     """Author and licence of every shipped photo, which their licences ask to be shown."""
-    with (GALLERY / "credits.csv").open(encoding="utf-8", newline="") as stream:
+    with (_gallery() / "credits.csv").open(encoding="utf-8", newline="") as stream:
         return {r["file"]: f"{r['author']}, {r['licence']}" for r in csv.DictReader(stream)}
 
 

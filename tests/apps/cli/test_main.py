@@ -42,7 +42,7 @@ def test_every_command_has_help_with_examples_and_exit_codes(path):
 
 def test_the_commands_of_the_manual_are_there():
     search = ["index", "query", "teach", "history", "undo", "forget", "profiles", "caption"]
-    search += ["info", "export", "import", "eval", "eval-build", "train", "export-model"]
+    search += ["info", "compact", "export", "import", "eval", "eval-build", "train", "export-model"]
     expected = {("enn",), ("enn", "search"), ("enn", "demo")}
     expected |= {("enn", "demo", "brain"), ("enn", "demo", "search")}
     expected |= {("enn", "search", name) for name in search}

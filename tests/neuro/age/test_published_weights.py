@@ -15,6 +15,7 @@ from neuro.age.published_weights import (
     map_sfcn,
     published_names,
     read_tensors,
+    start_from_,
 )
 
 
@@ -98,6 +99,27 @@ def test_published_weights_become_eigen_layers(trained, tmp_path):
     net = load_sfcn(tmp_path / "a.p", layers="enn")
     assert "blocks.0.block.conv.Lambda" in net.state_dict()
     assert same_answers(net, trained)
+
+
+@pytest.mark.parametrize("layers", ["plain", "enn"])
+def test_a_network_starts_from_published_blocks(trained, tmp_path, layers):
+    save_file(keras_names(trained), tmp_path / "pyment.safetensors")
+    net = build("sfcn", outputs=1, layers=layers)
+    heads = [unit.head for unit in net.blocks]
+    start_from_(net, tmp_path / "pyment.safetensors")
+    assert [unit.head for unit in net.blocks] == heads
+    again = build(**net.settings)
+    again.load_state_dict(net.state_dict())
+    assert same_answers(again.eval(), net.eval())
+    x = torch.rand(1, 1, 32, 32, 32)
+    known = load_sfcn(tmp_path / "pyment.safetensors")
+    with torch.no_grad():
+        for unit, one in zip(again.blocks, known.blocks, strict=True):
+            expected = one.block(x)
+            torch.testing.assert_close(unit.block(x), expected, atol=1e-4, rtol=1e-4)
+            x = expected
+    with pytest.raises(CheckpointError, match="choose the architecture sfcn"):
+        start_from_(build("yin2023"), tmp_path / "pyment.safetensors")
 
 
 class Evil:

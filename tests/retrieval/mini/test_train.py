@@ -26,6 +26,14 @@ needs_data = pytest.mark.skipif(
 )
 
 
+def test_the_place_of_the_data_is_asked_for(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("ENN_DATA", raising=False)
+    with pytest.raises(TrainError, match=r"--data or \$ENN_DATA") as caught:
+        train(TrainConfig(), output=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 7), (5, 1, 8), (3, 2, 9), (5, 2, 8)])
 def test_depthwise_gradient_equals_torch(kernel: int, stride: int, size: int) -> None:
     from timm.layers import Conv2dSame

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -21,7 +22,7 @@ from retrieval.eigen_coordinates import scores
 from retrieval.model import checkpoints
 from retrieval.model.checkpoints import ModelError, read_tensors, weights_hash
 from retrieval.model.clip_towers import OneToken, split_final_map
-from retrieval.model.loading import list_models, load
+from retrieval.model.loading import MINI, list_models, load
 
 TEXTS = ["a dog in the snow", "two red cars", "a", "eine Straße bei Nacht"]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -372,6 +373,9 @@ def test_a_local_file_for_a_name_with_a_quickgelu_twin_is_remarked_on(tmp_path):
         load("enn-vit-quickgelu", checkpoint=file)
 
 
+MINI_WEIGHTS = Path(__file__).parents[3] / "retrieval" / "weights" / MINI
+
+
 @pytest.fixture(scope="module")
 def mini_photos() -> np.ndarray:
     rng = np.random.default_rng(2)
@@ -381,12 +385,11 @@ def mini_photos() -> np.ndarray:
 
 def test_the_shipped_model_equals_its_network(mini_photos):
     """Vectors and coordinates give the cosines of the plain network, by either runtime."""
-    from retrieval.model.loading import _MINI_WEIGHTS
     from retrieval.model.text_towers import MiniLM
     from retrieval.model.tower_folder import load_mini
 
     model = load()
-    tower = load_mini(_MINI_WEIGHTS)
+    tower = load_mini(MINI_WEIGHTS)
     with torch.no_grad():
         z = tower(torch.from_numpy(mini_photos).permute(0, 3, 1, 2).float())
         t = tower.adapt_text(torch.from_numpy(MiniLM().embed(TEXTS)))
@@ -420,10 +423,9 @@ def test_the_shipped_image_tower_is_eigen(mini_photos):
 
 
 def test_a_directory_of_the_mini_is_a_model(tmp_path, mini_photos):
-    from retrieval.model.loading import _MINI_WEIGHTS
 
     own = tmp_path / "my mini"
-    shutil.copytree(_MINI_WEIGHTS, own)
+    shutil.copytree(MINI_WEIGHTS, own)
     model, shipped = load(own), load()
     assert model.weights_hash == shipped.weights_hash
     assert model.name == f"local-dir:{own}"

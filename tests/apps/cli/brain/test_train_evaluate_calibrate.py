@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 nib = pytest.importorskip("nibabel")
@@ -23,6 +25,7 @@ from neuro.age import networks  # noqa: E402
 from neuro.age.calibrate import Calibration  # noqa: E402
 from neuro.age.model import BrainAgeModel  # noqa: E402
 from neuro.age.predict import BrainAge  # noqa: E402
+from neuro.age.published_weights import published_names  # noqa: E402
 from neuro.scans.template import MNI_AFFINE, load_template  # noqa: E402
 
 COMMAND = typer.main.get_command(app)
@@ -131,6 +134,41 @@ def test_training_writes_a_model_and_its_curves(trained):
     assert brain.model.population is not None
     assert brain.model.population.count == 6
     assert {file.stat().st_mode & 0o777 for file in trained.folder.iterdir()} == {0o644}
+
+
+def test_published_weights_are_learnt_on(study, common, tmp_path, monkeypatch):
+    sfcn = networks.ARCHITECTURES["sfcn"]
+
+    def of_4_mm(outputs: int, norm: str = "batch", eps: float = 1e-5):
+        return torch.nn.AvgPool3d(2), *sfcn(outputs, norm, eps)[1:]
+
+    monkeypatch.setitem(networks.ARCHITECTURES, "sfcn", of_4_mm)
+    torch.manual_seed(3)
+    given = networks.build("sfcn", outputs=40, layers="plain")
+    for name, value in given.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    file = tmp_path / "run_20190719.p"
+    torch.save(published_names(given), file)
+    asked = ["train", study / "scans", *common, "--weights", file, "--layers", "plain"]
+    told = refused(*asked, "--out", tmp_path / "a")
+    assert "those of an sfcn, the network is bins4" in told
+    (tmp_path / "b.p").write_bytes(b"no checkpoint")
+    told = refused(*asked, "--out", tmp_path / "a", "--weights", tmp_path / "b.p")
+    assert "b.p" in told
+    assert not (tmp_path / "a").exists()
+
+    how = ("--epochs", "1", "--members", "2", "--views", "1", "--batch-size", "3", "--lr", "1e-7")
+    done = run(*asked, "--architecture", "sfcn", *how, "--out", tmp_path / "run", "--json")
+    assert done.code == 0, done.err
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert json.loads(done.out)["weights"] == {"file": file.name, "sha256": digest}
+    model = BrainAgeModel.load(tmp_path / "run" / "model.safetensors")
+    ours = given.blocks.state_dict()
+    for name, value in model.members[1].net.blocks.state_dict().items():
+        if name.endswith("conv.weight"):
+            torch.testing.assert_close(value, ours[name], atol=1e-5, rtol=0)
+    assert model.members[0].net.blocks[5].head.out.out_features == 1
 
 
 def test_a_trained_model_is_not_overwritten(study, common, trained):

@@ -169,6 +169,29 @@ def test_info_into_a_closed_pipe_is_no_error(indexed, photos):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_compact_gives_back_the_space_of_deleted_pictures(tmp_path):
+    for name in PHOTOS[:3]:
+        shutil.copy(GALLERY / f"{name}.webp", tmp_path)
+    assert run("index", tmp_path).code == 0
+    (tmp_path / f"{PHOTOS[1]}.webp").unlink()
+    assert run("index", tmp_path).code == 0
+    found = document("query", "an animal", "--index", tmp_path)["results"]
+    assert document("info", "--index", tmp_path)["deleted"] == 1
+    done = document("compact", "--index", tmp_path)
+    assert (done["forgotten"], done["images"]) == (1, 2)
+    assert done["bytes"] == document("info", "--index", tmp_path)["bytes"]
+    assert document("info", "--index", tmp_path)["deleted"] == 0
+    assert document("query", "an animal", "--index", tmp_path)["results"] == found
+    said = run("compact", "--index", tmp_path)
+    assert said.code == 0
+    assert "2 pictures are searchable" in said.out
+    assert "0 deleted pictures forgotten" in said.out
+    from retrieval.index.writer import index_lock
+
+    with index_lock(tmp_path / ".enn-index"):
+        assert "is being written by process" in refused("compact", "--index", tmp_path)
+
+
 # --- query -------------------------------------------------------------------------------------
 
 
