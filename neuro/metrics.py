@@ -16,8 +16,6 @@ import numpy as np
 
 __all__ = ["by_decade", "evaluate", "paired_difference", "plot_agreement"]
 
-PRIMARY = "mae"
-
 
 def evaluate(
     predicted: np.ndarray | Sequence[float], ages: np.ndarray | Sequence[float]

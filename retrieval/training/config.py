@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,3 @@ class TrainConfig:
             TrainError: unknown name or fields, ill-typed or invalid values.
         """
         return make_settings(cls, {**read_config(name), **(changes or {})}, str(name))
-
-    def with_changes(self, **changes: Any) -> TrainConfig:
-        """A copy with other values, checked."""
-        return replace(self, **changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,6 @@ class ClassifyConfig:
         values = {**read_config(name), **(changes or {})}
         values.pop("description", None)
         return settings.make_settings(cls, values, str(name), ClassifyError)
-
-    def with_changes(self, **changes: Any) -> ClassifyConfig:
-        """A copy with other values, checked."""
-        return replace(self, **changes)
 
 
 def list_configs() -> dict[str, str]:

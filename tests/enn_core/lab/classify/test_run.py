@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -395,7 +396,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, one_thread):
         child.wait()
     steps = state_of(tmp_path / "a")["step"]
     assert 0 < steps < 2000
-    last = made.with_changes(stop_after=steps // 4 + 2)
+    last = replace(made, stop_after=steps // 4 + 2)
     for folder in ("a", "b"):
         train(last, output=tmp_path / folder)
     check_same_run(tmp_path / "a", tmp_path / "b")
