@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from enn_core.files.atomic import replacing, sync_folder
-from enn_core.files.sqlite import connect, transaction
+from enn_core.files.sqlite import connect
 
 __all__ = [
     "Content",
@@ -54,11 +54,8 @@ class Format(Generic[S]):
     def __init__(self, *steps: S) -> None:
         """Each step makes the next format of the one before it, starting with 1."""
         self.steps = steps
-
-    @property
-    def number(self) -> int:
+        self.number = len(steps) + 1
         """Of today's format."""
-        return len(self.steps) + 1
 
     def after(self, found: object) -> tuple[S, ...]:
         """The steps that a file still needs.
@@ -127,7 +124,8 @@ def migrate(db: sqlite3.Connection, kind: Tables, file: Path | None) -> None:
     """
     if check_format(db, kind):
         return
-    with transaction(db):  # others wait here, and then find it done
+    db.execute("BEGIN IMMEDIATE")  # others wait here, and then find it done
+    with db:
         found = _found(db)
         steps = kind.after(found)
         if steps and file is not None:

@@ -1,4 +1,8 @@
-"""SQLite files: opened without being made by accident, changed all or nothing, failing in words."""
+"""SQLite files: opened without being made by accident, and what is wrong with them.
+
+Connections commit by themselves. What changes together begins with BEGIN IMMEDIATE, so that what is
+read meanwhile stays true, and goes on inside of `with connection`, which ends it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,11 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-__all__ = ["Trouble", "connect", "errors", "is_full", "keep_log", "transaction"]
+__all__ = ["Trouble", "connect", "is_full", "keep_log", "trouble"]
 
 Trouble = Literal["busy", "denied", "damaged", "full", "failed"]
 
@@ -71,40 +73,12 @@ def keep_log(db: sqlite3.Connection, patience: float) -> None:
             time.sleep(0.01)
 
 
-@contextmanager
-def transaction(
-    db: sqlite3.Connection, guard: Callable[[], AbstractContextManager[None]] = nullcontext
-) -> Iterator[None]:
-    """All changes inside are on disk together when this ends, or none of them is.
-
-    Other writers wait from the beginning on, so what is read inside stays true.
-
-    Args:
-        db: not in a transaction.
-        guard: around its own statements, such as `errors`; what else is raised inside passes.
-    """
-    with guard():
-        db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        with guard():
-            db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # after a full disk SQLite has rolled back by itself
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def errors(said: Callable[[Trouble, sqlite3.Error], Exception]) -> Iterator[None]:
-    """SQLite's errors inside as what `said` makes of them; those of programs pass."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise  # such as using a connection after `close`
-    except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF
-        raise said(_TROUBLES.get(code, "failed"), error) from None
+def trouble(error: sqlite3.DatabaseError) -> Trouble | None:
+    """What is wrong with a file; None for errors of programs, such as using it after `close`."""
+    if isinstance(error, sqlite3.ProgrammingError):
+        return None
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF
+    return _TROUBLES.get(code, "failed")
 
 
 def is_full(error: OSError) -> bool:

@@ -31,7 +31,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,7 +39,7 @@ import numpy as np
 
 from enn_core.files.atomic import sync_folder
 from enn_core.files.migrations import FormatError, Tables, check_format, forget_copies, migrate
-from enn_core.files.sqlite import Trouble, connect, errors, keep_log, transaction
+from enn_core.files.sqlite import connect, keep_log, trouble
 from enn_core.lessons.errors import (
     JournalBusy,
     JournalCorrupt,
@@ -218,7 +217,7 @@ class Journal:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._read_lock, _errors(self.path):
-            _check(self.path, self._reader)
+            _is_todays(self.path, self._reader)
             yield self._reader
 
     # --- writing -------------------------------------------------------------------------------
@@ -252,16 +251,19 @@ class Journal:
                 f"{str(self.path)!r} was deleted or replaced while open; open it again"
             )
         writing = Writing(self.path, db, self.dim)
-        with transaction(db, partial(_errors, self.path)):
+        try:
             with writing.using():
-                _check(self.path, db)
-            try:
+                db.execute("BEGIN IMMEDIATE")
+            with db:
+                with writing.using():
+                    _is_todays(self.path, db)
                 yield writing
-                if writing.changed:
-                    with writing.using():
+                with writing.using():
+                    if writing.changed:
                         db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
-            finally:
-                writing.over = True
+                    db.execute("COMMIT")
+        finally:
+            writing.over = True
 
     def forget(self, seqs: Iterable[int] | None = None) -> int:
         """Erase events, all of them if None; nothing of them stays readable in the files.
@@ -579,7 +581,8 @@ def _prepare(file: Path, db: sqlite3.Connection, identity: str, header: Header) 
     keep_log(db, _BUSY_SECONDS)
     if not _has_tables(db):
         text, (layout, data) = pack_json(header[0], "header"), pack_arrays(header[1], None)
-        with transaction(db):
+        db.execute("BEGIN IMMEDIATE")
+        with db:
             if not _has_tables(db):
                 for statement in _SCHEMA.split(";"):  # `executescript` would commit
                     db.execute(statement)
@@ -594,14 +597,16 @@ def _prepare(file: Path, db: sqlite3.Connection, identity: str, header: Header) 
                 db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
     if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
         raise JournalCorrupt(f"{str(file)!r} is no journal of feedback; choose another file")
-    _check(file, db)
-    migrate(db, FORMAT, file)
+    if not _is_todays(file, db):
+        migrate(db, FORMAT, file)
 
 
-def _check(file: Path, db: sqlite3.Connection) -> None:
-    """Raise JournalError if a newer version has changed the format, perhaps just now."""
+def _is_todays(file: Path, db: sqlite3.Connection) -> bool:
+    """Whether it has today's format; JournalError if a newer version has just changed it."""
+    if db.execute("PRAGMA user_version").fetchone()[0] == FORMAT.number:
+        return True
     try:
-        check_format(db, FORMAT)
+        return check_format(db, FORMAT)
     except FormatError as error:
         raise JournalError(f"{str(file)!r} {error}") from None
 
@@ -610,19 +615,26 @@ def _has_tables(db: sqlite3.Connection) -> bool:
     return db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
 
 
-def _errors(file: Path) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _errors(file: Path) -> Iterator[None]:
     """SQLite's errors as ours."""
-    return errors(partial(_refusal, str(file)))
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise _refusal(str(file), error) from None
 
 
-def _refusal(name: str, trouble: Trouble, error: sqlite3.Error) -> JournalError:
-    if trouble == "busy":
+def _refusal(name: str, error: sqlite3.DatabaseError) -> Exception:
+    what = trouble(error)
+    if what is None:
+        return error
+    if what == "busy":
         return JournalBusy(_BUSY.format(name))
-    if trouble == "damaged":
+    if what == "damaged":
         return JournalCorrupt(
             f"{name!r} is damaged, or no journal of feedback ({error}); move it away to start anew"
         )
-    if trouble == "denied":
+    if what == "denied":
         return JournalError(
             f"{name!r} cannot be written ({error}); give the right to write it and its folder, or "
             "choose another place"

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from enn_core.files.migrations import FormatError, Tables, check_format, migrate
-from enn_core.files.sqlite import connect, transaction
+from enn_core.files.sqlite import connect
 from retrieval.index.manifest import IndexMismatch
 
 __all__ = ["Catalog", "Entry", "decode_path", "encode_path"]
@@ -118,10 +118,12 @@ def _entry(row: tuple) -> Entry:
     )
 
 
-def _check(db: sqlite3.Connection) -> None:
-    """Raise IndexMismatch if a newer version has changed the format, perhaps just now."""
+def _is_todays(db: sqlite3.Connection) -> bool:
+    """Whether it has today's format; IndexMismatch if a newer version has just changed it."""
+    if db.execute("PRAGMA user_version").fetchone()[0] == FORMAT.number:
+        return True
     try:
-        check_format(db, FORMAT)
+        return check_format(db, FORMAT)
     except FormatError as error:
         raise IndexMismatch(f"the index's catalog {error}") from None
 
@@ -173,7 +175,8 @@ class Catalog:
         if write:
             catalog = cls(cls._connect(path, "rw"))
             try:
-                migrate(catalog._db, FORMAT, path)
+                if not _is_todays(catalog._db):
+                    migrate(catalog._db, FORMAT, path)
             except BaseException:
                 catalog.close()
                 raise
@@ -200,7 +203,7 @@ class Catalog:
         db = connect(path, mode, patience=_BUSY_SECONDS)
         try:
             db.execute("SELECT key FROM meta LIMIT 1").fetchone()
-            _check(db)
+            _is_todays(db)
         except BaseException:
             db.close()
             raise
@@ -208,7 +211,7 @@ class Catalog:
 
     def _up_to_date(self) -> Catalog:
         """Itself, or a copy in memory if it is of an older format."""
-        if check_format(self._db, FORMAT):
+        if _is_todays(self._db):
             return self
         memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         try:
@@ -236,7 +239,7 @@ class Catalog:
         with self._lock:
             self._db.execute("BEGIN")
             try:
-                _check(self._db)
+                _is_todays(self._db)
                 yield
             finally:
                 self._db.execute("COMMIT")
@@ -244,13 +247,15 @@ class Catalog:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """All writes inside become visible together, on disk when this returns, or not at all."""
-        with self._lock, transaction(self._db):
-            _check(self._db)
-            yield
-            self._db.execute(
-                "INSERT INTO meta VALUES ('generation', 1)"
-                " ON CONFLICT (key) DO UPDATE SET value = value + 1"
-            )
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            with self._db:
+                _is_todays(self._db)
+                yield
+                self._db.execute(
+                    "INSERT INTO meta VALUES ('generation', 1)"
+                    " ON CONFLICT (key) DO UPDATE SET value = value + 1"
+                )
 
     def _rows(self, sql: str, values: Sequence = ()) -> list[tuple]:
         with self._lock:
@@ -315,10 +320,12 @@ class Catalog:
                 found[decode_path(row[1])] = _entry(row)
         return found
 
-    def by_hash(self, sha256: str) -> list[Entry]:
-        """Rows of one content, deleted ones too, in id order."""
+    def by_hash(self, sha256: str, state: str | None = None) -> list[Entry]:
+        """Rows of one content in id order, of one state or of all."""
         rows = self._rows(
-            f"SELECT {_COLUMNS} FROM images WHERE sha256 = ? ORDER BY id", (bytes.fromhex(sha256),)
+            f"SELECT {_COLUMNS} FROM images WHERE sha256 = ?1 AND state = ifnull(?2, state)"
+            " ORDER BY id",
+            (bytes.fromhex(sha256), state),
         )
         return [_entry(row) for row in rows]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from retrieval.index.manifest import (
 )
 from retrieval.index.parquet import ROWS, export_parquet, import_parquet
 from retrieval.index.snapshot import Snapshot, SnapshotError
-from retrieval.index.writer import Writer, catalog_errors
+from retrieval.index.writer import Writer
 
 if TYPE_CHECKING:
     from retrieval.index.update import Progress, UpdateReport
@@ -105,6 +106,7 @@ class EigenIndex:
         self._refreshing = threading.Lock()
         self._moments: tuple[_View, tuple[np.ndarray, np.ndarray]] | None = None
         self._samples: tuple[_View, dict[int, np.ndarray]] | None = None
+        self._fits: tuple[dict[str, Any], eigen.EigenBasis] | None = None  # of a model that does
         self._stamp = self._catalog_stamp()
         self._view = self._load_view(None)
 
@@ -131,13 +133,16 @@ class EigenIndex:
         manifest = Manifest.read(folder)
         if model is not None:
             manifest.check(Manifest.of_model(model), "this model")
-        with catalog_errors(folder):
+        with writing.damage(folder):
             catalog = Catalog.open(folder)
         try:
-            return cls(folder, manifest, catalog)
+            index = cls(folder, manifest, catalog)
         except BaseException:
             catalog.close()
             raise
+        if model is not None:
+            index._fits = model.fingerprint(), model.basis
+        return index
 
     @classmethod
     def create(
@@ -171,7 +176,7 @@ class EigenIndex:
                     "directory"
                 )
             manifest = model if isinstance(model, Manifest) else Manifest.of_model(model)
-            with catalog_errors(folder):
+            with writing.damage(folder):
                 Catalog.create(folder)
                 if root is not None:
                     with contextlib.closing(Catalog.open(folder, write=True)) as catalog:
@@ -179,7 +184,7 @@ class EigenIndex:
             # Last: a directory without a manifest is no index, whatever else lies in it.
             manifest.write(folder)
             sync_folder(folder)
-        return cls.open(folder)
+        return cls.open(folder, model=None if isinstance(model, Manifest) else model)
 
     def close(self) -> None:
         """Close the catalog; the vectors are unmapped when nobody uses them any more."""
@@ -208,18 +213,15 @@ class EigenIndex:
                 stamp = self._catalog_stamp()
                 if stamp == self._stamp:
                     return False
-                with catalog_errors(self.path):
+                with writing.damage(self.path):
                     catalog = Catalog.open(self.path)
                 # Another thread may still be reading from the old one.
                 self._retired.append(self._catalog)
                 if len(self._retired) > 2:
                     self._retired.pop(0).close()
                 self._catalog, self._stamp = catalog, stamp
-            with catalog_errors(self.path):
-                if self._catalog.generation == self._view.generation:
-                    return False
-            self._view = self._load_view(self._view)
-            return True
+            before, self._view = self._view, self._load_view(self._view)
+            return self._view is not before
 
     def _catalog_stamp(self) -> tuple:
         """Changes when the catalog's files do; for catalogs that are read without locks."""
@@ -234,8 +236,9 @@ class EigenIndex:
         problem: Exception | None = None
         for _ in range(5):
             try:
-                with catalog_errors(self.path):
-                    return self._load_once(previous)
+                return self._load_once(previous)
+            except sqlite3.DatabaseError as error:
+                raise writing.refusal(error, self.path) from None
             except FileNotFoundError as error:
                 # A writer published a newer snapshot between the two looks: look again.
                 problem = error
@@ -251,19 +254,20 @@ class EigenIndex:
         catalog, dim = self._catalog, self.dim
         with catalog.reading():
             generation = catalog.generation
+            if previous is not None and previous.generation == generation:
+                return previous
             name, ann = catalog.meta("snapshot"), catalog.meta("ann")
             current = catalog.pending_ids()
             known = previous.pending_seq if previous is not None else np.empty(0, np.int64)
             last = int(known[-1]) if len(known) else -1
             _, new_vectors = catalog.pending_vectors(last, dim)
             removed = catalog.removed_ids()
-            snapshot = previous.snapshot if previous is not None else None
-            if name is None:
-                snapshot = None
-            elif snapshot is None or (snapshot.name, snapshot.ann_name) != (name, ann):
-                snapshot = Snapshot(self.path, str(name), str(ann) if ann else None, dim)
-        pending_seq = np.fromiter((seq for seq, _ in current), np.int64, len(current))
-        pending_ids = np.fromiter((id_ for _, id_ in current), np.int64, len(current))
+        snapshot = previous.snapshot if previous is not None else None
+        if name is None:
+            snapshot = None
+        elif snapshot is None or (snapshot.name, snapshot.ann_name) != (name, ann):
+            snapshot = Snapshot(self.path, str(name), str(ann) if ann else None, dim)
+        pending_seq, pending_ids = np.array(current, np.int64).reshape(-1, 2).T
         vectors = new_vectors
         if previous is not None and len(known):
             kept = np.isin(known, pending_seq, assume_unique=True)
@@ -291,8 +295,7 @@ class EigenIndex:
     @property
     def root(self) -> Path | None:
         """The photo folder that paths are relative to."""
-        with catalog_errors(self.path):
-            return writing.read_root(self._catalog, self.path)
+        return self._ask(lambda catalog: writing.read_root(catalog, self.path))
 
     def check_model(self, model: EmbeddingModel) -> None:
         """Refuse a model that the index was not built with.
@@ -300,7 +303,10 @@ class EigenIndex:
         Raises:
             IndexMismatch: in one line, what differs and what to do.
         """
-        self._manifest.check(Manifest.of_model(model), "this model")
+        asked = model.fingerprint(), model.basis
+        if self._fits != asked:
+            self._manifest.check(Manifest.of_model(model), "this model")
+            self._fits = asked
 
     def __len__(self) -> int:
         """Number of searchable images."""
@@ -312,8 +318,7 @@ class EigenIndex:
         Raises:
             KeyError: if that id was never given, or was compacted away.
         """
-        with catalog_errors(self.path):
-            entry = self._catalog.entry(id_)
+        entry = self._ask(lambda catalog: catalog.entry(id_))
         if entry is None:
             raise KeyError(f"no image has id {id_}")
         return entry
@@ -322,13 +327,19 @@ class EigenIndex:
         """Catalog rows in id order; by default all that are not deleted."""
         if state not in (None, "indexed", "skipped", "deleted"):
             raise ValueError(f"state must be indexed, skipped or deleted, got {state!r}")
-        with catalog_errors(self.path):
+        with writing.damage(self.path):
             yield from self._catalog.entries(state)
 
     def entries_of(self, ids: Sequence[int] | np.ndarray) -> dict[int, Entry]:
         """Catalog rows by id; ids without a row are left out."""
-        with catalog_errors(self.path):
-            return self._catalog.by_id([int(id_) for id_ in ids])
+        return self._ask(lambda catalog: catalog.by_id([int(id_) for id_ in ids]))
+
+    def _ask(self, question: Callable[[Catalog], Any]) -> Any:
+        """What the catalog answers, with SQLite's errors as ours."""
+        try:
+            return question(self._catalog)
+        except sqlite3.DatabaseError as error:
+            raise writing.refusal(error, self.path) from None
 
     def skipped(self) -> list[Entry]:
         """Files that are not searchable, with the reason in `error`."""
@@ -349,10 +360,8 @@ class EigenIndex:
     def ids(self) -> npt.NDArray[np.int64]:
         """(N,) ids of all searchable images, ascending."""
         view = self._view
-        parts = [np.sort(view.pending_ids)]
-        if view.snapshot is not None:
-            parts.append(np.delete(view.snapshot.ids, view.dead))
-        return np.sort(np.concatenate(parts))
+        held = [] if view.snapshot is None else [np.delete(view.snapshot.ids, view.dead)]
+        return np.sort(np.concatenate([view.pending_ids, *held]))
 
     def vectors(self, ids: Sequence[int] | np.ndarray) -> npt.NDArray[np.float32]:
         """Stored vectors, (N, r), unit norm.
@@ -422,8 +431,7 @@ class EigenIndex:
     def stats(self) -> dict[str, Any]:
         """Counts, sizes and origin, fit for JSON."""
         view = self._view
-        with catalog_errors(self.path):
-            counts = self._catalog.counts()
+        counts = self._ask(Catalog.counts)
         root = self.root
         return {
             "path": str(self.path),
@@ -567,15 +575,16 @@ class EigenIndex:
 
         self.check_model(model)
         try:
-            return update(
-                self._writer(),
-                self.root if root is None else Path(root),
-                model,
-                progress=progress,
-                batch_size=batch_size,
-                workers=workers,
-                on_skip=on_skip,
-            )
+            with self._writer() as writer:
+                return update(
+                    writer,
+                    writer.root() if root is None else Path(root),
+                    model,
+                    progress=progress,
+                    batch_size=batch_size,
+                    workers=workers,
+                    on_skip=on_skip,
+                )
         finally:
             self.refresh()
 

@@ -12,7 +12,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from enn_core.files.atomic import replacing
 
-__all__ = ["Snapshot", "SnapshotError", "build_ann", "collect_strays", "write"]
+__all__ = ["Snapshot", "SnapshotError", "build_ann", "collect_strays", "gather", "write"]
 
 faiss: Any = _faiss  # its type stubs do not know its Python layer
 
@@ -32,6 +32,8 @@ CHUNK_ROWS = 512
 # Vectors that the ANN's codes are learned from, and vectors coded at a time.
 _TRAIN_ROWS = 20_000
 _ADD_ROWS = 65_536
+# Vectors copied at a time into a new snapshot.
+_GATHER_ROWS = 16_384
 
 # Spectra whose norms are remembered, 4 bytes per image each: those of the visitors of a moment.
 _REMEMBERED_SPECTRA = 4
@@ -206,6 +208,17 @@ def _read(path: Path, *, map_file: bool = True) -> Any:
             raise SnapshotError(f"{path.name} is damaged: {reason}") from None
     finally:
         os.close(descriptor)
+
+
+def gather(source: np.ndarray, old: np.ndarray, new: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks of the vectors at positions (N,) in (old, new), (M, dim) and (K, dim)."""
+    for start in range(0, len(source), _GATHER_ROWS):
+        part = source[start : start + _GATHER_ROWS]
+        block = np.empty((len(part), new.shape[1]), np.float32)
+        from_old = part < len(old)
+        block[from_old] = old[part[from_old]]
+        block[~from_old] = new[part[~from_old] - len(old)]
+        yield block
 
 
 def write(folder: Path, name: str, ids: np.ndarray, blocks: Iterable[np.ndarray], dim: int) -> None:

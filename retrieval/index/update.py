@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
 from retrieval.images import FoundFile, ImageBytes, ImageError, decode_with_size, read_stable, scan
 from retrieval.index.catalog import Entry
-from retrieval.index.manifest import EmbeddingModel, IndexMismatch
+from retrieval.index.manifest import EmbeddingModel
 from retrieval.index.writer import Writer
 
 __all__ = ["Progress", "UpdateReport", "update"]
@@ -128,7 +129,7 @@ def update(
     be read now is kept as it was.
 
     Args:
-        writer: not yet entered.
+        writer: entered.
         root: the photo folder; None is an error that says so.
         model: the index's model.
         progress: called from this thread a few times per second; an exception from it ends the
@@ -148,9 +149,10 @@ def update(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     started = time.monotonic()
-    with writer, writer.guard():
-        _adopt_root(writer, root)
-        run = _Run(writer, root, model, progress, on_skip)
+    with writer.guard():
+        writer.adopt(root)
+        known = _Seen(writer.catalog.max_id())
+        run = _Run(writer, root, model, known, progress, on_skip)
         tasks = run.scan()
         run.index(tasks, batch_size, workers or _cores())
         run.delete_gone()
@@ -169,22 +171,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1
-
-
-def _adopt_root(writer: Writer, root: Path) -> None:
-    """Remember the folder; refuse another one while the remembered one still exists."""
-    if not root.is_dir():
-        return  # the scan says what is wrong with it
-    known = writer.root()
-    if known is not None:
-        if os.path.abspath(known) == os.path.abspath(root):
-            return
-        if known.is_dir() and not os.path.samefile(known, root):
-            raise IndexMismatch(
-                f"the index belongs to the folder {str(known)!r}, not {str(root)!r}; "
-                "give that folder, or another index directory"
-            )
-    writer.set_root(root)
 
 
 class _Seen:
@@ -215,6 +201,7 @@ class _Run:
         writer: Writer,
         root: Path,
         model: EmbeddingModel,
+        seen: _Seen,
         progress: Callable[[Progress], None] | None,
         on_skip: Callable[[str, str], None] | None,
     ) -> None:
@@ -226,7 +213,7 @@ class _Run:
         self.index_seconds = 0.0
         self._progress = progress
         self._on_skip = on_skip
-        self._seen = _Seen(self.catalog.max_id())
+        self._seen = seen
         self._hidden: tuple[str, ...] = ()  # folders that cannot be read now
         self._told = 0.0
         self._recent: deque[tuple[float, int]] = deque()
@@ -264,7 +251,7 @@ class _Run:
         done = 0
         files = scan(self.root, lambda path, reason: problems.append((path, reason)))
         while chunk := list(islice(files, _SCAN_CHUNK)):
-            rows = self.catalog.by_path([file.path for file in chunk])
+            rows = self.catalog.by_path(list(map(attrgetter("path"), chunk)))
             for file in chunk:
                 known = rows.get(file.path)
                 if known is not None:
@@ -275,7 +262,8 @@ class _Run:
                 tasks.append(_Task(file, known))
             done += len(chunk)
             self.tell("scan", done, None)
-        self._record_problems(problems)
+        if problems:
+            self._record_problems(problems)
         return tasks
 
     def _record_problems(self, problems: list[tuple[str, str]]) -> None:
@@ -356,8 +344,8 @@ class _Run:
         except ImageError as error:
             return _Loaded(task, read_ns, error=str(error))
         loaded = _Loaded(task, read_ns, replace(content, data=b""))
-        if not decode and self._twin(loaded) is not None:
-            return loaded
+        if not decode and self.catalog.by_hash(content.sha256, "indexed"):
+            return loaded  # a twin has its vector
         try:
             preprocess = self.model.preprocess
             decoded = decode_with_size(
@@ -376,8 +364,7 @@ class _Run:
         if loaded.content is None:
             return None
         known = loaded.task.known
-        rows = self.catalog.by_hash(loaded.content.sha256)
-        rows = [row for row in rows if row.state == "indexed"]
+        rows = self.catalog.by_hash(loaded.content.sha256, "indexed")
         if known is not None:
             own = next((row for row in rows if row.id == known.id), None)
             if own is not None:
@@ -400,8 +387,7 @@ class _Run:
             for loaded in plain:
                 if not self._store_plain(loaded, skips):
                     again.append(loaded)
-            for loaded, vector in zip(batch, vectors, strict=True):
-                self._store_embedded(loaded, vector, skips)
+            self._store_embedded(batch, vectors, skips)
         for path, reason in skips:
             self._skip(path, reason)
         if again:
@@ -427,10 +413,10 @@ class _Run:
         usable = np.isfinite(norms) & (norms > 0.5)
         return np.divide(vectors, norms, out=np.full_like(vectors, np.nan), where=usable)
 
-    def _entry(self, loaded: _Loaded, id_: int) -> Entry:
-        file, content = loaded.task.file, loaded.content
+    def _entry(self, loaded: _Loaded) -> Entry:
+        file, known, content = loaded.task.file, loaded.task.known, loaded.content
         return Entry(
-            id=id_,
+            id=known.id if known is not None else 0,
             path=file.path,
             width=loaded.width or None,
             height=loaded.height or None,
@@ -453,11 +439,7 @@ class _Run:
         twin = self._twin(loaded)
         if twin is None:
             return False
-        entry = replace(
-            self._entry(loaded, known.id if known is not None else 0),
-            width=twin.width,
-            height=twin.height,
-        )
+        entry = replace(self._entry(loaded), width=twin.width, height=twin.height)
         if known is not None and twin.id == known.id:
             self.catalog.put(entry)
             self.report.unchanged += 1
@@ -470,47 +452,60 @@ class _Run:
         vector = self.writer.vector(twin.id)
         if vector is None:
             return False
-        self._store_vector(entry, vector, known)
+        self._store_vectors([(entry, vector, known)])
         return True
 
     def _store_embedded(
-        self, loaded: _Loaded, vector: np.ndarray, skips: list[tuple[str, str]]
+        self, batch: list[_Loaded], vectors: np.ndarray, skips: list[tuple[str, str]]
     ) -> None:
-        known = loaded.task.known
-        if not np.isfinite(vector).all():
-            self._store_skip(loaded, "the model sees no direction in this image", skips)
-            return
-        self.report.embedded += 1
-        self._store_vector(self._entry(loaded, known.id if known is not None else 0), vector, known)
+        stored = []
+        for loaded, vector in zip(batch, vectors, strict=True):
+            if np.isfinite(vector).all():
+                stored.append((self._entry(loaded), vector, loaded.task.known))
+            else:
+                self._store_skip(loaded, "the model sees no direction in this image", skips)
+        self.report.embedded += len(stored)
+        self._store_vectors(stored)
 
-    def _store_vector(self, entry: Entry, vector: np.ndarray, known: Entry | None) -> None:
-        if known is None and entry.sha256 is not None:
-            # An image that was deleted and came back has its old id.
-            former = [row for row in self.catalog.by_hash(entry.sha256) if row.state == "deleted"]
-            former.sort(key=lambda row: row.path != entry.path)
-            if former:
-                entry = replace(entry, id=former[0].id)
+    def _store_vectors(self, stored: list[tuple[Entry, np.ndarray, Entry | None]]) -> None:
+        """Put rows with their vectors; the third is the row of the same path, if there is one."""
+        former: dict[str | None, list[Entry]] = {
+            entry.sha256: self.catalog.by_hash(entry.sha256, "deleted")
+            for entry, _, known in stored
+            if known is None and entry.sha256 is not None
+        }
+        for entry, vector, known in stored:
+            rows = former.get(entry.sha256, []) if known is None else []
+            if rows:
+                # An image that was deleted and came back has its old id.
+                same = next((row for row in rows if row.path == entry.path), rows[0])
+                rows.remove(same)
+                entry = replace(entry, id=same.id)
                 self._seen.add(entry.id)
-        self.catalog.put_vector(self.catalog.put(entry), vector)
-        if known is not None and known.state == "indexed":
-            self.report.changed += 1
-        else:
-            self.report.added += 1
+            self.catalog.put_vector(self.catalog.put(entry), vector)
+            if known is not None and known.state == "indexed":
+                self.report.changed += 1
+            else:
+                self.report.added += 1
 
     def _store_skip(self, loaded: _Loaded, reason: str, skips: list[tuple[str, str]]) -> None:
         known = loaded.task.known
-        entry = replace(self._entry(loaded, known.id if known is not None else 0), error=reason)
+        entry = replace(self._entry(loaded), error=reason)
         self._put_skipped(entry, known)
         if known is None or (known.state, known.error) != ("skipped", reason):
             skips.append((entry.path, reason))
 
     def delete_gone(self) -> None:
         """Drop what is no longer on disk; files under a folder that cannot be read now stay."""
-        gone = [
-            (id_, state)
-            for id_, path, state in self.catalog.all_paths()
-            if id_ not in self._seen and not path.startswith(self._hidden)
-        ]
+        if not self._seen.largest:
+            return  # there was nothing before this update
+        rows, gone = self.catalog.all_paths(), []
+        while chunk := list(islice(rows, _SCAN_CHUNK)):
+            gone += [
+                (id_, state)
+                for id_, path, state in chunk
+                if id_ not in self._seen and not path.startswith(self._hidden)
+            ]
         for start in range(0, len(gone), _DELETE_ROWS):
             with self.catalog.writing():
                 for id_, state in gone[start : start + _DELETE_ROWS]:

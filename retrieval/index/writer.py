@@ -10,17 +10,16 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
 import filelock
 import numpy as np
 
-from enn_core.files.sqlite import Trouble, errors, is_full
+from enn_core.files.sqlite import is_full, trouble
 from retrieval.index import snapshot as snapshots
 from retrieval.index.catalog import Catalog, decode_path, encode_path
-from retrieval.index.manifest import IndexCorrupt, IndexLocked, Manifest
+from retrieval.index.manifest import IndexCorrupt, IndexLocked, IndexMismatch, Manifest
 from retrieval.index.snapshot import Snapshot
 
 __all__ = ["ANN_FROM", "Writer", "index_lock"]
@@ -97,11 +96,20 @@ class Writer:
             stack.enter_context(index_lock(self.folder))
             with self.guard():
                 self.catalog = Catalog.open(self.folder, write=True)
+                stack.callback(self.catalog.close)
+                stack.callback(self.catalog.checkpoint)
+                stored = self.catalog.meta("snapshot"), self.catalog.meta("ann")
                 Manifest.bring_up_to_date(self.folder)
-            stack.callback(self.catalog.close)
-            stack.callback(self.catalog.checkpoint)
-            self._open_snapshot()
-            snapshots.collect_strays(self.folder, self._names())
+            name, ann = (str(value) if value else None for value in stored)
+            if name is not None:
+                try:
+                    self._snapshot = Snapshot(self.folder, name, ann, self.manifest.dim)
+                except (FileNotFoundError, snapshots.SnapshotError) as error:
+                    raise IndexCorrupt(
+                        f"the index in {str(self.folder)!r} is damaged ({error}); "
+                        "delete the index directory and index the folder again"
+                    ) from None
+            snapshots.collect_strays(self.folder, (name, ann))
             self._stack = stack.pop_all()
         return self
 
@@ -114,32 +122,17 @@ class Writer:
         self._snapshot = None
         self._stack.close()
 
-    def _names(self) -> tuple[str | None, str | None]:
-        name, ann = self.catalog.meta("snapshot"), self.catalog.meta("ann")
-        return (str(name) if name else None, str(ann) if ann else None)
-
-    def _open_snapshot(self) -> None:
-        name, ann = self._names()
-        self._snapshot = None
-        if name is not None:
-            try:
-                self._snapshot = Snapshot(self.folder, name, ann, self.manifest.dim)
-            except (FileNotFoundError, snapshots.SnapshotError) as error:
-                raise IndexCorrupt(
-                    f"the index in {str(self.folder)!r} is damaged ({error}); "
-                    "delete the index directory and index the folder again"
-                ) from None
-
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """SQLite's errors inside as one line that says what to do."""
-        with catalog_errors(self.folder, writing=True):
-            try:
-                yield
-            except OSError as error:
-                if not is_full(error):
-                    raise
-                raise no_space(error, self.folder) from None
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise refusal(error, self.folder, writing=True) from None
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise no_space(error, self.folder) from None
 
     def root(self) -> Path | None:
         """The photo folder, absolute."""
@@ -148,6 +141,25 @@ class Writer:
     def set_root(self, root: Path) -> None:
         """Remember the photo folder."""
         set_root(self.catalog, self.folder, root)
+
+    def adopt(self, root: Path) -> None:
+        """Remember the photo folder; refuse another one while the remembered one still exists.
+
+        Raises:
+            IndexMismatch: if it does.
+        """
+        if not root.is_dir():
+            return  # whoever looks into it says what is wrong with it
+        known = self.root()
+        if known is not None:
+            if os.path.abspath(known) == os.path.abspath(root):
+                return
+            if known.is_dir() and not os.path.samefile(known, root):
+                raise IndexMismatch(
+                    f"the index belongs to the folder {str(known)!r}, not {str(root)!r}; "
+                    "give that folder, or another index directory"
+                )
+        self.set_root(root)
 
     def vector(self, id_: int) -> np.ndarray | None:
         """The live vector (r,) of a row, or None."""
@@ -181,9 +193,9 @@ class Writer:
             due = pending >= max(PENDING_ROWS, PENDING_GROWTH * rows)
         if not (due or force):
             return False
-        sequence = [id_ for _, id_ in self.catalog.pending_ids()]
-        _, new = self.catalog.pending_vectors(-1, self.manifest.dim)
-        new_ids = np.array(sequence, np.int64)
+        dim = self.manifest.dim
+        new_ids = np.array(self.catalog.pending_ids(), np.int64).reshape(-1, 2)[:, 1]
+        _, new = self.catalog.pending_vectors(-1, dim)
         order = np.argsort(new_ids, kind="stable")
         new_ids, new = new_ids[order], new[order]
         old_ids = np.empty(0, np.int64)
@@ -202,28 +214,18 @@ class Writer:
         ann: str | None = None
         if len(ids):
             name = f"vectors-{number}.faiss"
-            snapshots.write(self.folder, name, ids, self._gather(source, new), self.manifest.dim)
+            old = self._snapshot.vectors if self._snapshot is not None else new[:0]
+            snapshots.write(self.folder, name, ids, snapshots.gather(source, old, new), dim)
             if len(ids) >= self.ann_from:
                 ann = f"ann-{number}.faiss"
-                fresh = Snapshot(self.folder, name, None, self.manifest.dim)
+                fresh = Snapshot(self.folder, name, None, dim)
                 snapshots.build_ann(self.folder, ann, fresh)
         with self.catalog.writing():
             self.catalog.commit_snapshot(name, ann)
             self.catalog.set_meta("snapshot_number", number)
-        self._open_snapshot()
+        self._snapshot = Snapshot(self.folder, name, ann, dim) if name is not None else None
         snapshots.collect_strays(self.folder, (name, ann))
         return True
-
-    def _gather(self, source: np.ndarray, new: np.ndarray) -> Iterator[np.ndarray]:
-        """Blocks of vectors by their position in (old snapshot, pending)."""
-        old = self._snapshot.vectors if self._snapshot is not None else new[:0]
-        for start in range(0, len(source), 16384):
-            part = source[start : start + 16384]
-            block = np.empty((len(part), self.manifest.dim), np.float32)
-            from_old = part < len(old)
-            block[from_old] = old[part[from_old]]
-            block[~from_old] = new[part[~from_old] - len(old)]
-            yield block
 
 
 def read_root(catalog: Catalog, folder: Path) -> Path | None:
@@ -255,18 +257,26 @@ def not_writable(error: OSError, folder: Path) -> OSError:
     )
 
 
-def catalog_errors(folder: Path, *, writing: bool = False) -> AbstractContextManager[None]:
-    """SQLite's errors as those of an index, in one line that says what to do."""
+def refusal(error: sqlite3.DatabaseError, folder: Path, *, writing: bool = False) -> Exception:
+    """SQLite's error as one of the index, in one line that says what to do."""
+    what = trouble(error)
+    if what is None:
+        return error
+    if what == "full" or (writing and isinstance(error, sqlite3.OperationalError)):
+        return no_space(error, folder)
+    return IndexCorrupt(
+        f"the catalog in {str(folder)!r} cannot be read ({error}); if this stays, delete the "
+        "index directory and index the folder again"
+    )
 
-    def said(trouble: Trouble, error: sqlite3.Error) -> Exception:
-        if trouble == "full" or (writing and isinstance(error, sqlite3.OperationalError)):
-            return no_space(error, folder)
-        return IndexCorrupt(
-            f"the catalog in {str(folder)!r} cannot be read ({error}); if this stays, delete the "
-            "index directory and index the folder again"
-        )
 
-    return errors(said)
+@contextlib.contextmanager
+def damage(folder: Path) -> Iterator[None]:
+    """SQLite's errors as `refusal` words them."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise refusal(error, folder) from None
 
 
 def no_space(error: Exception, folder: Path) -> OSError:

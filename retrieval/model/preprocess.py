@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,13 +97,13 @@ class Preprocess:
             fields[key] = (float(value),) * 3 if isinstance(value, float | int) else tuple(value)
         return cls(**fields)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """sha256 hex of everything that decides the pixels; an index remembers it."""
         fields = {**asdict(self), "algorithm": _ALGORITHM, "draft": _DRAFT_FACTOR}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
-    @property
+    @cached_property
     def draft_size(self) -> tuple[int, int]:
         """(width, height) below which a JPEG must not be decoded, for `PIL.Image.draft`."""
         height, width = self.size

@@ -37,6 +37,7 @@ class RetrievalModel:
         weights_hash: sha256 hex of the tensors, independent of the file format.
         preprocess: PIL image -> uint8 (H, W, 3) pixels.
         basis: the final linear map of the image tower, factored in float64.
+        dim: r, the length of the stored vectors.
         context_length: tokens of a text that are read.
         clip: the plain network with tokenizer and configuration, None if it is no CLIP.
     """
@@ -62,6 +63,7 @@ class RetrievalModel:
         self.weights_hash = weights_hash
         self.preprocess = preprocess
         self.basis = basis
+        self.dim = basis.dim
         self.context_length = text.context_length
         self._text = text
         self._images = images
@@ -75,11 +77,6 @@ class RetrievalModel:
             f"RetrievalModel({self.name!r}, dim={self.dim}, runtime={self.runtime!r}, "
             f"weights={self.weights_hash[:12]})"
         )
-
-    @property
-    def dim(self) -> int:
-        """r, the length of the stored vectors."""
-        return self.basis.dim
 
     @property
     def runtime(self) -> str:
