@@ -23,6 +23,8 @@ array([[0., 1., 0.],
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import numpy.typing as npt
 
@@ -161,7 +163,7 @@ class RidgeAdapter:
         return np.ascontiguousarray(self.apply(np.eye(self.dim)).T)
 
     def _made_of(self, inputs: np.ndarray, inverse: np.ndarray, moves: np.ndarray) -> RidgeAdapter:
-        made = RidgeAdapter(self.dim, alpha=self.alpha, power=self.power)
+        made = copy(self)
         made._inputs, made._inverse, made._moves = inputs, inverse, moves
         return made
 

@@ -12,18 +12,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieval.eigen_coordinates import scores
 from retrieval.queries import Mapping
+from retrieval.teach.knowledge import Knowledge, Unchanged, marks_of
+from retrieval.teach.marks import BAD, GOOD, find
+
+if TYPE_CHECKING:
+    from retrieval.index.eigen_index import EigenIndex
 
 __all__ = [
     "LEAST_OVERLAP",
     "MOST_AGREEMENT_LOST",
     "MOST_LOST_BY_ONE",
     "SAMPLE",
+    "Guard",
     "Marks",
     "agreements",
     "best",
@@ -46,6 +53,14 @@ _BEST = 20
 # Of a small collection twenty pictures would be nearly all, and nothing could ever move.
 _BEST_SHARE = 5
 
+# Queries taught earlier that a lesson is checked against, the newest ones, and marks of each.
+_CHECKED_QUERIES = 100
+_CHECKED_MARKS = 50
+# Answers that are kept: of the untaught model, before, after, and of a preview.
+_REMEMBERED_TOPS = 4
+# An agreement that fell by less than this is not worth a line.
+_NOTEWORTHY = 0.01
+
 
 @dataclass(frozen=True, eq=False)
 class Marks:
@@ -59,6 +74,85 @@ class Marks:
     c: np.ndarray
     good: np.ndarray
     bad: np.ndarray
+
+
+class Guard:
+    """Compares what one profile knows before and after a lesson; for one thread at a time.
+
+    Remembers what the next comparison needs again: before a lesson is after the one before.
+    """
+
+    def __init__(self) -> None:
+        self._tops: list[tuple[Mapping | None, np.ndarray, np.ndarray]] = []
+        self._marks: dict[str, tuple[str, np.ndarray, Marks]] = {}
+
+    def compare(
+        self,
+        index: EigenIndex,
+        protected: npt.NDArray[np.float64],
+        before: Knowledge,
+        after: Knowledge,
+        query: str,
+    ) -> dict[str, Any]:
+        """The fields of a `Lesson` that tell what it does to other queries.
+
+        Args:
+            index: where the pictures are.
+            protected: (m, r) coordinates of the generic queries.
+            before, after: what is known.
+            query: that the lesson is about.
+        """
+        sample = index.sample(SAMPLE)  # another object whenever the index has changed
+        untaught, old, new = (
+            self._best(mapping, protected, sample)
+            for mapping in (Unchanged(), before.mapping, after.mapping)
+        )
+        taught = self._earlier(index, sample, before, query)
+        agreed = [
+            agreements(state.mapping, list(taught.values()), sample) for state in (before, after)
+        ]
+        earlier = list(zip(taught, *agreed, strict=True))
+        share = overlap(old, new)
+        return {
+            "overlap": share,
+            "overlap_total": overlap(untaught, new),
+            "worse": tuple(each for each in earlier if each[1] - each[2] > _NOTEWORTHY),
+            "refused": verdict(share, [each[1:] for each in earlier], queries=len(protected)),
+        }
+
+    def forget(self) -> None:
+        """Keep nothing of the queries taught so far."""
+        self._marks.clear()
+
+    def _best(self, mapping: Mapping, queries: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        """`best`, remembered."""
+        key = None if isinstance(mapping, Unchanged) else mapping
+        for i, (known_key, known_sample, found) in enumerate(self._tops):
+            if known_key is key and known_sample is sample:
+                self._tops.append(self._tops.pop(i))
+                return found
+        found = best(mapping, queries, sample)
+        self._tops = [*self._tops[1 - _REMEMBERED_TOPS :], (key, sample, found)]
+        return found
+
+    def _earlier(
+        self, index: EigenIndex, sample: np.ndarray, state: Knowledge, query: str
+    ) -> dict[str, Marks]:
+        """The queries taught before, with those of their marked pictures that the index has."""
+        taught = {}
+        for other in [each for each in state.taught if each != query][-_CHECKED_QUERIES:]:
+            event = state.current[other]
+            kept = self._marks.get(other)
+            if kept is None or kept[0] != event.uid or kept[1] is not sample:
+                marks = marks_of(state.events, other)
+                good = [mark for mark in marks if mark.sign == GOOD][-_CHECKED_MARKS:]
+                bad = [mark for mark in marks if mark.sign == BAD][-_CHECKED_MARKS:]
+                found = find(index, [*good, *bad])
+                c = event.arrays["c"].astype(np.float64)
+                kept = event.uid, sample, Marks(c, found.good_vectors, found.bad_vectors)
+                self._marks[other] = kept
+            taught[other] = kept[2]
+        return taught
 
 
 @cache

@@ -217,7 +217,7 @@ def lessons_on(events: Iterable[Event], query: str) -> list[Event]:
 def merged(lessons: Iterable[Event]) -> list[Mark]:
     """The marks that hold after some lessons on one query."""
     try:
-        return merge(read_marks(event.details) for event in lessons)
+        return merge([read_marks(event.details) for event in lessons])
     except ValueError as error:
         raise JournalCorrupt(f"a lesson in the journal is damaged: {error}") from None
 

@@ -36,7 +36,6 @@ from retrieval.index.manifest import Manifest
 from retrieval.queries import Mapping, QueryModel, query_coordinates
 from retrieval.teach import guard, local_rule
 from retrieval.teach.fitting import Fit, fit_direction
-from retrieval.teach.guard import Marks
 from retrieval.teach.knowledge import (
     LOCAL_RULE,
     NOTHING,
@@ -75,13 +74,6 @@ __all__ = ["RULES", "Effect", "HistoryEntry", "Lesson", "TeachError", "Teacher",
 MOST_CHARACTERS = 10_000
 """Length of a query that can be taught."""
 
-# Queries taught earlier that a lesson is checked against, the newest ones, and marks of each.
-_CHECKED_QUERIES = 100
-_CHECKED_MARKS = 50
-# Answers of the guard that are kept: of the untaught model, before, after, and of a preview.
-_REMEMBERED_TOPS = 4
-# An agreement that fell by less than this is not worth a line.
-_NOTEWORTHY = 0.01
 # Pictures among which `effects` ranks: above, ranks are estimated from an even choice.
 _RANKED = 10_000
 
@@ -93,7 +85,6 @@ class _Request:
     query: str
     c: npt.NDArray[np.float16]  # (r,) unit, as it is stored
     marks: list[Mark]  # withdrawals last
-    vectors: npt.NDArray[np.float32]  # (n, r) of the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +108,7 @@ class Teacher(Profile[Knowledge]):
         super().__init__(name, path, _identity(model), NOTHING)
         self._model = model
         self._anchors: np.ndarray | None = None
-        self._tops: list[tuple[Mapping | None, np.ndarray, np.ndarray]] = []
-        self._checked: dict[str, tuple[str, np.ndarray, Marks]] = {}
+        self._guard = guard.Guard()
 
     @classmethod
     def open(
@@ -233,8 +223,7 @@ class Teacher(Profile[Knowledge]):
         started = time.perf_counter()
         request = self._request(index, text, good, bad, unmark)
         with self._lock:
-            self.refresh()
-            if self._journal is None:
+            if self._existing() is None:
                 # The first lesson: if it is refused, not even a file is left behind.
                 draft = self._draft(index, request, self._state, self._chosen(rule))
                 if draft.lesson.refused and not force:
@@ -287,7 +276,7 @@ class Teacher(Profile[Knowledge]):
             return [event for event in events if subject in (None, event.subject)]
 
         with self._lock:
-            self._checked.clear()
+            self._guard.forget()
             return sum(event.kind == TEACH for event in self._erase(chosen))
 
     # --- looking -------------------------------------------------------------------------------
@@ -377,22 +366,17 @@ class Teacher(Profile[Knowledge]):
             for id_ in turns
             if id_ is not None
         ]
-        found = find(index, marks)
-        rows = dict(zip(found.good, found.good_vectors, strict=True))
-        rows |= zip(found.bad, found.bad_vectors, strict=True)
-        vectors = np.zeros((len(marks), index.dim), np.float32)
-        for row, mark in zip(vectors, marks, strict=True):
-            row[:] = rows[mark.id]
         marks += [Mark(id_, "", WITHDRAWN) for id_ in unmark_ids]
         c = query_coordinates(self._model, index, query).astype(np.float64)
         length = np.linalg.norm(c)
         if not np.isfinite(c).all() or length == 0:
             raise TeachError("the model gives these words no direction; use other words")
-        return _Request(query, (c / length).astype(np.float16), marks, vectors)
+        return _Request(query, (c / length).astype(np.float16), marks)
 
     def _draft(self, index: EigenIndex, request: _Request, state: Knowledge, rule: str) -> _Draft:
         query = request.query
-        before = marks_of(state.events, query)
+        lessons = lessons_on(state.events, query)
+        before = merged(lessons)
         marked = {mark.id for mark in before}
         for mark in request.marks:
             if mark.sign == WITHDRAWN and mark.id not in marked:
@@ -401,7 +385,6 @@ class Teacher(Profile[Knowledge]):
         if len(marks) > MOST_MARKS:
             raise TeachError(f"too many marks; at most {MOST_MARKS:,} are kept per query")
         found = find(index, marks)
-        lessons = lessons_on(state.events, query)
         covers = tuple(each.seq for each in lessons)
         details: dict[str, Any] = {
             "marks": [mark.as_json() for mark in request.marks],
@@ -411,7 +394,11 @@ class Teacher(Profile[Knowledge]):
         }
         arrays: dict[str, np.ndarray] = {"c": request.c}
         if rule == LOCAL_RULE:
-            arrays["marked"] = request.vectors[: local_rule.MOST_STORED].astype(np.float16)
+            rows = dict(zip(found.good, found.good_vectors, strict=True))
+            rows |= zip(found.bad, found.bad_vectors, strict=True)
+            kept = [rows[mark.id] for mark in request.marks if mark.sign != WITHDRAWN]
+            marked_rows = np.array(kept[: local_rule.MOST_STORED], np.float16)
+            arrays["marked"] = marked_rows.reshape(-1, index.dim)
         seq = state.events[-1].seq + 1 if state.events else 1
         event = Event(seq, f"{0:032x}", 0.0, TEACH, query, details, arrays, (*covers, seq), True)
         if rule == LOCAL_RULE:
@@ -442,7 +429,7 @@ class Teacher(Profile[Knowledge]):
             kept_text=bool(details["kept_text"]),
             marks_before=fit.before if fit is not None else math.nan,
             marks_after=fit.after if fit is not None else math.nan,
-            **self._compare(index, state, after, query),
+            **self._guard.compare(index, self._protected(), state, after, query),
             seconds=0.0,
         )
         return _Draft(lesson, details, arrays, covers, after)
@@ -483,62 +470,6 @@ class Teacher(Profile[Knowledge]):
                 f"in this index; open {where}, or undo those lessons too"
             )
         return _fit(c, found.good_vectors, found.bad_vectors)
-
-    def _compare(
-        self, index: EigenIndex, before: Knowledge, after: Knowledge, query: str
-    ) -> dict[str, Any]:
-        """The fields of a lesson that tell what it does to other queries."""
-        sample = index.sample(guard.SAMPLE)
-        protected = self._protected()
-        tops = [
-            self._best(mapping, protected, sample)
-            for mapping in (Unchanged(), before.mapping, after.mapping)
-        ]
-        overlap = guard.overlap(tops[1], tops[2])
-        taught = self._earlier(index, before, query)
-        agreements = (
-            guard.agreements(state.mapping, list(taught.values()), sample)
-            for state in (before, after)
-        )
-        earlier = list(zip(taught, *agreements, strict=True))
-        return {
-            "overlap": overlap,
-            "overlap_total": guard.overlap(tops[0], tops[2]),
-            "worse": tuple(each for each in earlier if each[1] - each[2] > _NOTEWORTHY),
-            "refused": guard.verdict(
-                overlap, [each[1:] for each in earlier], queries=len(protected)
-            ),
-        }
-
-    def _best(self, mapping: Mapping, queries: np.ndarray, sample: np.ndarray) -> np.ndarray:
-        """`guard.best`; the answers before a lesson are those after the previous one."""
-        key = None if isinstance(mapping, Unchanged) else mapping
-        for i, (known_key, known_sample, found) in enumerate(self._tops):
-            if known_key is key and known_sample is sample:
-                self._tops.append(self._tops.pop(i))
-                return found
-        found = guard.best(mapping, queries, sample)
-        self._tops = [*self._tops[1 - _REMEMBERED_TOPS :], (key, sample, found)]
-        return found
-
-    def _earlier(self, index: EigenIndex, state: Knowledge, query: str) -> dict[str, Marks]:
-        """The queries taught before, with those of their marked pictures that the index has."""
-        others = [each for each in state.taught if each != query][-_CHECKED_QUERIES:]
-        sample = index.sample(guard.SAMPLE)  # another object whenever the index has changed
-        taught = {}
-        for other in others:
-            event = state.current[other]
-            kept = self._checked.get(other)
-            if kept is None or kept[0] != event.uid or kept[1] is not sample:
-                marks = marks_of(state.events, other)
-                good = [mark for mark in marks if mark.sign == GOOD][-_CHECKED_MARKS:]
-                bad = [mark for mark in marks if mark.sign == BAD][-_CHECKED_MARKS:]
-                found = find(index, [*good, *bad])
-                c = event.arrays["c"].astype(np.float64)
-                kept = event.uid, sample, Marks(c, found.good_vectors, found.bad_vectors)
-                self._checked[other] = kept
-            taught[other] = kept[2]
-        return taught
 
     def _protected(self) -> np.ndarray:
         """(m, r) unit coordinates of the protected queries, as the journal keeps them."""

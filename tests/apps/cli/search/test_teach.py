@@ -166,7 +166,7 @@ def test_a_query_that_is_kept_is_told_in_plain_words(good, monkeypatch):
 
 
 def test_earlier_queries_that_lose_are_named(good, bad, monkeypatch, no_guard):
-    monkeypatch.setattr("retrieval.teach.teacher._NOTEWORTHY", -2.0)
+    monkeypatch.setattr("retrieval.teach.guard._NOTEWORTHY", -2.0)
     assert run("teach", QUERY, "--good", good, "--bad", bad).code == 0
     lesson = ["teach", "a swimming animal", "--good", bad]
     assert document(*lesson, "--preview")["worse"][0]["query"] == QUERY
