@@ -288,16 +288,11 @@ def both_sides(net: BrainNet, target: Target, inputs: Tensor) -> tuple[np.ndarra
     Returns:
         (n, heads) years, float64, and (n, channels, i, j, k) float32.
     """
-    rows = []
-    last = inputs
-    for h in (inputs.flip(2), inputs):
-        ages = []
-        for unit in net.blocks:
-            last = h
-            h = unit.block(h)  # type: ignore[operator]
-            ages.append(target.ages(unit.head(h)))  # type: ignore[operator]
-        rows.append(torch.stack(ages, dim=1))
-    return ((rows[1] + rows[0]) / 2).double().numpy(), last
+    mirrored, _ = net.run(inputs.flip(2))
+    said, last = net.run(inputs)
+    ages = torch.stack([target.ages(head) for head in (*mirrored, *said)], dim=1)
+    other, own = ages.chunk(2, dim=1)
+    return ((own + other) / 2).double().numpy(), last
 
 
 @torch.no_grad()

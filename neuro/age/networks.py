@@ -68,11 +68,15 @@ class BrainNet(nn.Module):
 
     def heads_say(self, h: Tensor) -> list[Tensor]:
         """What the first block reads -> (N, outputs) of each head."""
-        predictions = []
+        return self.run(h)[0]
+
+    def run(self, h: Tensor) -> tuple[list[Tensor], Tensor]:
+        """`heads_say`, and what the last block reads."""
+        passed = [h]
         for unit in self.blocks:
-            h = unit.block(h)  # type: ignore[operator]
-            predictions.append(unit.head(h))  # type: ignore[operator]
-        return predictions
+            passed.append(unit.block(passed[-1]))  # type: ignore[operator]
+        units = zip(self.blocks, passed[1:], strict=True)
+        return [unit.head(given) for unit, given in units], passed[-2]  # type: ignore[operator]
 
     def block_input(self, x: Tensor, index: int) -> Tensor:
         """What block `index` reads for volumes (N, 1, i, j, k); negative counts from the end."""
