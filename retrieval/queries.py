@@ -31,9 +31,11 @@ __all__ = [
     "Part",
     "QueryError",
     "QueryModel",
+    "Ranked",
     "image_vectors",
     "parse_query",
     "query_coordinates",
+    "rank",
     "under",
 ]
 
@@ -115,10 +117,57 @@ def parse_query(text: str) -> list[Part]:
     return parts
 
 
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """What a query finds.
+
+    Attributes:
+        hits: (id, score), best first, equal scores by id.
+        query: (r,) coordinates that they were ranked by.
+        delta: (r,) changed spectrum over base spectrum under which they were, or None.
+    """
+
+    hits: list[tuple[int, float]]
+    query: npt.NDArray[np.float32]
+    delta: npt.NDArray[np.float32] | None
+
+
 class QueryModel(EmbeddingModel, Protocol):
     """What queries ask of a model; `retrieval.model.loading.RetrievalModel` has it."""
 
     def text_vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]: ...
+
+
+def rank(
+    model: QueryModel,
+    index: EigenIndex,
+    text: str | None = None,
+    image: str | os.PathLike[str] | bytes | Image | None = None,
+    *,
+    like: int | None = None,
+    mapping: Mapping | None = None,
+    k: int = 20,
+    ids: Sequence[int] | np.ndarray | None = None,
+) -> Ranked:
+    """The k images closest to a query, or to an indexed image without itself.
+
+    Args:
+        model, index, text, image, mapping: as `query_coordinates`.
+        like: id of an indexed image, in place of a query.
+        k: number of results, fewer if the index is smaller.
+        ids: rank these images only.
+
+    Raises:
+        QueryError, ImageError: as `query_coordinates`.
+        KeyError: if no searchable image has the id `like`.
+    """
+    delta = mapping.delta if mapping is not None else None
+    if like is None:
+        query = query_coordinates(model, index, text, image, mapping)
+        return Ranked(index.search(query, k, delta=delta, ids=ids), query, delta)
+    query = under(delta, index.vectors([like]))[0]
+    hits = [hit for hit in index.search(query, k + 1, delta=delta, ids=ids) if hit[0] != like]
+    return Ranked(hits[:k], query, delta)
 
 
 def query_coordinates(

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.index.eigen_index import EigenIndex
-from retrieval.queries import QueryError, image_vectors, query_coordinates, under
+from retrieval.queries import QueryError, Ranked, image_vectors, query_coordinates, rank
 from retrieval.teach.profiles import check_name
 
 if TYPE_CHECKING:
@@ -113,9 +113,8 @@ class Searcher:
         """
         self.index.refresh()
         mapping = self.mapping(taught)
-        q = query_coordinates(self.model, self.index, text, image, mapping)
-        delta = mapping.delta if mapping is not None else None
-        return self._hits(self.index.search(q, k, delta=delta, ids=ids))
+        ranked = rank(self.model, self.index, text, image, mapping=mapping, k=k, ids=ids)
+        return self._hits(ranked)
 
     def similar(self, id: int, k: int = 20, *, taught: bool = True) -> list[Hit]:
         """The k images closest to an indexed one, without itself.
@@ -125,10 +124,7 @@ class Searcher:
         """
         self.index.refresh()
         mapping = self.mapping(taught)
-        delta = mapping.delta if mapping is not None else None
-        q = under(delta, self.index.vectors([id]))[0]
-        found = self.index.search(q, k + 1, delta=delta)
-        return self._hits([(other, score) for other, score in found if other != id][:k])
+        return self._hits(rank(self.model, self.index, like=id, mapping=mapping, k=k))
 
     def query_vector(
         self,
@@ -234,16 +230,14 @@ class Searcher:
         """
         return rank_captions(self.model, image, captions, k)
 
-    def _hits(self, found: list[tuple[int, float]]) -> list[Hit]:
-        root = self.index.root
-        hits = []
-        for id_, score in found:
-            try:
-                path = Path(self.index.entry(id_).path)
-            except KeyError:
-                continue  # compacted away since
-            hits.append(Hit(id_, score, path if root is None else root / path))
-        return hits
+    def _hits(self, found: Ranked) -> list[Hit]:
+        root = self.index.root or Path()
+        entries = self.index.entries_of([id_ for id_, _ in found.hits])
+        return [
+            Hit(id_, score, root / entries[id_].path)
+            for id_, score in found.hits
+            if id_ in entries  # else compacted away since
+        ]
 
 
 def open_index(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-__all__ = ["file_size", "header_html", "icon", "note_html", "notice_html", "truth"]
+__all__ = ["header_html", "icon", "note_html", "notice_html"]
 
 
 def header_html(title: str, subtitle: str, logo: str) -> str:
@@ -27,22 +27,6 @@ def notice_html(text: str, *, bad: bool = False) -> str:
     """One line about something that has ended, well or badly."""
     kind, role = ("enn-bad", "alert") if bad else ("enn-good", "status")
     return f'<p class="enn-notice {kind}" role="{role}">{escape(text)}</p>'
-
-
-def file_size(count: int) -> str:
-    """1536 -> "1.5 KB"."""
-    if count < 1000:
-        return f"{count} bytes"
-    value, unit = count / 1000, "KB"
-    for larger in ("MB", "GB"):
-        if value >= 999.5:
-            value, unit = value / 1000, larger
-    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
-
-
-def truth(value: bool) -> str:
-    """The value of an attribute such as aria-pressed."""
-    return "true" if value else "false"
 
 
 def icon(body: str, *, cls: str, width: float = 1.8) -> str:

@@ -1,4 +1,4 @@
-"""Whose teaching a request reads and writes.
+"""Whose teaching a request reads and writes, and the profiles that are open for it.
 
 On the own machine everybody is the owner; with passwords it is who signed in; an open server tells
 browsers apart by a cookie that it gives them. People on one server never see what others taught.
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from enn_core.lessons.places import LOCAL
+from apps.web.limits import OPEN_PROFILES, PROFILES_EACH
+from enn_core.lessons.places import LOCAL, ProfileError, check_name, list_journals
+from enn_core.lessons.profile import Profile
 
 __all__ = [
     "COOKIE",
     "LOCAL",
+    "Shelf",
     "UnknownVisitor",
     "Visitor",
     "Visitors",
@@ -30,6 +35,9 @@ COOKIE = "enn-visitor"
 _KEY = "eigen.visitor"  # of the ASGI scope
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 random bytes
 _YEAR = 365 * 24 * 3600
+
+M = TypeVar("M")
+P = TypeVar("P", bound=Profile[Any])
 
 
 class UnknownVisitor(ValueError):
@@ -105,6 +113,56 @@ def visitor_of(request: Any) -> Visitor:
     inner = getattr(request, "request", None) or request
     visitor = inner.scope.get(_KEY)
     return visitor if isinstance(visitor, Visitor) else Visitor(None)
+
+
+class Shelf(Generic[M, P]):
+    """The open profiles of a server, one per person, profile and model: those used last.
+
+    Args:
+        journal_of: file name of the journals of a model's profiles.
+        open_profile: opens the profile (model, name, scope=...), like `Teacher.open`.
+    """
+
+    def __init__(self, journal_of: Callable[[M], str], open_profile: Callable[..., P]) -> None:
+        self._journal_of = journal_of
+        self._open_profile = open_profile
+        self._journals: dict[int, tuple[M, str]] = {}  # by the id of a model, which so stays
+        self._open: OrderedDict[tuple[str, str, str], P] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, model: M, scope: str, profile: str) -> P:
+        """A profile of a model; nothing is written until it is taught something.
+
+        Raises:
+            ProfileError: the name cannot be a profile's, or there are too many already.
+            RuntimeError, ValueError, OSError: what was taught cannot be read.
+        """
+        key = (scope, profile, self._journal(model))
+        with self._lock:
+            if not isinstance(profile, str) or key not in self._open:  # strangers send anything
+                check_name(profile)
+                names = self.names(model, scope)
+                if scope != LOCAL and profile not in names and len(names) >= PROFILES_EACH:
+                    raise ProfileError(
+                        f"there are {len(names)} profiles already, the most that one visitor may "
+                        "have; choose one of them, or forget one"
+                    )
+                self._open[key] = self._open_profile(model, profile, scope=scope)
+                # One that falls out may be in use: it closes when its last user lets go.
+                if len(self._open) > OPEN_PROFILES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(key)
+            return self._open[key]
+
+    def names(self, model: M, scope: str | None) -> list[str]:
+        """Profiles that were taught something, in alphabetical order; nobody (None) has any."""
+        return list_journals(self._journal(model), scope) if scope is not None else []
+
+    def _journal(self, model: M) -> str:
+        """`journal_of`, asked once: a server's models are few and never change."""
+        if id(model) not in self._journals:
+            self._journals[id(model)] = model, self._journal_of(model)
+        return self._journals[id(model)][1]
 
 
 def _short(secret: str) -> str:

@@ -13,8 +13,7 @@ from apps.web.search.collection import Collection
 from apps.web.search.pictures import PICTURE_ROUTES, Pictures, Uploads
 from apps.web.search.profile_files import TEACHING_ROUTES
 from apps.web.search.serve import create_app
-from apps.web.shelf import Shelf
-from apps.web.visitors import Visitors
+from apps.web.visitors import Shelf, Visitors
 from retrieval.model.retrieval_model import RetrievalModel
 from retrieval.search import open_index
 from retrieval.teach.profiles import journal_of

@@ -24,7 +24,7 @@ from apps.web.server import Route
 from apps.web.visitors import visitor_of
 
 if TYPE_CHECKING:
-    from apps.web.shelf import Shelf
+    from apps.web.visitors import Shelf
     from neuro.age.predict import BrainAge
     from neuro.scans.preprocess import InputKind
     from neuro.teach import Site

@@ -26,7 +26,7 @@ from apps.web.visitors import visitor_of
 from enn_core.lessons.places import DEFAULT, ProfileError, check_name
 
 if TYPE_CHECKING:
-    from apps.web.shelf import Shelf
+    from apps.web.visitors import Shelf
     from neuro.age.predict import BrainAge, Estimate, Seen
     from neuro.teach import Site
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from apps.web.html import icon, notice_html, truth
+from apps.web.html import icon, notice_html
 
 if TYPE_CHECKING:
     from apps.web.brain.session import Scan, Step
@@ -126,7 +126,8 @@ def scans_html(scans: Sequence[tuple[Scan, str]], chosen: int | None) -> str:
         return ""
     items = "".join(
         f'<li class="enn-scan" data-state="{scan.state}" data-scan="{scan.number}">'
-        f'<button type="button" data-do="choose" aria-pressed="{truth(scan.number == chosen)}">'
+        '<button type="button" data-do="choose" '
+        f'aria-pressed="{str(scan.number == chosen).lower()}">'
         f"<b>{escape(scan.label)}</b><span>{escape(said)}</span></button>"
         f'<button type="button" class="enn-remove" data-do="remove" '
         f'aria-label="Delete {escape(scan.label)}" title="Delete this scan">✕</button></li>'

@@ -59,7 +59,7 @@ def create_app(
     from apps.web.brain.files import add_brain_routes
     from apps.web.brain.handlers import BrainHandlers
     from apps.web.brain.page import TITLE, build, head, theme
-    from apps.web.shelf import Shelf
+    from apps.web.visitors import Shelf
     from neuro.teach import Site, journal_of
 
     app = FastAPI(title=TITLE, docs_url=None, redoc_url=None, openapi_url=None)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 from apps.web.brain.html import table_html
-from apps.web.html import file_size, note_html
+from apps.web.html import note_html
 
 if TYPE_CHECKING:
     from apps.web.brain.session import Scan
@@ -146,7 +146,7 @@ def protected_text(protected: float) -> str:
 def kept_text(stored: int, profile: str) -> str:
     """What is stored, before anything is."""
     return (
-        f"Accepting stores {file_size(stored)} in profile {escape(profile)} on this server: what "
+        f"Accepting stores {stored / 1e6:.1f} MB in profile {escape(profile)} on this server: what "
         "the last block of each network reads of this brain, the age and the name above. The scan "
         "itself is not stored. Undo takes the lesson back; forgetting erases it."
     )

@@ -21,7 +21,7 @@ from apps.web.visitors import visitor_of
 from retrieval.teach.profiles import DEFAULT
 
 if TYPE_CHECKING:
-    from apps.web.shelf import Shelf
+    from apps.web.visitors import Shelf
     from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.teach.teacher import HistoryEntry, Lesson, Teacher
 
@@ -73,10 +73,10 @@ class _Api:
         place = self._collection(collection)
         words = _text(text)
         count = _integer(k, "k", 1, API_RESULTS)
-        scope = visitor_of(request).scope
-        teacher = None
-        if taught and scope is not None:
-            teacher = self._teachers.get(place.model, scope, profile)
+        knows = taught and visitor_of(request).scope is not None
+        teacher = self._teacher(place, profile, request) if knows else None
+        if teacher is not None:
+            teacher.refresh()
         found = place.find(words, k=count, teacher=teacher)
         scores = dict(found.hits)
         entries = place.index.entries_of(found.ids)

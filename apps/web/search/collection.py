@@ -6,12 +6,12 @@ server was started with. Searches go on meanwhile and see the new state once it 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +74,9 @@ class Found:
     hits: tuple[tuple[int, float], ...]
     average: float
 
-    @property
+    @cached_property
     def ids(self) -> tuple[int, ...]:
-        return tuple(id for id, _ in self.hits)
+        return tuple([id for id, _ in self.hits])
 
 
 class Collection:
@@ -145,32 +145,26 @@ class Collection:
             image: bytes of a picture.
             like: id of an image of the collection.
             k: number of results.
-            teacher: what it was taught counts; None for the model as it is.
+            teacher: what it knows now counts; None for the model as it is.
 
         Raises:
             ValueError: the query cannot be understood; the message is fit to show.
             LookupError: the image `like` is gone.
         """
-        from retrieval.queries import query_coordinates
+        from retrieval.queries import rank
 
-        index = self.index
-        mapping = self._searcher.with_teacher(teacher).mapping()
-        delta = mapping.delta if mapping is not None else None
-        if like is not None and not text:
-            query, delta = index.vectors([like])[0], None
-            hits = [hit for hit in index.search(query, k + 1) if hit[0] != like][:k]
-        else:
-            if like is not None:
-                image, _ = self.read(self.ref(like))
-            query = query_coordinates(self.model, index, text or None, image, mapping)
-            hits = index.search(query, k, delta=delta)
+        if like is not None and text:
+            (image, _), like = self.read(self.ref(like)), None
+        index, mapping = self.index, teacher.mapping if teacher is not None else None
+        ranked = rank(self.model, index, text, image, like=like, mapping=mapping, k=k)
+        query, delta = ranked.query, ranked.delta
         if delta is None:
             average = float(query.astype("float64") @ index.moments()[0])
         else:
             few = self._spread(AVERAGED)
-            scores = [score for _, score in index.search(query, len(few), delta=delta, ids=few)]
+            scores = [score for _, score in index.search(query, AVERAGED, delta=delta, ids=few)]
             average = sum(scores) / max(1, len(scores))
-        return Found(tuple(hits), average)
+        return Found(tuple(ranked.hits), average)
 
     def cards(
         self,
@@ -186,28 +180,24 @@ class Collection:
             marks: what the visitor said of images, by id.
             before: ids of the ranking that this one is compared with, best first.
         """
-        index = self.index
         marks = marks or {}
         places = {id: place for place, id in enumerate(before)} if before is not None else None
         best = found.hits[0][1] if found.hits else 0.0
+        known = self._cards(found.ids)
         cards = []
         for place, (id, score) in enumerate(found.hits):
-            # An update may delete an image between the search and this line.
-            with contextlib.suppress(KeyError):
-                card = self._card(index.entry(id), score, share(score, found.average, best))
+            if id in known:
                 new = places is not None and id not in places
                 moved = places[id] - place if places is not None and not new else 0
-                cards.append(replace(card, mark=marks.get(id), moved=moved, new=new))
+                card = replace(known[id], mark=marks.get(id), moved=moved, new=new)
+                part = share(score, found.average, best)
+                cards.append(replace(card, score=score, share=part))
         return cards
 
     def browse(self, k: int) -> list[Card]:
         """Cards of pictures spread evenly over the collection, without scores."""
-        index = self.index
-        cards = []
-        for id in self._spread(k):
-            with contextlib.suppress(KeyError):
-                cards.append(self._card(index.entry(id), None, None))
-        return cards
+        self._searcher.index.refresh()
+        return list(self._cards(self._spread(k)).values())
 
     def _spread(self, k: int) -> list[int]:
         """Ids of k pictures spread evenly over the collection."""
@@ -227,17 +217,21 @@ class Collection:
     def stats(self) -> dict[str, Any]:
         return self.index.stats()
 
-    def _card(self, entry: Entry, score: float | None, share: float | None) -> Card:
-        return Card(
-            token=self._token(ImageRef(self.number, entry.id, _version(entry))),
-            path=_printable(entry.path),
-            width=entry.width or 0,
-            height=entry.height or 0,
-            size=entry.size or 0,
-            score=score,
-            share=share,
-            credit=self._credits.get(entry.path, ""),
-        )
+    def _cards(self, ids: Sequence[int]) -> dict[int, Card]:
+        """Cards by id, without those that an update has deleted since they were found."""
+        entries = self._searcher.index.entries_of(ids)
+        refs = [ImageRef(self.number, id, _version(entry)) for id, entry in entries.items()]
+        return {
+            entry.id: Card(
+                token=token,
+                path=_printable(entry.path),
+                width=entry.width or 0,
+                height=entry.height or 0,
+                size=entry.size or 0,
+                credit=self._credits.get(entry.path, ""),
+            )
+            for entry, token in zip(entries.values(), list(map(self._token, refs)), strict=True)
+        }
 
     # -- pictures ----------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from apps.web.html import file_size, header_html, note_html, notice_html
+from apps.web.html import header_html, note_html, notice_html
 from apps.web.limits import CAPTION_LINES, MARKED_PICTURES, QUERY_CHARACTERS
-from apps.web.search import html, taught_html
+from apps.web.search import html
 from apps.web.search.collection import Collection, Job, UpdateRunning, share
 from apps.web.search.pictures import ImageRef, Pictures, Uploads
 from apps.web.visitors import visitor_of
@@ -24,7 +24,7 @@ from retrieval.images import ImageError
 from retrieval.teach.profiles import DEFAULT, check_name
 
 if TYPE_CHECKING:
-    from apps.web.shelf import Shelf
+    from apps.web.visitors import Shelf
     from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.teach.teacher import Lesson, Teacher
 
@@ -199,6 +199,8 @@ class SearchHandlers:
         answer: str = "",
         lesson: Lesson | str | None = None,
         bad: bool = True,
+        teacher: Teacher | None = None,
+        marks: dict[int, bool] | None = None,
     ) -> tuple:
         """(text, picker, status, lesson, results, screen) for a screen.
 
@@ -212,11 +214,13 @@ class SearchHandlers:
             answer: HTML put behind the results, for the page's script.
             lesson: what to tell: a lesson, or a text.
             bad: the text is about something that failed.
+            teacher: the visitor's, if it was just taught.
+            marks: that hold for the query, if they are known: id -> whether it is good.
         """
         text = gr.skip() if typed else screen.query.text
         message = ""
         if isinstance(lesson, str):
-            message = taught_html.lesson_html(lesson, bad=bad)
+            message = html.lesson_html(lesson, bad=bad)
         try:
             picker = self._picker(screen.query)
         except LookupError:
@@ -226,17 +230,17 @@ class SearchHandlers:
                 "Please choose the picture again", "Pictures to search with are kept for a while."
             )
             return text, html.picker_html(), status, message, body, screen
-        teacher = None
         try:
-            teacher = self.teacher(which, screen, request)
+            if teacher is None:
+                teacher = self.teacher(which, screen, request)
         except EXPECTED as error:
-            message = taught_html.lesson_html(
+            message = html.lesson_html(
                 f"Searching without what was taught: {one_line(error)}", bad=True
             )
-        shown = self._body(screen, which, count, teacher, before)
+        shown = self._body(screen, which, count, teacher, before, marks)
         if lesson is not None and not isinstance(lesson, str):
-            message = taught_html.lesson_html(
-                taught_html.told(lesson, new=shown.new, up=shown.up),
+            message = html.lesson_html(
+                html.told(lesson, new=shown.new, up=shown.up),
                 undo=lesson.entry,
                 profile=screen.profile,
                 force=lesson.refused is not None,
@@ -249,12 +253,16 @@ class SearchHandlers:
 
     def teacher(self, which: int, screen: Screen, request: gr.Request) -> Teacher | None:
         """The visitor's teacher, up to date; None for one whom nothing tells from others yet."""
-        scope = visitor_of(request).scope
-        if scope is None:
+        if visitor_of(request).scope is None:
             return None
-        teacher = self.teachers.get(self.collections[which].model, scope, screen.profile)
+        teacher = self.own_teacher(which, screen, request)
         teacher.refresh()
         return teacher
+
+    def own_teacher(self, which: int, screen: Screen, request: gr.Request) -> Teacher:
+        """The visitor's teacher, to be changed; raises UnknownVisitor if nothing tells whose."""
+        scope = visitor_of(request).known()
+        return self.teachers.get(self.collections[which].model, scope, screen.profile)
 
     def _picker(self, query: Query) -> str:
         if query.upload:
@@ -272,9 +280,10 @@ class SearchHandlers:
         count: int,
         teacher: Teacher | None,
         before: Sequence[int] | None,
+        marks: dict[int, bool] | None,
     ) -> _Body:
         try:
-            return self._found(screen, which, count, teacher, before)
+            return self._found(screen, which, count, teacher, before, marks)
         except (LookupError, OSError, ImageError) as error:
             return _Body(
                 html.status_html("This picture cannot be used any more.", clear=True),
@@ -298,10 +307,10 @@ class SearchHandlers:
         count: int,
         teacher: Teacher | None,
         before: Sequence[int] | None,
+        marks: dict[int, bool] | None,
     ) -> _Body:
         collection, query = self.collections[which], screen.query
-        total = len(collection.index)
-        if not total:
+        if not (len(collection) or len(collection.index)):
             return _Body(
                 html.status_html("", clear=not query.empty),
                 html.message_html(
@@ -311,22 +320,25 @@ class SearchHandlers:
             )
         if query.empty:
             cards = collection.browse(count)
-            text = f"A look into {collection.name}: {len(cards):,} of {total:,} pictures."
+            text = f"A look into {collection.name}: {len(cards):,} of {len(collection):,} pictures."
             return _Body(html.status_html(text), html.cards_html(cards, label="Some pictures"))
         started = time.monotonic()
         image, like = self._query_picture(query, which)
-        knows = teacher if teacher is not None and len(teacher) and query.text else None
+        # Pictures are no words: only a taught spectrum changes what is like them.
+        counted = teacher is not None and len(teacher) and (query.text or teacher.delta is not None)
+        knows = teacher if counted else None
         counts = knows if screen.taught else None
         found = collection.find(query.text, image, like, count, teacher=counts)
         seconds = time.monotonic() - started
         if before is None and counts is not None:
             before = collection.find(query.text, image, like, count).ids
-        marks = {}
-        if knows is not None and query.words_only:
+        if marks is None and knows is not None and query.words_only:
             with contextlib.suppress(*EXPECTED):  # marks of another index, of no use here
                 marks = knows.marks(query.text, collection.index)
         cards = collection.cards(found, marks=marks, before=before)
-        text = f"{_asked(query)}: best {len(cards):,} of {total:,} pictures, {seconds:.2f} s"
+        text = (
+            f"{_asked(query)}: best {len(cards):,} of {len(collection):,} pictures, {seconds:.2f} s"
+        )
         status = html.status_html(
             text,
             clear=True,
@@ -339,8 +351,8 @@ class SearchHandlers:
             query=query.text if query.words_only else None,
             profile=screen.profile,
         )
-        up = sum(card.moved > 0 for card in cards)
-        return _Body(status, results, found.ids, new=sum(card.new for card in cards), up=up)
+        new, up = sum([card.new for card in cards]), sum([card.moved > 0 for card in cards])
+        return _Body(status, results, found.ids, new=new, up=up)
 
     def _query_picture(self, query: Query, which: int) -> tuple[bytes | None, int | None]:
         """The picture of a query, as bytes or as an id of the collection."""
@@ -402,14 +414,11 @@ class SearchHandlers:
             if type(entry) is not int:  # True is none
                 raise ValueError("no entry of the history is named")
             check_profile(data, screen)
-            visitor_of(request).known()
-            teacher = self.teacher(which, screen, request)
-            if teacher is None:
-                raise ValueError("there is nothing to undo")
+            teacher = self.own_teacher(which, screen, request)
             undone = teacher.undo(entry, index=self.collections[which].index)
         except EXPECTED as error:
             return False, f"Not undone: {one_line(error)}"
-        marks = taught_html.counted(undone.good, undone.bad, undone.unmarked)
+        marks = html.counted(undone.good, undone.bad, undone.unmarked)
         return True, f"Undone: {marks} for “{_short(undone.query)}”."
 
     def _learn(
@@ -424,12 +433,10 @@ class SearchHandlers:
         force: bool = False,
     ) -> tuple:
         lesson: Lesson | str
-        refused = True
+        refused, learned, held = True, None, None
+        same = marks.text == screen.query.text and marks.collection == which
         try:
-            visitor_of(request).known()
-            teacher = self.teacher(marks.collection, screen, request)
-            if teacher is None:
-                raise ValueError("there is nobody to learn from")
+            teacher = self.own_teacher(marks.collection, screen, request)
             lesson = teacher.teach(
                 self.collections[marks.collection].index,
                 marks.text,
@@ -439,9 +446,12 @@ class SearchHandlers:
                 force=force,
             )
             refused = lesson.refused is not None
+            if same:
+                learned = teacher
+                if not refused:
+                    held = {**dict.fromkeys(lesson.good, True), **dict.fromkeys(lesson.bad, False)}
         except EXPECTED as error:
             lesson = f"Not learned: {one_line(error)}"
-        same = marks.text == screen.query.text and marks.collection == which
         before = screen.ids if same and not refused and screen.taught else None
         screen = replace(
             screen,
@@ -457,14 +467,17 @@ class SearchHandlers:
             before=before,
             answer=_answer(number, refused=refused),
             lesson=lesson,
+            teacher=learned,
+            marks=held,
         )
 
     def _marks(self, data: dict[str, Any]) -> Marks:
         """Marks as the page's script sent them, checked."""
         said, text = data.get("marks"), data.get("query")
+        words = _clean(text) if isinstance(text, str) else ""
         if not isinstance(said, dict) or not 0 < len(said) <= MARKED_PICTURES:
             raise ValueError(f"1 to {MARKED_PICTURES} pictures can be marked at once")
-        if not isinstance(text, str) or not _clean(text):
+        if not words:
             raise ValueError("only searches in words can be taught")
         refs: dict[str, list[ImageRef]] = {"good": [], "bad": [], "none": []}
         for token, what in said.items():
@@ -475,7 +488,7 @@ class SearchHandlers:
         if len(numbers) != 1:
             raise ValueError("the pictures are of several collections")
         ids = {what: tuple(ref.id for ref in group) for what, group in refs.items()}
-        return Marks(numbers.pop(), _clean(text), ids["good"], ids["bad"], ids["none"])
+        return Marks(numbers.pop(), words, ids["good"], ids["bad"], ids["none"])
 
     # -- captions tab ------------------------------------------------------------------------
 
@@ -544,7 +557,7 @@ class SearchHandlers:
             [
                 ("pictures can be searched", f"{len(collection):,}"),
                 ("files left out", f"{facts['skipped']:,}"),
-                ("size of the index", file_size(facts["bytes"])),
+                ("size of the index", html.file_size(facts["bytes"])),
                 ("model", str(facts["model"])),
             ]
         )

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-from apps.web.html import file_size, icon, note_html, truth
+from apps.web.html import icon, note_html
 from apps.web.limits import PICTURE_BYTES
+
+if TYPE_CHECKING:
+    from retrieval.teach.reports import Lesson
 
 __all__ = [
     "LOGO",
@@ -21,15 +25,20 @@ __all__ = [
     "THUMB_DOWN",
     "THUMB_UP",
     "Card",
+    "button_html",
     "captions_html",
     "cards_html",
     "chips_html",
+    "counted",
+    "file_size",
+    "lesson_html",
     "message_html",
     "picker_html",
     "progress_html",
     "skipped_html",
     "status_html",
     "tiles_html",
+    "told",
 ]
 
 BAR_MEANING = "A full bar is the best match of this search, an empty one an average picture."
@@ -63,6 +72,17 @@ class Card:
     mark: bool | None = None
     moved: int = 0
     new: bool = False
+
+
+def file_size(count: int) -> str:
+    """1536 -> "1.5 KB"."""
+    if count < 1000:
+        return f"{count} bytes"
+    value, unit = count / 1000, "KB"
+    for larger in ("MB", "GB"):
+        if value >= 999.5:
+            value, unit = value / 1000, larger
+    return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
 
 
 def picker_html(
@@ -123,7 +143,7 @@ def status_html(
     switch = ""
     if taught is not None:
         sides = "".join(
-            f'<button type="button" data-do="{name}" aria-pressed="{truth(on == taught)}">'
+            f'<button type="button" data-do="{name}" aria-pressed="{str(on == taught).lower()}">'
             f"{label}</button>"
             for name, label, on in (
                 ("include", "With what I taught", True),
@@ -160,11 +180,11 @@ def cards_html(
         profile: that marks are for.
     """
     markable = query is not None
-    items = "".join(_card(card, rank, markable) for rank, card in enumerate(cards, start=1))
+    items = [_card(card, rank, markable) for rank, card in enumerate(cards, start=1)]
     marks = (
         f' data-query="{escape(query or "")}" data-profile="{escape(profile)}"' if markable else ""
     )
-    return f'<ul class="enn-grid" aria-label="{escape(label)}"{marks}>{items}</ul>'
+    return f'<ul class="enn-grid" aria-label="{escape(label)}"{marks}>{"".join(items)}</ul>'
 
 
 def _card(card: Card, rank: int, markable: bool) -> str:
@@ -198,7 +218,7 @@ def _card(card: Card, rank: int, markable: bool) -> str:
     badge, change = _moved(card)
     if card.mark is not None:
         spoken += f", marked {facts['mark']}"
-    data = " ".join(f'data-{key}="{escape(value)}"' for key, value in facts.items())
+    data = " ".join([f'data-{key}="{escape(value)}"' for key, value in facts.items()])
     return (
         f'<li class="enn-card" {data}>'
         f'<button type="button" class="enn-open" data-do="open" '
@@ -214,16 +234,16 @@ def _card(card: Card, rank: int, markable: bool) -> str:
 
 
 def _thumbs(mark: bool | None, name: str) -> str:
-    buttons = "".join(
+    buttons = [
         f'<button type="button" class="enn-thumb" data-do="{what}" '
-        f'aria-pressed="{truth(mark is good)}" aria-label="{what.capitalize()}: {name}" '
+        f'aria-pressed="{str(mark is good).lower()}" aria-label="{what.capitalize()}: {name}" '
         f'title="{title}">{icon}</button>'
         for what, good, icon, title in (
             ("good", True, THUMB_UP, "This is what I meant (G)"),
             ("bad", False, THUMB_DOWN, "This is not what I meant (B)"),
         )
-    )
-    return f'<span class="enn-thumbs">{buttons}</span>'
+    ]
+    return f'<span class="enn-thumbs">{"".join(buttons)}</span>'
 
 
 def _moved(card: Card) -> tuple[str, str]:
@@ -237,6 +257,90 @@ def _moved(card: Card) -> tuple[str, str]:
     else:
         return "", ""
     return f'<span class="enn-moved enn-{kind}" aria-hidden="true">{text}</span>', spoken
+
+
+def lesson_html(
+    text: str,
+    *,
+    undo: int | None = None,
+    profile: str = "",
+    force: bool = False,
+    bad: bool = False,
+) -> str:
+    """The answer to a mark.
+
+    Args:
+        text: what happened; empty for no answer.
+        undo: entry of the history that a button takes back.
+        profile: whose history that is.
+        force: offer to teach what was refused.
+        bad: it is not what the visitor wanted.
+    """
+    if not text:
+        return ""
+    buttons = ""
+    if undo is not None:
+        buttons += button_html(
+            "undo", "Undo", f' data-entry="{undo}" data-profile="{escape(profile)}"'
+        )
+    if force:
+        buttons += button_html("force", "Teach anyway")
+    kind = "enn-bad" if bad else "enn-good"
+    return (
+        f'<div class="enn-lesson enn-notice {kind}"><span class="enn-told">{escape(text)}</span>'
+        f"{buttons}</div>"
+    )
+
+
+def told(lesson: Lesson, *, new: int = 0, up: int = 0) -> str:
+    """A lesson in plain words.
+
+    Args:
+        lesson: what `Teacher.teach` returned.
+        new: pictures that came in among those shown.
+        up: pictures that moved up among those shown.
+    """
+    if lesson.refused:
+        return lesson.refused[:1].upper() + lesson.refused[1:] + "."
+    marks = counted(lesson.good, lesson.bad)
+    if lesson.kept_text and not lesson.good:
+        parts = [
+            f"Noted ({marks}). Bad pictures alone do not say what is wanted: mark a good one too."
+        ]
+    elif lesson.kept_text:
+        parts = [
+            f"Noted ({marks}). Checked against each other, these marks do not say what they have "
+            "in common better than the words do, so the words alone decide for now; more marks "
+            "may change that."
+        ]
+    elif not (lesson.good or lesson.bad):
+        parts = ["Taken back: nothing is marked for this search any more."]
+    else:
+        changes = [
+            f"{count} {name}" for count, name in ((new, "new here"), (up, "moved up")) if count
+        ]
+        parts = [f"Learned from {marks}: {', '.join(changes) or 'the order stays as it was'}."]
+    if lesson.ignored:
+        count = len(lesson.ignored)
+        reason = next(iter(lesson.ignored.values()))
+        parts.append(f"{_pictures(count)} left out: {reason}.")
+    for query, before, after in lesson.worse[:2]:
+        parts.append(f"“{query}” now fits its marks less well ({before:.2f} → {after:.2f}).")
+    return " ".join(parts)
+
+
+def counted(good: Sequence[int], bad: Sequence[int], unmarked: Sequence[int] = ()) -> str:
+    """ "2 good, 1 bad"."""
+    parts = ((len(good), "good"), (len(bad), "bad"), (len(unmarked), "taken back"))
+    return ", ".join(f"{count:,} {name}" for count, name in parts if count) or "no marks"
+
+
+def button_html(what: str, label: str, more: str = "") -> str:
+    return f'<button type="button" class="enn-link" data-do="{what}"{more}>{label}</button>'
+
+
+def _pictures(count: int) -> str:
+    return "1 picture was" if count == 1 else f"{count:,} pictures were"
 
 
 def message_html(title: str, text: str) -> str:

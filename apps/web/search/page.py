@@ -22,7 +22,7 @@ from apps.web.search.taught_handlers import TaughtHandlers
 from apps.web.style import ASSETS, html_block, script, theme
 
 if TYPE_CHECKING:
-    from apps.web.shelf import Shelf
+    from apps.web.visitors import Shelf
     from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.teach.teacher import Teacher
 

@@ -21,7 +21,7 @@ from apps.web.visitors import visitor_of
 
 if TYPE_CHECKING:
     from apps.web.search.collection import Collection
-    from apps.web.shelf import Shelf
+    from apps.web.visitors import Shelf
     from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.teach.teacher import Teacher
 

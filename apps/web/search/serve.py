@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from apps.web.search.collection import Collection
     from apps.web.search.pictures import Pictures, Uploads
-    from apps.web.shelf import Shelf
+    from apps.web.visitors import Shelf
     from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.teach.teacher import Teacher
 
@@ -96,7 +96,7 @@ def serve(
     """
     from apps.web.search.pictures import PICTURE_ROUTES, Pictures, Uploads
     from apps.web.search.profile_files import TEACHING_ROUTES
-    from apps.web.shelf import Shelf
+    from apps.web.visitors import Shelf
     from retrieval.teach.profiles import journal_of
     from retrieval.teach.teacher import Teacher
 

@@ -81,9 +81,7 @@ class TaughtHandlers(SearchHandlers):
         """(tab, *search) after forgetting everything that the profile was taught."""
         try:
             check_profile(event._data, screen)
-            visitor_of(request).known()
-            teacher = self.teacher(which, screen, request)
-            count_of = teacher.forget() if teacher is not None else 0
+            count_of = self.own_teacher(which, screen, request).forget()
         except EXPECTED as error:
             return self._both(which, count, screen, request, one_line(error), bad=True)
         lessons = "1 lesson" if count_of == 1 else f"{count_of:,} lessons"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("faiss")
-from apps.web import shelf as module
+from apps.web import visitors as module
 from apps.web.limits import PROFILES_EACH
-from apps.web.shelf import Shelf
+from apps.web.visitors import Shelf
 from enn_core.lessons.places import ProfileError, journal_path
 from neuro.teach import Site
 from neuro.teach import journal_of as site_journal

@@ -39,8 +39,7 @@ from apps.web.brain.session import Desk, Scan, SessionError, Sessions, clean_lab
 from apps.web.brain.worker import WorkerError
 from apps.web.limits import SCAN_BYTES
 from apps.web.private_folder import make_private_folder
-from apps.web.shelf import Shelf
-from apps.web.visitors import Visitor, remember
+from apps.web.visitors import Shelf, Visitor, remember
 from neuro.age.predict import Estimate
 from neuro.scans.template import MNI_AFFINE, MNI_SHAPE
 from neuro.teach import Lesson, Site, journal_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("faiss")
@@ -76,6 +77,28 @@ def test_what_was_taught_counts_when_asked(collection, tmp_path, rule):
     assert collection.find("something", k=6) == before
     scores = [score for _, score in after.hits]
     assert min(scores) - 1e-6 <= after.average <= max(scores) + 1e-6
+
+
+@pytest.mark.parametrize("asked", ["like", "upload"])
+def test_a_taught_spectrum_counts_for_pictures_too(collection, folder, asked):
+    delta = np.array([3, 0.5, 0.1], np.float32)
+    taught = SimpleNamespace(delta=delta, map=lambda rows: rows)
+    teacher = SimpleNamespace(refresh=lambda: False, mapping=taught)
+    searcher = collection._searcher.with_teacher(teacher)
+    id_ = next(e.id for e in collection.index.entries("indexed") if "yellow" in e.path)
+    image = (folder / "5 yellow.png").read_bytes()
+    if asked == "like":
+        found = collection.find("", like=id_, k=5, teacher=teacher)
+        expected, untaught = searcher.similar(id_, 5), searcher.similar(id_, 5, taught=False)
+    else:
+        found = collection.find("", image, k=5, teacher=teacher)
+        expected, untaught = (searcher.search(image=image, k=5, taught=t) for t in (True, False))
+    assert found.hits == tuple((hit.id, hit.score) for hit in expected)
+    assert found.hits != tuple((hit.id, hit.score) for hit in untaught)
+    vector = collection.index.vectors([id_])[0] * delta
+    images = collection.index.vectors(collection.index.ids()) * delta
+    cosines = images @ vector / np.linalg.norm(images, axis=1) / np.linalg.norm(vector)
+    assert found.average == pytest.approx(cosines.mean(), abs=1e-6)
 
 
 def test_a_look_into_the_collection(collection):

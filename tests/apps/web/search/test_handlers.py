@@ -20,8 +20,7 @@ from apps.web.search.collection import Collection
 from apps.web.search.handlers import Query, Screen
 from apps.web.search.pictures import ImageRef, Pictures, Uploads
 from apps.web.search.taught_handlers import TaughtHandlers
-from apps.web.shelf import Shelf
-from apps.web.visitors import Visitor, remember
+from apps.web.visitors import Shelf, Visitor, remember
 from retrieval.index.eigen_index import EigenIndex
 from retrieval.search import Searcher
 from retrieval.teach import guard

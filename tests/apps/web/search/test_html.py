@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_structure import Structure
 
-from apps.web.html import file_size, header_html, note_html, notice_html
+from apps.web.html import header_html, note_html, notice_html
 from apps.web.search import html
-from apps.web.search.html import Card
+from apps.web.search.html import Card, file_size
 
 
 def _all(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_structure import Structure
 
-from apps.web.search import taught_html as html
+from apps.web.search import html, taught_html
 from apps.web.search.effects_chart import SHOWN, _Axis, effects_html
 from retrieval.teach.teacher import Effect, HistoryEntry, Lesson
 
@@ -70,9 +70,9 @@ def _all(text: str) -> list[str]:
         html.lesson_html(text, undo=1, force=True, bad=True),
         html.lesson_html(html.told(_lesson(refused=text))),
         html.lesson_html(html.told(_lesson(worse=((text, 0.9, 0.8),), ignored={1: text}))),
-        html.profiles_html([text], text),
-        html.history_html([_entry(1, query=text, rule=text)]),
-        html.files_html(0, text, any_taught=True),
+        taught_html.profiles_html([text], text),
+        taught_html.history_html([_entry(1, query=text, rule=text)]),
+        taught_html.files_html(0, text, any_taught=True),
         effects_html([_effect(text)], 100),
     ]
 
@@ -111,23 +111,23 @@ def test_no_answer_takes_no_room():
 
 
 def test_the_history_is_newest_first_and_only_active_entries_can_be_undone():
-    shown = html.history_html([_entry(1, active=False), _entry(2, bad=(5,)), _entry(3)])
+    shown = taught_html.history_html([_entry(1, active=False), _entry(2, bad=(5,)), _entry(3)])
     assert shown.index('data-entry="3"') < shown.index('data-entry="2"')
     assert 'data-entry="1"' not in shown
     assert "undone" in shown
     assert "1 good, 1 bad" in shown
     assert 'datetime="2023-11-14T22:13:23Z"' in shown
-    assert "Nothing yet" in html.history_html([])
+    assert "Nothing yet" in taught_html.history_html([])
 
 
 def test_the_chosen_profile_is_listed_even_before_it_was_taught():
-    shown = Structure(html.profiles_html(["work"], "home"))
+    shown = Structure(taught_html.profiles_html(["work"], "home"))
     assert shown.tags.count("option") == 2
     assert ("data-profile", "home") in shown.attributes
 
 
 def test_an_empty_profile_has_nothing_to_export_or_forget():
-    shown = html.files_html(0, "me", any_taught=False)
+    shown = taught_html.files_html(0, "me", any_taught=False)
     assert "Import" in shown
     assert "Export" not in shown
     assert "Forget" not in shown
