@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from enn_core.files.closing import Closing
 from retrieval.index.eigen_index import EigenIndex
 from retrieval.queries import QueryError, Ranked, image_vectors, query_coordinates, rank
 from retrieval.teach.profiles import check_name
@@ -47,7 +47,7 @@ class Hit:
     path: Path
 
 
-class Searcher:
+class Searcher(Closing):
     """An open index with the model that belongs to it; may be used from several threads.
 
     Attributes:
@@ -67,17 +67,6 @@ class Searcher:
     def with_teacher(self, teacher: Teacher | None) -> Searcher:
         """The same index under another profile, or under none; close only one of them."""
         return Searcher(self.index, self.model, teacher)
-
-    def __enter__(self) -> Searcher:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the index and the profile."""

@@ -21,6 +21,7 @@ from apps.cli.brain.commands import brain_app
 from apps.cli.extras import missing_package
 from apps.cli.lab.classifier import train_app
 from apps.cli.lab.convert import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
+from apps.cli.options import show_help
 from apps.cli.search.commands import search_app
 from apps.cli.terminal import (
     EXIT_INTERRUPTED,
@@ -164,6 +165,8 @@ Exit codes: 0 ok, 1 finished with skipped items or a lesson refused, 2 user erro
 Results go to stdout, progress and warnings to stderr. ENN_DEBUG=1 shows tracebacks.""",
 )
 demo_app = typer.Typer(
+    callback=show_help,
+    invoke_without_command=True,
     name="demo",
     rich_markup_mode=None,
     help="Web pages to try it all out.",
@@ -197,14 +200,7 @@ def _enn(
     ] = False,
 ) -> None:
     """Search pictures with words, tell brain age, train networks and convert them."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-@demo_app.callback(invoke_without_command=True)
-def _demo(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+    show_help(context)
 
 
 _HostOption = Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")]

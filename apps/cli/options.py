@@ -1,4 +1,4 @@
-"""Options that several groups of commands have."""
+"""What several groups of commands share: options, and their help."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["ForceOption", "JsonOption", "ManyValues", "ProfileOption"]
+__all__ = ["ForceOption", "JsonOption", "ManyValues", "ProfileOption", "show_help"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ProfileOption = Annotated[
@@ -48,3 +48,9 @@ class ManyValues(TyperCommand):
             else:
                 option = ""
             yield arg
+
+
+def show_help(context: typer.Context) -> None:
+    """What a group does that is given no command."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -32,12 +32,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from enn_core.files.atomic import sync_folder
+from enn_core.files.closing import Closing
 from enn_core.files.migrations import FormatError, Tables, check_format, forget_copies, migrate
 from enn_core.files.sqlite import connect, keep_log, trouble
 from enn_core.lessons.errors import (
@@ -86,7 +86,7 @@ _COLUMNS = "seq, uid, at, kind, subject, active, covers, details, layout, data"
 Header = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
-class Journal:
+class Journal(Closing):
     """An open journal; may be used from several threads, but not across a fork.
 
     While it is open, this process must not read its files by other means: on POSIX systems closing
@@ -167,17 +167,6 @@ class Journal:
         with contextlib.suppress(JournalError):  # then whoever opens it next does it
             journal._finish_erasing()
         return journal
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; twice is fine."""

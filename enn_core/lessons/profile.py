@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from enn_core.files.closing import Closing
 from enn_core.lessons.errors import JournalMissing
 from enn_core.lessons.events import TEACH, Event
 from enn_core.lessons.journal import Journal, Writing
@@ -32,7 +33,7 @@ class Known(Protocol):
 K = TypeVar("K", bound=Known)
 
 
-class Profile(ABC, Generic[K]):
+class Profile(Closing, ABC, Generic[K]):
     """A journal on disk and what it teaches. Safe in several threads, and beside other processes.
 
     What is known is a function of the journal's active events, derived anew whenever this or
@@ -81,12 +82,6 @@ class Profile(ABC, Generic[K]):
             if self._journal is not None:
                 self._journal.close()
             self._journal, self._state = None, self._nothing
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def refresh(self) -> bool:
         """Take over what other processes have taught or undone since; cheap if there is nothing.

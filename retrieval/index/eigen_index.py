@@ -20,13 +20,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from enn_core.files.atomic import sync_folder
+from enn_core.files.closing import Closing
 from retrieval import eigen_coordinates as eigen
 from retrieval.index import writer as writing
 from retrieval.index.catalog import Catalog, Entry
@@ -85,7 +85,7 @@ class _View:
         return rows - len(self.dead) + len(self.pending_ids)
 
 
-class EigenIndex:
+class EigenIndex(Closing):
     """A reader of an index directory, which also starts its updates.
 
     Searching is safe from several threads. The vectors are the images' eigen-coordinates
@@ -190,17 +190,6 @@ class EigenIndex:
         """Close the catalog; the vectors are unmapped when nobody uses them any more."""
         for catalog in (self._catalog, *self._retired):
             catalog.close()
-
-    def __enter__(self) -> EigenIndex:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def refresh(self) -> bool:
         """Take over what a writer has published since; cheap if there is nothing.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apps.cli.options import show_help
 from apps.cli.terminal import (
     CommandError,
     Interrupted,
@@ -51,6 +52,8 @@ __all__ = [
 ]
 
 brain_app = typer.Typer(
+    callback=show_help,
+    invoke_without_command=True,
     name="brain",
     rich_markup_mode=None,
     help="Brain age from T1-weighted MRI: a research tool, not a medical device.",
@@ -61,12 +64,6 @@ Examples:
   enn brain preprocess ~/study --out ~/study-prepared --jobs 2
   enn brain train ~/study --out runs/mine""",
 )
-
-
-@brain_app.callback(invoke_without_command=True)
-def _brain(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 ScansArgument = Annotated[

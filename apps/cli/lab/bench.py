@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apps.cli.options import JsonOption
+from apps.cli.options import JsonOption, show_help
 from apps.cli.terminal import (
     CommandError,
     ProgressLine,
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["add_bench", "core"]
 
 bench_app = typer.Typer(
+    callback=show_help,
+    invoke_without_command=True,
     name="bench",
     rich_markup_mode=None,
     help="Compare learning rules on the same data, budget and initial weights.",
@@ -39,12 +41,6 @@ Examples:
 def add_bench(app: typer.Typer) -> None:
     """Add `bench` to the group `enn train`."""
     app.add_typer(bench_app)
-
-
-@bench_app.callback(invoke_without_command=True)
-def _bench(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @bench_app.command(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apps.cli.lab.bench import add_bench
-from apps.cli.options import JsonOption
+from apps.cli.options import JsonOption, show_help
 from apps.cli.terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["classifier", "train_app"]
 
 train_app = typer.Typer(
+    callback=show_help,
+    invoke_without_command=True,
     name="train",
     rich_markup_mode=None,
     help="Train image classifiers by backpropagation, local learning, LOCO and others.",
@@ -48,12 +50,6 @@ Examples:
 
 
 add_bench(train_app)
-
-
-@train_app.callback(invoke_without_command=True)
-def _train(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @train_app.command(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apps.cli.options import show_help
 from apps.cli.terminal import CommandError, absolute, note, printable, quote
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 search_app = typer.Typer(
+    callback=show_help,
+    invoke_without_command=True,
     name="search",
     rich_markup_mode=None,
     help="Index and search folders of pictures, and teach the search by marks.",
@@ -89,12 +92,6 @@ PrecisionOption = Annotated[
         show_default=False,
     ),
 ]
-
-
-@search_app.callback(invoke_without_command=True)
-def _search(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 def find_index(given: Path | None) -> Path:
