@@ -31,7 +31,8 @@ from threadpoolctl import threadpool_limits
 import retrieval
 from retrieval.model.retrieval_model import RetrievalModel
 from retrieval.search import Searcher
-from retrieval.teach.teacher import Teacher, prepare
+from retrieval.teach.guard import encode_protected
+from retrieval.teach.teacher import Teacher
 
 LESSONS = 30
 MANY = 100  # lessons after which another is measured again
@@ -193,7 +194,7 @@ def main() -> None:
     arguments = parser.parse_args()
     threadpool_limits(arguments.threads)
     model = retrieval.load()
-    prepare(model)
+    encode_protected(model)
     gallery = flickr8k(Texts(model), Path(arguments.data), "val")
     rows: list[dict[str, Any]] = []
     for count in (10_000, 100_000, *([1_000_000] if arguments.million else [])):

@@ -24,6 +24,10 @@ BY_HAND = {
         ("enn_core/files/tensors.py",),
         "its writer of weights files left both files for the one that all packages use",
     ),
+    "c3d14b0": (
+        ("retrieval/teach/guard.py",),
+        "what it changed, the encoding of protected queries, went to the guard that reads them",
+    ),
 }
 
 RULE = f"""\

@@ -8,17 +8,19 @@ thousand.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieval.eigen_coordinates import scores
-from retrieval.queries import Mapping
+from retrieval.queries import Mapping, QueryModel
 from retrieval.teach.knowledge import Knowledge, Unchanged, marks_of
 from retrieval.teach.marks import BAD, GOOD, find
 
@@ -34,6 +36,7 @@ __all__ = [
     "Marks",
     "agreements",
     "best",
+    "encode_protected",
     "overlap",
     "protected_queries",
     "verdict",
@@ -160,6 +163,26 @@ def protected_queries() -> tuple[str, ...]:
     """The shipped queries."""
     text = files("retrieval.teach").joinpath("protected.txt").read_text("utf-8")
     return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def encode_protected(model: QueryModel) -> npt.NDArray[np.float64]:
+    """Encode the protected queries, half a second of work, so that no first lesson waits for it.
+
+    Returns:
+        (m, r) unit coordinates, as a journal keeps them.
+    """
+    with _preparing:
+        if model in _prepared:
+            return _prepared[model]
+        vectors = model.text_vectors(protected_queries()).astype(np.float64)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+        _prepared[model] = unit.astype(np.float16).astype(np.float64)
+        return _prepared[model]
+
+
+_preparing = threading.Lock()
+_prepared: WeakKeyDictionary[QueryModel, npt.NDArray[np.float64]] = WeakKeyDictionary()
 
 
 def best(

@@ -14,7 +14,6 @@ Neither the weights nor the stored vectors change.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from itertools import chain, zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +67,7 @@ from retrieval.teach.reports import Effect, HistoryEntry, Lesson, history_entry
 if TYPE_CHECKING:
     from retrieval.index.eigen_index import EigenIndex
 
-__all__ = ["RULES", "Effect", "HistoryEntry", "Lesson", "TeachError", "Teacher", "prepare"]
+__all__ = ["RULES", "Effect", "HistoryEntry", "Lesson", "TeachError", "Teacher"]
 
 MOST_CHARACTERS = 10_000
 """Length of a query that can be taught."""
@@ -474,7 +472,7 @@ class Teacher(Profile[Knowledge]):
     def _protected(self) -> np.ndarray:
         """(m, r) unit coordinates of the protected queries, as the journal keeps them."""
         if self._anchors is None:
-            self._anchors = prepare(self._model)
+            self._anchors = guard.encode_protected(self._model)
         return self._anchors
 
     def _derive(self, events: Sequence[Event], version: int | None) -> Knowledge:
@@ -519,26 +517,6 @@ def _fit(c: np.ndarray, good: np.ndarray, bad: np.ndarray) -> Fit | None:
         return fit_direction(c.astype(np.float64), good, bad)
     except ValueError as error:
         raise TeachError(str(error)) from None
-
-
-def prepare(model: QueryModel) -> npt.NDArray[np.float64]:
-    """Encode the protected queries, half a second of work, so that no first lesson waits for it.
-
-    Returns:
-        (m, r) unit coordinates, as a journal keeps them.
-    """
-    with _preparing:
-        if model in _prepared:
-            return _prepared[model]
-        vectors = model.text_vectors(guard.protected_queries()).astype(np.float64)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-        _prepared[model] = unit.astype(np.float16).astype(np.float64)
-        return _prepared[model]
-
-
-_preparing = threading.Lock()
-_prepared: WeakKeyDictionary[QueryModel, npt.NDArray[np.float64]] = WeakKeyDictionary()
 
 
 def _identity(model: QueryModel) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def _warm_up(collections: Sequence[Collection]) -> None:
     """Does before the first visitor what they would wait for: words now, the rest beside."""
     from PIL import Image
 
-    from retrieval.teach.teacher import prepare
+    from retrieval.teach.guard import encode_protected
 
     models = list({id(c.model): c.model for c in collections}.values())
     for model in models:
@@ -206,7 +206,7 @@ def _warm_up(collections: Sequence[Collection]) -> None:
         for model in models:
             # What fails here fails again, visibly, when a visitor asks for it.
             with contextlib.suppress(Exception):
-                prepare(model)
+                encode_protected(model)
                 blank = Image.new("RGB", (64, 64), "white")
                 model.image_vectors(model.preprocess(blank)[None])
 
