@@ -249,7 +249,11 @@ def plain_shapes(
         noted = json.loads(metadata[_METADATA_KEY])
         shapes = {str(key): tuple(map(int, shape)) for key, shape in noted["shapes"].items()}
         types = {str(key): str(name) for key, name in noted["dtypes"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if not all(size >= 0 for shape in shapes.values() for size in shape):
+            raise ValueError("a negative length")
+        if not all(isinstance(getattr(torch, name, None), torch.dtype) for name in types.values()):
+            raise ValueError("no type of numbers")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ConversionError("the input's metadata is damaged; give --arch or --like") from None
     for key, value in tensors.items():
         if not _is_factor(key, groups):
@@ -303,7 +307,9 @@ def _groups(tensors: State) -> dict[str, str]:
         if any(part is None for part in parts):
             raise ConversionError(f"{prefix} has a Lambda, but not both Q and P")
         Q, scale, P = (part for part in parts if part is not None)
-        if not (Q.shape[-1:] == scale.shape[-1:] == P.shape[-1:] and Q.ndim == P.ndim in (2, 3)):
+        ranks = Q.shape[-1:] == scale.shape[-1:] == P.shape[-1:]
+        blocks = Q.shape[:-2] == scale.shape[:-1] == P.shape[:-2]
+        if not (ranks and blocks and Q.ndim == P.ndim in (2, 3)):
             raise ConversionError(
                 f"the factors of {prefix} do not fit each other: Q {tuple(Q.shape)}, "
                 f"Lambda {tuple(scale.shape)}, P {tuple(P.shape)}"

@@ -132,7 +132,7 @@ def _length(scope: Scope) -> int | None:
     """The length that a request tells of its body, None if it does not."""
     for name, value in scope["headers"]:
         if name.lower() == b"content-length" and value.isdigit():
-            return int(value[:16])  # more digits are too many, whichever
+            return int(value.lstrip(b"0")[:16] or b"0")  # more digits are too many, whichever
     return None
 
 

@@ -129,7 +129,7 @@ def migrate(db: sqlite3.Connection, kind: Tables, file: Path | None) -> None:
         found = _found(db)
         steps = kind.after(found)
         if steps and file is not None:
-            _copy(file, file.with_name(f"{file.name}.format-{found}"))
+            _copy(file, found)
         for number, step in enumerate(steps, found + 1):
             step(db)
             record = f"{time.strftime('%Y-%m-%d', time.gmtime())} by eigen-suite {_software()}"
@@ -139,6 +139,7 @@ def migrate(db: sqlite3.Connection, kind: Tables, file: Path | None) -> None:
 
 def forget_copies(file: Path) -> None:
     """Delete the copies that `migrate` left: for what must not stay readable."""
+    file = file.resolve()
     with os.scandir(file.parent) as entries:
         copies = [each.path for each in entries if each.name.startswith(f"{file.name}.format-")]
     for copy in copies:
@@ -153,9 +154,10 @@ def _found(db: sqlite3.Connection) -> int:
     return db.execute("PRAGMA user_version").fetchone()[0] or 1
 
 
-def _copy(file: Path, target: Path) -> None:
+def _copy(file: Path, number: int) -> None:
     """Write a copy that nobody may read who may not read the file; nobody else may be writing."""
-    with replacing(target) as temporary:
+    file = file.resolve()  # beside the file itself, whatever links were opened
+    with replacing(file.with_name(f"{file.name}.format-{number}")) as temporary:
         temporary.unlink(missing_ok=True)  # of a process that was killed
         rights = stat.S_IMODE(os.stat(file).st_mode)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, rights))

@@ -112,12 +112,23 @@ class Checks:
         """Operations and their magnitude, or an empty list."""
         self._each(
             [name],
-            lambda given: not given or (len(given) == 2 and given[0] >= 1 and 0 <= given[1] <= 30),
+            lambda given: (
+                not given
+                or (
+                    [type(each) for each in given] == [int, int]
+                    and given[0] >= 1
+                    and 0 <= given[1] <= 30
+                )
+            ),
             "must be [operations, magnitude 0..30] or []",
         )
 
     def _each(self, names: Sequence[str], fits: Callable[[Any], bool], wanted: str) -> None:
         for name in names:
             given = getattr(self._values, name)
-            if not fits(given):
+            try:
+                valid = fits(given)
+            except TypeError:  # such as a text in a list of numbers
+                valid = False
+            if not valid:
                 raise self._error(f"{name} {wanted}, got {given!r}")

@@ -44,7 +44,9 @@ def connect(file: Path, mode: str, *pragmas: str, patience: float) -> sqlite3.Co
         sqlite3.Error: it is missing, or cannot be opened.
     """
     # A URI, because only there can a file be opened without being created.
-    uri = f"file:{quote(os.fsencode(file.absolute()))}?mode={mode}"
+    name = quote(os.fsencode(file.absolute()))
+    host = "//" if name.startswith("/") else ""  # or a name with two slashes would begin with one
+    uri = f"file:{host}{name}?mode={mode}"
     db = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=patience
     )

@@ -86,21 +86,34 @@ def read_stored(path: Path) -> dict[str, tuple[str, list[int], memoryview]]:
     """
     header, _, start = _header(path)
     content = memoryview(path.read_bytes())[start:]
+    stored = {}
     try:
-        return {
-            name: (entry["dtype"], entry["shape"], content[slice(*entry["data_offsets"])])
-            for name, entry in header.items()
-        }
-    except (KeyError, TypeError) as error:
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= len(content):
+                raise ValueError("cut off")
+            stored[name] = entry["dtype"], entry["shape"], content[begin:end]
+    except (KeyError, TypeError, ValueError) as error:
         raise _not_safetensors(path, error) from error
+    return stored
 
 
 def write_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """`torch.save`, all or nothing, on disk when it returns."""
+    """`torch.save`, all or nothing, on disk when it returns.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     import torch
 
-    with replacing(Path(path)) as temporary:
-        torch.save(state, temporary)
+    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # Of a disk that is full torch says only that something was not where it should be.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read_state(path: str | os.PathLike[str]) -> Any:
@@ -152,7 +165,10 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
             if size > os.fstat(file.fileno()).st_size:
                 raise ValueError("header too large")
             header = json.loads(file.read(size))
-            return header, header.pop("__metadata__", {}), 8 + size
+            metadata = header.pop("__metadata__", None) or {}
+            if not all(isinstance(text, str) for text in metadata.values()):
+                raise TypeError("metadata that is no text")
+            return header, metadata, 8 + size
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
             raise _not_safetensors(path, error) from error
 

@@ -587,15 +587,22 @@ def _prepare(file: Path, db: sqlite3.Connection, identity: str, header: Header) 
     if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
         raise JournalCorrupt(f"{str(file)!r} is no journal of feedback; choose another file")
     if not _is_todays(file, db):
-        migrate(db, FORMAT, file)
+        with _known_format(file):
+            migrate(db, FORMAT, file)
 
 
 def _is_todays(file: Path, db: sqlite3.Connection) -> bool:
     """Whether it has today's format; JournalError if a newer version has just changed it."""
     if db.execute("PRAGMA user_version").fetchone()[0] == FORMAT.number:
         return True
-    try:
+    with _known_format(file):
         return check_format(db, FORMAT)
+
+
+@contextlib.contextmanager
+def _known_format(file: Path) -> Iterator[None]:
+    try:
+        yield
     except FormatError as error:
         raise JournalError(f"{str(file)!r} {error}") from None
 

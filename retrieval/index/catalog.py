@@ -122,8 +122,14 @@ def _is_todays(db: sqlite3.Connection) -> bool:
     """Whether it has today's format; IndexMismatch if a newer version has just changed it."""
     if db.execute("PRAGMA user_version").fetchone()[0] == FORMAT.number:
         return True
-    try:
+    with _known_format():
         return check_format(db, FORMAT)
+
+
+@contextlib.contextmanager
+def _known_format() -> Iterator[None]:
+    try:
+        yield
     except FormatError as error:
         raise IndexMismatch(f"the index's catalog {error}") from None
 
@@ -175,7 +181,7 @@ class Catalog:
         if write:
             catalog = cls(cls._connect(path, "rw"))
             try:
-                if not _is_todays(catalog._db):
+                with _known_format():
                     migrate(catalog._db, FORMAT, path)
             except BaseException:
                 catalog.close()

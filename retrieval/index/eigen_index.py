@@ -107,7 +107,7 @@ class EigenIndex(Closing):
         self._moments: tuple[_View, tuple[np.ndarray, np.ndarray]] | None = None
         self._samples: tuple[_View, dict[int, np.ndarray]] | None = None
         self._fits: tuple[dict[str, Any], eigen.EigenBasis] | None = None  # of a model that does
-        self._stamp = self._catalog_stamp()
+        self._stamp: tuple = ()  # files may have changed since the catalog was opened
         self._view = self._load_view(None)
 
     # --- opening -------------------------------------------------------------------------------
@@ -199,18 +199,21 @@ class EigenIndex(Closing):
         """
         with self._refreshing:
             if self._catalog.detached:
-                stamp = self._catalog_stamp()
-                if stamp == self._stamp:
+                if self._catalog_stamp() == self._stamp:
                     return False
-                with writing.damage(self.path):
-                    catalog = Catalog.open(self.path)
-                # Another thread may still be reading from the old one.
-                self._retired.append(self._catalog)
-                if len(self._retired) > 2:
-                    self._retired.pop(0).close()
-                self._catalog, self._stamp = catalog, stamp
+                self._reopen_catalog()
             before, self._view = self._view, self._load_view(self._view)
             return self._view is not before
+
+    def _reopen_catalog(self) -> None:
+        stamp = self._catalog_stamp()
+        with writing.damage(self.path):
+            catalog = Catalog.open(self.path)
+        # Another thread may still be reading from the old one.
+        self._retired.append(self._catalog)
+        if len(self._retired) > 2:
+            self._retired.pop(0).close()
+        self._catalog, self._stamp = catalog, stamp
 
     def _catalog_stamp(self) -> tuple:
         """Changes when the catalog's files do; for catalogs that are read without locks."""
@@ -231,6 +234,8 @@ class EigenIndex(Closing):
             except FileNotFoundError as error:
                 # A writer published a newer snapshot between the two looks: look again.
                 problem = error
+                if self._catalog.detached:
+                    self._reopen_catalog()
             except SnapshotError as error:
                 problem = error
                 break

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import json
 import os
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -99,6 +101,38 @@ def test_what_is_forgotten_is_in_no_copy(file, next_version):
         copy_of(file).with_name(f"{copy_of(file).name}.tmp").write_bytes(b"of a killed process")
         assert opened.forget([1]) == 1
     assert names(file) == [file.name]
+
+
+@posix
+def test_what_is_forgotten_is_in_no_copy_of_a_linked_journal(file, tmp_path, next_version):
+    link = tmp_path / "elsewhere" / "link"
+    link.parent.mkdir()
+    link.symlink_to(file)
+    with Journal.open(link, identity=identity(file)):
+        assert names(link) == ["link"]
+    assert copy_of(file).exists()
+    with Journal.open(file, identity=identity(file)) as opened:
+        opened.forget()
+    assert names(file) == [file.name]
+
+
+@posix
+def test_a_name_that_begins_with_two_slashes(file):
+    with Journal.open(f"/{file}", identity=identity(file)) as opened:
+        assert len(opened.events(active=None)) == 3
+
+
+def test_a_newer_version_was_faster(file, next_version, monkeypatch):
+    def older(*_: object) -> bool:
+        """It is, and is no more once others are waited for."""
+        with contextlib.closing(sqlite3.connect(file)) as other:
+            other.execute("PRAGMA user_version = 3")
+        return False
+
+    monkeypatch.setattr(migrations, "check_format", older)
+    line = r"^'.*sqlite' has format 3, this version reads 1 to 2; update the software$"
+    with pytest.raises(JournalError, match=line):
+        Journal.open(file, identity=identity(file))
 
 
 def test_a_newer_journal_is_refused_in_one_line(file, monkeypatch):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
+import migration_cases
 import pytest
 import torch
 from safetensors import safe_open
@@ -105,10 +108,37 @@ def test_damaged_files_are_named_in_one_line(tmp_path, content):
         with pytest.raises(TensorFileError, match=r"w\.safetensors: no intact") as caught:
             read(file)
         assert "\n" not in str(caught.value)
-    if content != "cut":  # the header alone is whole
-        for read in (read_metadata, read_stored):
-            with pytest.raises(TensorFileError, match=r"w\.safetensors: no intact"):
-                read(file)
+    for read in (read_stored, read_metadata):
+        if content == "cut" and read is read_metadata:  # the header is whole
+            continue
+        with pytest.raises(TensorFileError, match=r"w\.safetensors: no intact"):
+            read(file)
+
+
+@pytest.mark.parametrize("metadata", [[1], {"model": 3}])
+def test_metadata_is_texts_by_name(tmp_path, metadata):
+    header = json.dumps({"__metadata__": metadata}).encode()
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(TensorFileError, match=r"w\.safetensors: no intact"):
+        read_metadata(file)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the POSIX way")
+def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+    assert migration_cases.run(_fill, tmp_path) == 0
+    assert os.listdir(tmp_path) == []
+
+
+def _fill(folder: Path) -> None:
+    big = {"a": torch.ones(500, 500)}
+    for write in (partial(write_state, big), lambda path: write_tensors(path, big)):
+        migration_cases.within(100_000, "File too large", write, folder / "a")
+
+
+def test_a_state_in_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_state({"step": 3}, tmp_path / "none" / "a.pt")
 
 
 class _Payload:

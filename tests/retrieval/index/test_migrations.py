@@ -12,7 +12,7 @@ import pytest
 from index_cases import TinyTestModel, assert_same_ranking, assert_sound, queries, ranking
 from migration_cases import copy_of, next_format, notes, rows, run
 
-from enn_core.files.migrations import Content
+from enn_core.files.migrations import Content, Tables
 from retrieval.index import catalog, manifest
 from retrieval.index.catalog import Catalog
 from retrieval.index.eigen_index import EigenIndex, IndexMismatch
@@ -63,6 +63,37 @@ def test_a_reader_changes_nothing(folder, expected, next_version):
         assert (index.manifest["format"], index.manifest["model"]) == (2, "new")
         assert not index.refresh()
     assert contents(folder) == before
+
+
+def test_a_reader_sees_what_an_older_writer_publishes(folder, expected, monkeypatch):
+    older, count = EigenIndex.open(folder), len(expected["index"]["ids"])
+    load_once, left = EigenIndex._load_once, [2]
+
+    def write() -> None:
+        with monkeypatch.context() as now:
+            now.setattr(catalog, "FORMAT", Tables())
+            now.setattr(manifest, "FORMAT", Content())
+            with older._writer() as writer:
+                with writer.catalog.writing():
+                    writer.catalog.mark_deleted(int(older.ids()[left[0]]))
+                writer.publish(force=True)
+
+    def later(index, previous):
+        """After the catalog was copied into memory."""
+        if left[0]:
+            left[0] -= 1
+            write()
+        return load_once(index, previous)
+
+    monkeypatch.setattr(catalog, "FORMAT", next_format("images"))
+    monkeypatch.setattr(EigenIndex, "_load_once", later)
+    with EigenIndex.open(folder) as index:
+        assert (left, len(index)) == ([0], count - 2)
+        left[0] = 3
+        write()
+        assert index.refresh()
+        assert (left, len(index)) == ([0], count - 4)
+    older.close()
 
 
 def test_the_next_writer_changes_it_once(folder, file, expected, next_version):
