@@ -181,8 +181,9 @@ class Catalog:
         if write:
             catalog = cls(cls._connect(path, "rw"))
             try:
-                with _known_format():
-                    migrate(catalog._db, FORMAT, path)
+                if not _is_todays(catalog._db):
+                    with _known_format():
+                        migrate(catalog._db, FORMAT, path)
             except BaseException:
                 catalog.close()
                 raise
