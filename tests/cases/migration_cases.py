@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sqlite3
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +104,19 @@ def die_at(instant: int) -> None:
     sqlite3.connect = traced  # type: ignore[assignment]
 
 
-def show_to_all(folder: Path, tmp_path: Path) -> None:
-    """Everybody may read a folder, nobody may write it."""
-    for path in [*folder.rglob("*"), folder]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    for parent in (tmp_path, *list(tmp_path.parents)[:3]):
-        if parent.owner() == tmp_path.owner() and parent != Path("/tmp"):
-            parent.chmod(0o755)
+@contextmanager
+def shown_to_all(folder: Path) -> Iterator[Path]:
+    """A copy of a folder that everybody may read and nobody may write.
+
+    Not below pytest's own folder, which every new run of the same user closes to others.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / folder.name
+        shutil.copytree(folder, copy)
+        for path in [*copy.rglob("*"), copy]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        Path(place).chmod(0o755)
+        yield copy
 
 
 def copy_of(file: Path) -> Path:

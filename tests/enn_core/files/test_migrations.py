@@ -182,14 +182,15 @@ def test_a_full_disk(file, limit):
 
 
 @posix
-def test_a_read_only_folder(file, tmp_path):
+def test_a_read_only_folder(file):
     owner = identity(file)
     original = file.read_bytes()
-    cases.show_to_all(file.parent, tmp_path)
-    line = "give the right to write it"
-    assert run(cases.as_nobody, line, cases.open_journal, file, owner) == 0
-    assert names(file) == [file.name]
-    assert file.read_bytes() == original
+    with cases.shown_to_all(file.parent) as folder:
+        shown = folder / file.name
+        line = "give the right to write it"
+        assert run(cases.as_nobody, line, cases.open_journal, shown, owner) == 0
+        assert names(shown) == [file.name]
+        assert shown.read_bytes() == original
 
 
 # --- files that are read whole -------------------------------------------------------------------

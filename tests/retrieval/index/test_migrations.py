@@ -198,10 +198,11 @@ def read_as_nobody(folder: Path, expected: dict) -> None:
 
 
 @posix
-def test_a_read_only_folder(folder, tmp_path, expected):
+def test_a_read_only_folder(folder, expected):
     before = contents(folder)
-    cases.show_to_all(folder.parent, tmp_path)
-    assert run(read_as_nobody, folder, expected["index"]) == 0
-    line = "cannot be written"
-    assert run(cases.as_nobody, line, cases.open_index, folder / "catalog.sqlite") == 0
-    assert contents(folder) == before
+    with cases.shown_to_all(folder.parent) as photos:
+        shown = photos / folder.name
+        assert run(read_as_nobody, shown, expected["index"]) == 0
+        line = "cannot be written"
+        assert run(cases.as_nobody, line, cases.open_index, shown / "catalog.sqlite") == 0
+        assert contents(shown) == before
