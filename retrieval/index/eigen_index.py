@@ -38,6 +38,7 @@ from retrieval.index.manifest import (
     IndexMismatch,
     Manifest,
     NoIndex,
+    PicturesGone,
 )
 from retrieval.index.parquet import ROWS, export_parquet, import_parquet
 from retrieval.index.snapshot import Snapshot, SnapshotError
@@ -54,6 +55,7 @@ __all__ = [
     "IndexLocked",
     "IndexMismatch",
     "NoIndex",
+    "PicturesGone",
     "default_index_dir",
 ]
 
@@ -563,6 +565,8 @@ class EigenIndex(Closing):
         batch_size: int = 32,
         workers: int | None = None,
         on_skip: Callable[[str, str], None] | None = None,
+        exclude: Sequence[str] = (),
+        prune: bool = False,
     ) -> UpdateReport:
         """Bring the index up to date with the photo folder; see `retrieval.index.update.update`."""
         from retrieval.index.update import update
@@ -578,6 +582,8 @@ class EigenIndex(Closing):
                     batch_size=batch_size,
                     workers=workers,
                     on_skip=on_skip,
+                    exclude=exclude,
+                    prune=prune,
                 )
         finally:
             self.refresh()

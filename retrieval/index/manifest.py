@@ -56,6 +56,10 @@ class IndexLocked(RuntimeError):
     """Another process is writing the index."""
 
 
+class PicturesGone(RuntimeError):
+    """So many files of the index are missing that their disk may be: the index is kept."""
+
+
 class EmbeddingModel(Protocol):
     """What the index asks of a model; `retrieval.model.loading.RetrievalModel` has it."""
 

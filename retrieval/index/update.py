@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval.ignore import Ignored
 from retrieval.images import FoundFile, ImageBytes, ImageError, decode_with_size, read_stable, scan
 from retrieval.index.catalog import Entry
-from retrieval.index.manifest import EmbeddingModel
+from retrieval.index.manifest import EmbeddingModel, PicturesGone
 from retrieval.index.writer import Writer
 
 __all__ = ["Progress", "UpdateReport", "update"]
@@ -32,6 +33,9 @@ _SCAN_CHUNK = 1000
 _FLUSH_ROWS = 500
 # Rows deleted in one transaction.
 _DELETE_ROWS = 5000
+# More than this many gone, and more than this share of all, are taken for a disk that is not there.
+_MANY_GONE = 100
+_SHARE_GONE = 0.25
 # Images between two looks at whether the pending vectors should become a snapshot.
 _PUBLISH_EVERY = 2000
 # Seconds between two calls of the progress callback, and those that the current rate looks back.
@@ -121,12 +125,15 @@ def update(
     batch_size: int = 32,
     workers: int | None = None,
     on_skip: Callable[[str, str], None] | None = None,
+    exclude: Sequence[str] = (),
+    prune: bool = False,
 ) -> UpdateReport:
     """Index new and changed files, follow moved ones, drop deleted ones.
 
     A file with the same size and modification time is not read again. A file that cannot be used
     is recorded with its reason and tried again when it changes. What lies in a folder that cannot
-    be read now is kept as it was.
+    be read now is kept as it was. Where all images are gone, or more than 100 and a quarter, the
+    index is kept, since their disk may not be there. Moved files and ignored ones are not gone.
 
     Args:
         writer: entered.
@@ -137,8 +144,13 @@ def update(
         batch_size: images per call of the model.
         workers: decoding threads, by default one per core.
         on_skip: called with (relative path, reason) for every newly skipped file.
+        exclude: patterns of files to leave out, in .gitignore's syntax, besides those of the
+            folder's `.ennignore`; to be given each time. What was indexed of them is deleted.
+        prune: delete what is gone, however much it is.
 
     Raises:
+        PicturesGone: if too much is gone.
+        ValueError: if a pattern is none.
         NotADirectoryError: if root cannot be listed.
         IndexMismatch: if the index belongs to another folder.
         IndexLocked: if another process is writing.
@@ -150,12 +162,16 @@ def update(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     started = time.monotonic()
     with writer.guard():
-        writer.adopt(root)
+        is_new_root = writer.is_new_root(root)
         known = _Seen(writer.catalog.max_id())
         run = _Run(writer, root, model, known, progress, on_skip)
-        tasks = run.scan()
+        tasks = run.scan(exclude)
+        # Before anything is written or embedded; only reading tells which files have moved.
+        gone = run.find_gone(prune, [task.file.size for task in tasks if task.known is None])
+        if is_new_root:
+            writer.set_root(root)
         run.index(tasks, batch_size, workers or _cores())
-        run.delete_gone()
+        run.delete(run.find_gone(prune) if tasks else gone)
         run.tell("save", len(tasks), len(tasks), force=True)
         writer.publish()
         counts = writer.catalog.counts()
@@ -214,6 +230,7 @@ class _Run:
         self._progress = progress
         self._on_skip = on_skip
         self._seen = seen
+        self._ignored: Ignored  # what the scan leaves out
         self._hidden: tuple[str, ...] = ()  # folders that cannot be read now
         self._told = 0.0
         self._recent: deque[tuple[float, int]] = deque()
@@ -244,12 +261,13 @@ class _Run:
 
     # --- finding -------------------------------------------------------------------------------
 
-    def scan(self) -> list[_Task]:
+    def scan(self, exclude: Sequence[str]) -> list[_Task]:
         """Compare the folder with the catalog; returns the files that must be read."""
         problems: list[tuple[str, str]] = []
         tasks: list[_Task] = []
         done = 0
-        files = scan(self.root, lambda path, reason: problems.append((path, reason)))
+        self._ignored = Ignored(self.root, exclude)
+        files = scan(self.root, lambda *problem: problems.append(problem), self._ignored)
         while chunk := list(islice(files, _SCAN_CHUNK)):
             rows = self.catalog.by_path(list(map(attrgetter("path"), chunk)))
             for file in chunk:
@@ -495,17 +513,43 @@ class _Run:
         if known is None or (known.state, known.error) != ("skipped", reason):
             skips.append((entry.path, reason))
 
-    def delete_gone(self) -> None:
-        """Drop what is no longer on disk; files under a folder that cannot be read now stay."""
+    def find_gone(self, prune: bool, new_sizes: Sequence[int] = ()) -> list[tuple[int, str]]:
+        """(id, state) of what is no longer on disk; what an unreadable folder hides may be.
+
+        Args:
+            prune: whether any number may be gone.
+            new_sizes: bytes of new files that are not read yet: as many gone files of the same
+                sizes may have moved there.
+
+        Raises:
+            PicturesGone: if it is too much.
+        """
         if not self._seen.largest:
-            return  # there was nothing before this update
-        rows, gone = self.catalog.all_paths(), []
-        while chunk := list(islice(rows, _SCAN_CHUNK)):
-            gone += [
-                (id_, state)
-                for id_, path, state in chunk
-                if id_ not in self._seen and not path.startswith(self._hidden)
-            ]
+            return []  # there was nothing before this update
+        gone, lost, known = [], [], 0
+        for id_, path, state in self.catalog.all_paths():
+            away = id_ not in self._seen and not path.startswith(self._hidden)
+            if away:
+                gone.append((id_, state))
+            if state == "indexed" and id_ <= self._seen.largest:
+                if away and self._ignored.hides(path):
+                    continue
+                known += 1
+                if away:
+                    lost.append(id_)
+        if prune or not _too_many(len(lost), known):
+            return gone
+        sizes = Counter(entry.size for entry in self.catalog.by_id(lost).values())
+        count = (sizes - Counter(new_sizes)).total()
+        if _too_many(count, known):
+            raise PicturesGone(
+                f"{count:,} of the index's {known:,} pictures are gone, so the index keeps them: "
+                "see that their disk is there, or drop them by `enn search index --prune`"
+            )
+        return gone
+
+    def delete(self, gone: list[tuple[int, str]]) -> None:
+        """Drop rows (id, state) and their vectors."""
         for start in range(0, len(gone), _DELETE_ROWS):
             with self.catalog.writing():
                 for id_, state in gone[start : start + _DELETE_ROWS]:
@@ -514,6 +558,11 @@ class _Run:
                         self.report.deleted += 1
                     else:
                         self.catalog.erase(id_)
+
+
+def _too_many(gone: int, known: int) -> bool:
+    """Whether so many of the known images are gone that their disk may be."""
+    return gone > 0 and (gone == known or gone > max(_MANY_GONE, _SHARE_GONE * known))
 
 
 def _unchanged(known: Entry, file: FoundFile) -> bool:

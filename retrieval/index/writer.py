@@ -142,24 +142,21 @@ class Writer:
         """Remember the photo folder."""
         set_root(self.catalog, self.folder, root)
 
-    def adopt(self, root: Path) -> None:
-        """Remember the photo folder; refuse another one while the remembered one still exists.
+    def is_new_root(self, root: Path) -> bool:
+        """Whether a photo folder is not yet the remembered one.
 
         Raises:
-            IndexMismatch: if it does.
+            IndexMismatch: if that one still exists.
         """
         if not root.is_dir():
-            return  # whoever looks into it says what is wrong with it
+            return False  # whoever looks into it says what is wrong with it
         known = self.root()
-        if known is not None:
-            if os.path.abspath(known) == os.path.abspath(root):
-                return
-            if known.is_dir() and not os.path.samefile(known, root):
-                raise IndexMismatch(
-                    f"the index belongs to the folder {str(known)!r}, not {str(root)!r}; "
-                    "give that folder, or another index directory"
-                )
-        self.set_root(root)
+        if known is not None and known.is_dir() and not os.path.samefile(known, root):
+            raise IndexMismatch(
+                f"the index belongs to the folder {str(known)!r}, not {str(root)!r}; "
+                "give that folder, or another index directory"
+            )
+        return known != Path(os.path.abspath(root))
 
     def vector(self, id_: int) -> np.ndarray | None:
         """The live vector (r,) of a row, or None."""

@@ -55,7 +55,7 @@ def die_at(step: int) -> None:
 
 def update_until(step: int, root: str, folder: str) -> None:
     die_at(step)
-    EigenIndex.open(folder).update(root, TinyTestModel(), batch_size=2, workers=2)
+    EigenIndex.open(folder).update(root, TinyTestModel(), batch_size=2, workers=2, prune=True)
 
 
 def create_until(step: int, root: str, folder: str) -> None:
@@ -107,7 +107,8 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **threads, **environment, "PYTHONPATH": str(here)},
+            # The packages of this checkout, whichever are installed.
+            env={**os.environ, **threads, **environment, "PYTHONPATH": f"{here}:{here.parents[1]}"},
         )
         assert self._line().endswith("ready")
 

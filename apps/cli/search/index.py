@@ -53,6 +53,7 @@ Examples:
   enn search index ~/Photos
   enn search index ~/Photos --index /data/photos-index
   enn search index ~/Photos --model ViT-B-32 --pretrained laion2b_s34b_b79k
+  enn search index ~/Photos --exclude raw/ --exclude '*.gif'
   cd ~/Photos; enn search index            update the index found here or above
 
 \b
@@ -90,6 +91,26 @@ def index(
             metavar="N", min=1, help="Decoding threads. [default: one per core]", show_default=False
         ),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="PATTERN",
+            help="Leave out files and folders, in .gitignore's syntax, relative to PHOTOS; may be "
+            "repeated. It is not remembered: give it each time, or write the pattern into "
+            "PHOTOS/.ennignore, one a line. What was indexed of them is deleted from the index.",
+            show_default=False,
+        ),
+    ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune",
+            help="Delete from the index what is gone, even all of it. Without it the index is kept "
+            "when all pictures are gone, or more than 100 and a quarter of them: their disk may "
+            "not be there.",
+        ),
+    ] = False,
     rebuild: Annotated[
         bool,
         typer.Option(
@@ -104,7 +125,8 @@ def index(
 
     Finds new, changed, moved and deleted pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC). What is
     unchanged is not read again. Can be stopped at any time: the next run goes on where this one
-    ended. Hidden files and folders are left out.
+    ended. Hidden files and folders are left out, and what systems keep beside pictures, such as
+    @eaDir, #recycle, Thumbs and lost+found ('!Thumbs/' takes it back).
     """
     from retrieval.index.eigen_index import EigenIndex
 
@@ -124,6 +146,8 @@ def index(
                 workers=workers,
                 progress=lambda state: _show_update(line, state),
                 on_skip=lambda path, reason: _note_skip(line, skips, path, reason),
+                exclude=exclude or (),
+                prune=prune,
             )
             stats = opened.stats()
     except KeyboardInterrupt:

@@ -114,7 +114,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(batch_size=st.integers(1, 5))
     def update(self, batch_size: int) -> None:
-        self.index.update(self.root, self.model, batch_size=batch_size)
+        self.index.update(self.root, self.model, batch_size=batch_size, prune=True)
         assert_sound(self.index, self.root)
 
     @rule(step=st.integers(1, 60))
@@ -152,7 +152,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule()
     def compare(self) -> None:
-        self.index.update(self.root, self.model)
+        self.index.update(self.root, self.model, prune=True)
         self.builds += 1
         assert_like_fresh(self.index, self.root, self.folder / f"fresh {self.builds}")
 

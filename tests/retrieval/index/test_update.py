@@ -21,9 +21,7 @@ from PIL import Image
 
 from retrieval.images import ImageError, decode
 from retrieval.index import update as update_module
-from retrieval.index.eigen_index import (
-    EigenIndex,
-)
+from retrieval.index.eigen_index import EigenIndex, PicturesGone
 from retrieval.index.update import Progress
 
 
@@ -316,3 +314,126 @@ def test_image_without_direction_is_skipped(root, tmp_path) -> None:
     assert {entry.error for entry in index.skipped()} == {
         "the model sees no direction in this image"
     }
+
+
+# --- a disk that is not there ------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(root: Path, model: TinyTestModel, tmp_path: Path) -> EigenIndex:
+    """An index outside its folder, as of a mounted disk."""
+    index = EigenIndex.create(tmp_path / "kept index", model)
+    index.update(root, model)
+    return index
+
+
+def empty(root: Path) -> Path:
+    """Take a folder's content away, as when its disk is not mounted; returns where it is."""
+    away = root.rename(root.with_name("away"))
+    root.mkdir()
+    return away
+
+
+def test_an_empty_mount_keeps_the_index(kept, root, model) -> None:
+    away, before = empty(root), ranking(kept, queries(1)[0])
+    with pytest.raises(PicturesGone, match=r"^9 of the index's 9 pictures are gone.*--prune`$"):
+        kept.update(root, model)
+    assert ranking(kept, queries(1)[0]) == before
+    root.rmdir()
+    away.rename(root)
+    report = kept.update(root, model)
+    assert (report.unchanged, report.embedded, report.deleted) == (9, 0, 0)
+
+
+def test_prune_insists(kept, root, model) -> None:
+    empty(root)
+    assert kept.update(root, model, prune=True).deleted == 9
+    assert len(kept) == 0
+    assert kept.update(root, model).total == 0  # nothing is gone of nothing
+
+
+def test_another_disk_at_the_same_place_is_not_read(kept, root, model, monkeypatch) -> None:
+    empty(root)
+    for number in range(20):
+        photo(root / f"other {number}.png", 500 + number).open("ab").write(bytes(number + 1))
+    monkeypatch.setattr(update_module, "read_stable", lambda *_: pytest.fail("a file was read"))
+    with pytest.raises(PicturesGone, match="9 of the index's 9"):
+        kept.update(root, model)
+    assert len(kept) == 9
+
+
+def test_others_of_the_same_sizes_do_not_count_as_moved(root, model, tmp_path) -> None:
+    def plain(path: Path, seed: int) -> None:
+        pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(pixels).save(path)  # no compression: all have one size
+
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    plain(folder / "a.tif", 1)
+    index = EigenIndex.create(tmp_path / "i", model)
+    index.update(folder, model)
+    (folder / "a.tif").unlink()
+    plain(folder / "b.tif", 2)
+    with pytest.raises(PicturesGone, match="1 of the index's 1"):
+        index.update(folder, model)
+    assert "a.tif" in paths(index)
+    (folder / "b.tif").unlink()
+    plain(folder / "a.tif", 1)
+    assert index.update(folder, model).embedded == 0
+
+
+def test_a_folder_that_is_sorted_anew_is_not_gone(kept, root, model, tmp_path) -> None:
+    for file in sorted(root.rglob("*.png")):
+        (root / "2026" / file.stem).mkdir(parents=True)
+        file.rename(root / "2026" / file.stem / file.name)
+    report = kept.update(root, model)
+    assert (report.moved, report.deleted, report.embedded) == (9, 0, 0)
+    assert_like_fresh(kept, root, tmp_path / "fresh")
+
+
+def test_the_root_stays_when_an_update_from_elsewhere_is_refused(
+    kept, root, model, tmp_path
+) -> None:
+    root.rename(tmp_path / "away")
+    (tmp_path / "mount").mkdir()
+    with pytest.raises(PicturesGone):
+        kept.update(tmp_path / "mount", model)
+    assert kept.root == root
+
+
+@pytest.mark.parametrize(
+    ("gone", "of", "refused"),
+    [(100, 300, False), (101, 300, True), (101, 404, False), (102, 404, True), (8, 9, False)],
+)
+def test_many_gone_are_refused(gone: int, of: int, refused: bool, model, tmp_path) -> None:
+    folder = tmp_path / "photos"
+    for number in range(of):
+        photo(folder / f"{number % 7}" / f"{number}.png", number)
+    index = EigenIndex.create(tmp_path / "i", model)
+    index.update(folder, model)
+    for file in sorted(folder.rglob("*.png"))[:gone]:
+        file.unlink()
+    photo(folder / "new.png", 9999).open("ab").write(b"another size")
+    if refused:
+        with pytest.raises(PicturesGone, match=f"{gone} of the index's {of} pictures"):
+            index.update(folder, model)
+        assert len(index) == of
+    assert index.update(folder, model, prune=refused).deleted == gone
+
+
+# --- what is left out --------------------------------------------------------------------------
+
+
+def test_what_is_ignored_later_leaves_the_index(kept, root, model) -> None:
+    report = kept.update(root, model, exclude=["*.png", "!/3.png"])
+    assert (report.deleted, report.total) == (8, 1)
+    report = kept.update(root, model, exclude=["3.png"])  # the others are here again
+    assert (report.added, report.deleted, report.total) == (8, 1, 8)
+    (root / ".ennignore").write_text("*.png\n")
+    assert kept.update(root, model).total == 0
+
+
+def test_ignored_files_do_not_hide_that_the_others_are_gone(kept, root, model) -> None:
+    empty(root)
+    with pytest.raises(PicturesGone, match="8 of the index's 8"):
+        kept.update(root, model, exclude=["Ordner mit Leerzeichen"])

@@ -87,6 +87,23 @@ def test_index_elsewhere_without_skips_ends_with_0(tmp_path):
     assert "holds other files" in refused("index", photos, "--index", photos)
 
 
+def test_an_empty_mount_is_refused_unless_pruned(tmp_path):
+    photos, place = tmp_path / "p", tmp_path / "the index"
+    (photos / "@eaDir").mkdir(parents=True)
+    for name in PHOTOS[:2]:
+        shutil.copy(GALLERY / f"{name}.webp", photos)
+        shutil.copy(GALLERY / f"{name}.webp", photos / "@eaDir" / f"{name}_THUMB.webp")
+    (photos / "raw.gif").write_bytes(b"no picture")
+    index = ("index", photos, "--index", place)
+    assert document(*index, "--exclude", "*.gif", "--exclude", "*.raw")["total"] == 2
+    photos.rename(tmp_path / "away")
+    photos.mkdir()
+    assert "2 of the index's 2 pictures are gone" in refused(*index)
+    assert document("info", "--index", place)["images"] == 2
+    assert document(*index, "--prune")["deleted"] == 2
+    assert "take the patterns of .gitignore" in refused(*index, "--exclude", "!")
+
+
 def test_rebuild_replaces_an_index_of_another_model(tmp_path):
     shutil.copy(GALLERY / "gc_duck.webp", tmp_path)
     assert run("index", tmp_path, "--rebuild").code == 0

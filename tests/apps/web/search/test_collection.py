@@ -177,6 +177,17 @@ def test_a_failing_update_is_one_line(collection, folder):
     assert "\n" not in collection.job.text
 
 
+def test_an_empty_mount_keeps_the_index_and_says_so(collection, folder):
+    before = len(collection)
+    for file in folder.iterdir():
+        file.unlink()
+    collection.start_update()
+    assert collection.wait(30)
+    assert collection.job.state == "failed"
+    assert "pictures are gone, so the index keeps them" in collection.job.text
+    assert len(collection.browse(100)) == len(collection) == before
+
+
 def test_without_a_folder_there_is_no_update(collection):
     collection.root = None
     with pytest.raises(ValueError, match="folder"):
