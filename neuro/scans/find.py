@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import Counter
@@ -14,21 +13,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from neuro.scans.read import is_volume_name
+from neuro.scans.ages import (
+    AGE_COLUMNS,
+    FILE_COLUMNS,
+    ID_COLUMNS,
+    AgeTable,
+    ScanError,
+    agreed,
+    parse_age,
+)
+from neuro.scans.read import DICOM_ADVICE, holds_dicom, is_volume_name
 
 __all__ = ["Scan", "ScanError", "find_scans", "parse_age"]
 
-_FILE_COLUMNS = ("file", "path", "filename", "file_name", "image", "scan", "t1w", "t1")
-_ID_COLUMNS = ("participant_id", "participant", "subject_id", "subject", "id")
-_AGE_COLUMNS = ("age", "age_at_scan", "age_years")
-_MAX_TABLE_BYTES = 64 * 2**20
 # Left out below a BIDS root: what others made of the scans.
 _NOT_RAW = {"derivatives", "sourcedata", "code", "stimuli"}
-_UNKNOWN = {"", "n/a", "na", "nan", "none", "null", "-", "?"}
-
-
-class ScanError(ValueError):
-    """No scans are found, or a list cannot be read; one line with what to do."""
+# Volumes of a FreeSurfer subject that show the whole head: as it was scanned, in 1 mm voxels, and
+# with its intensities changed.
+_FREESURFER_HEADS = ("orig.mgz", "T1.mgz")
+# Beside its volumes; surfaces have values in files that are called as volumes are.
+_FREESURFER_OTHERS = {"surf", "label", "stats", "scripts", "touch", "tmp", "trash", "src", "xhemi"}
+_FREESURFER_MARKS = {*_FREESURFER_HEADS, "brainmask.mgz", "aseg.mgz", "norm.mgz"}
 
 
 @dataclass(frozen=True)
@@ -54,49 +59,48 @@ def find_scans(inputs: Sequence[str | os.PathLike[str]]) -> list[Scan]:
     """All scans of the given files, folders, BIDS roots and lists, in a fixed order.
 
     A list is a `.csv` or `.tsv` file with a column `file` and, if known, `participant_id` and
-    `age`; its paths are relative to it. Ages of other scans come from a `participants.tsv` in the
-    folder of the scan or up to three folders above it.
+    `age`; its paths are relative to it. Ages of other scans come from a `sub-<label>_sessions.tsv`
+    or a `participants.tsv` (or `.csv`) in the folder of the scan or up to three folders above it,
+    in the units of the `.json` beside it. Of a FreeSurfer subject one volume is taken.
 
     Raises:
         ScanError: nothing there, no scans in a folder, or a list that cannot be read.
     """
-    found: list[Scan] = []
-    seen: set[str] = set()
+    entries: dict[tuple[str, str], list[Scan]] = {}
+    people: dict[str, list[str]] = {}
     tables = _Tables()
     for given in inputs:
-        for scan in _scans_of(Path(given), tables):
-            key = os.path.abspath(scan.path)
-            if key not in seen:
-                seen.add(key)
-                found.append(scan)
+        path = Path(given)
+        for scan in _scans_of(path, tables):
+            # A file counts once, and once for each person that a list gives it to.
+            file = os.path.abspath(scan.path)
+            who = scan.participant_id if _is_list(path) else ""
+            listed = people.setdefault(file, [])
+            if listed and "" in (who, *listed):
+                continue
+            if who not in listed:
+                listed.append(who)
+            entries.setdefault((file, who), []).append(scan)
+    found = []
+    for (file, who), rows in entries.items():
+        age, note = agreed([(row.age, row.note) for row in rows], f"the list says of {who}")
+        if len(people[file]) > 1:
+            note = f"{note} this file is listed for {', '.join(people[file][:5])}".strip()
+        found.append(replace(rows[0], age=age, note=note))
     return _named(found)
 
 
-def parse_age(text: str | None) -> tuple[float | None, str]:
-    """Age in years of a table's cell, and what is odd about it.
-
-    >>> parse_age("63.4"), parse_age("n/a"), parse_age("743")
-    ((63.4, ''), (None, ''), (None, "age '743' is no number of years from 0 to 120, left out"))
-    """
-    text = (text or "").strip()
-    if text.lower() in _UNKNOWN:
-        return None, ""
-    try:
-        age = float(text.replace(",", "."))
-    except ValueError:
-        age = -1.0
-    if not 0 <= age <= 120:
-        return None, f"age {text[:20]!r} is no number of years from 0 to 120, left out"
-    return age, ""
+def _is_list(path: Path) -> bool:
+    return path.suffix.lower() in {".csv", ".tsv"} and not path.is_dir()
 
 
 def _scans_of(path: Path, tables: _Tables) -> Iterator[Scan]:
     if path.is_dir():
         yield from _folder(path, tables)
-    elif path.suffix.lower() in {".csv", ".tsv"}:
+    elif _is_list(path):
         yield from _list(path)
     elif path.exists():
-        yield tables.scan(path, path.parent)
+        yield tables.scan(path)
     else:
         raise ScanError(f"there is no file or folder {str(path)!r}; check the path")
 
@@ -108,103 +112,106 @@ def _folder(root: Path, tables: _Tables) -> Iterator[Scan]:
     count = 0
     for path in _files(root, bids):
         count += 1
-        yield tables.scan(path, root)
-    if not count:
-        what = "no sub-*/.../anat/*_T1w.nii.gz" if bids else "no .nii, .nii.gz, .mgz or .img files"
-        raise ScanError(f"the folder {str(root)!r} holds {what}; give another folder, or files")
+        yield replace(tables.scan(path), name=_subject(path))
+    if count:
+        return
+    if holds_dicom(root):
+        raise ScanError(f"the folder {str(root)!r} holds DICOM files; {DICOM_ADVICE}")
+    what = "no sub-*/.../anat/*_T1w.nii.gz" if bids else "no .nii, .nii.gz, .mgz or .img files"
+    raise ScanError(f"the folder {str(root)!r} holds {what}; give another folder, or files")
 
 
 def _files(root: Path, bids: bool) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
+        place = Path(folder)
+        left_out = _NOT_RAW if bids else set()
+        if _is_freesurfer(place / "mri"):
+            left_out = left_out | _FREESURFER_OTHERS
         folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and not (bids and name in _NOT_RAW)
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name not in left_out
+            # A template, which FreeSurfer puts beside the people.
+            and not (name.startswith("fsaverage") and _is_freesurfer(place / name / "mri"))
         )
+        if _is_freesurfer(place):
+            folders.clear()
+            yield next((place / n for n in _FREESURFER_HEADS if n in files), place / "orig.mgz")
+            continue
         for name in sorted(files):
             if name.startswith(".") or not is_volume_name(name):
                 continue
-            if bids and not (os.path.basename(folder) == "anat" and _stem(name).endswith("_T1w")):
+            if bids and not (place.name == "anat" and _stem(name).endswith("_T1w")):
                 continue
-            yield Path(folder) / name
+            yield place / name
+
+
+def _is_freesurfer(folder: Path) -> bool:
+    """Whether this is the folder `mri` of a FreeSurfer subject: the same head, many times."""
+    folder = Path(os.path.abspath(folder))
+    marks = [name for name in _FREESURFER_MARKS if (folder / name).is_file()]
+    return folder.name == "mri" and len(marks) > 1
 
 
 def _list(path: Path) -> Iterator[Scan]:
-    rows = _read_table(path)
-    columns = {name.strip().lower(): name for name in (rows[0] if rows else {})}
-    file_column = _column(columns, _FILE_COLUMNS)
-    if file_column is None:
+    table = AgeTable(path)
+    if not table.has(FILE_COLUMNS):
         raise ScanError(
             f"the list {str(path)!r} has no column 'file' (it has: "
-            f"{', '.join(list(columns)[:10]) or 'nothing'}); name one so"
+            f"{', '.join(list(table.columns)[:10]) or 'nothing'}); name one so"
         )
-    id_column, age_column = _column(columns, _ID_COLUMNS), _column(columns, _AGE_COLUMNS)
-    for row in rows:
-        given = (row[file_column] or "").strip()
-        if not given:
-            continue
-        age, note = parse_age(row[age_column] if age_column else None)
-        person = (row[id_column] or "").strip() if id_column else ""
-        file = path.parent / Path(given).expanduser()
-        yield Scan(file, person, person or _person(file), age, note)
-
-
-def _column(columns: dict[str, str], names: Sequence[str]) -> str | None:
-    return next((columns[name] for name in names if name in columns), None)
-
-
-def _read_table(path: Path) -> list[dict[str, str | None]]:
-    try:
-        if path.stat().st_size > _MAX_TABLE_BYTES:
-            raise ScanError(f"the list {str(path)!r} is larger than 64 MB; split it")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ScanError(f"the list {str(path)!r} is not UTF-8 text; save it as such") from None
-    except OSError as error:
-        raise ScanError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-    header = text.partition("\n")[0]
-    delimiter = max("\t,;", key=header.count)
-    try:
-        return list(csv.DictReader(text.splitlines(), delimiter=delimiter))
-    except csv.Error as error:
-        raise ScanError(f"the list {str(path)!r} cannot be read: {error}") from None
+    for row in table.rows:
+        if given := table.cell(row, FILE_COLUMNS):
+            age, note = table.age(row)
+            person = table.cell(row, ID_COLUMNS)
+            file = path.parent / Path(given).expanduser()
+            yield Scan(file, person, person or _person(file), age, note)
 
 
 class _Tables:
-    """participants.tsv files, each read once."""
+    """Tables near scans, each read once."""
 
     def __init__(self) -> None:
-        self._read: dict[Path, dict[str, tuple[float | None, str]]] = {}
+        self._read: dict[Path, tuple[AgeTable | None, str]] = {}
 
-    def scan(self, path: Path, root: Path) -> Scan:
-        ages = self._near(path)
-        person = _person(path)
-        if person not in ages:
+    def scan(self, path: Path) -> Scan:
+        """The scan of a file, with what the tables near it know; they never refuse it."""
+        folder = Path(os.path.abspath(path)).parent
+        places = (folder, *folder.parents[:3])
+        person, session = _person(path), _session(path)
+        # The person's own table before that of all people: it tells visits apart.
+        sessions, note = self._near(places, f"{person}_sessions", "sessions", person)
+        people, odd = self._near(places, "participants", "participants")
+        said = None
+        if sessions is not None and sessions.has(AGE_COLUMNS):
+            said = sessions.age_of(person, session)
+        if people is not None and people.age_of(person, session) is None:
             # Where files are called IXI013-HH-1212_T1w and people IXI013-HH-1212.
             stem = _stem(path.name)
-            longer = [p for p in ages if re.match(re.escape(p) + r"(?![A-Za-z0-9])", stem)]
+            longer = [p for p in people.ids if re.match(re.escape(p) + r"(?![A-Za-z0-9])", stem)]
             person = max(longer, key=len, default=person)
-        age, note = ages.get(person, (None, ""))
-        return Scan(path, "", person, age, note)
+        if said is None and people is not None:
+            said = people.age_of(person, session)
+        age, found = said or (None, "")
+        notes = (found, note, odd if age is None else "")
+        return Scan(path, "", person, age, " ".join(text for text in notes if text))
 
-    def _near(self, path: Path) -> dict[str, tuple[float | None, str]]:
-        folder = Path(os.path.abspath(path)).parent
-        for place in (folder, *folder.parents[:3]):
-            table = place / "participants.tsv"
-            if table not in self._read and table.is_file():
-                self._read[table] = self._ages(table)
-            if table in self._read:
-                return self._read[table]
-        return {}
-
-    @staticmethod
-    def _ages(table: Path) -> dict[str, tuple[float | None, str]]:
-        rows = _read_table(table)
-        columns = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
-        people, years = _column(columns, _ID_COLUMNS), _column(columns, _AGE_COLUMNS)
-        if people is None:
-            return {}
-        return {
-            (row[people] or "").strip(): parse_age(row[years] if years else None) for row in rows
-        }
+    def _near(
+        self, places: Sequence[Path], name: str, sidecar: str, person: str = ""
+    ) -> tuple[AgeTable | None, str]:
+        """The nearest table of this name, and why it is of no use; units may be told above it."""
+        for place in places:
+            for table in (place / f"{name}.tsv", place / f"{name}.csv"):
+                if table not in self._read and table.is_file():
+                    sidecars = [above / f"{sidecar}.json" for above in (place, *place.parents[:3])]
+                    try:
+                        self._read[table] = AgeTable(table, sidecars, person), ""
+                    except ScanError as error:
+                        self._read[table] = None, str(error)
+                if table in self._read:
+                    return self._read[table]
+        return None, ""
 
 
 # --- names -------------------------------------------------------------------------------------
@@ -224,7 +231,20 @@ def _person(path: Path) -> str:
         match = re.match(r"sub-[A-Za-z0-9]+", part)
         if match:
             return match[0]
-    return _base(path)
+    return _subject(path) or _base(path)
+
+
+def _subject(path: Path) -> str:
+    """A FreeSurfer subject's name, that of its folder; "" if the file is of none."""
+    return Path(os.path.abspath(path)).parts[-3] if _is_freesurfer(path.parent) else ""
+
+
+def _session(path: Path) -> str:
+    """The session as BIDS writes it into names, else ""."""
+    for part in (path.name, *reversed(path.parent.parts)):
+        if match := re.search(r"(?:^|_)(ses-[A-Za-z0-9]+)", part):
+            return match[1]
+    return ""
 
 
 def _base(path: Path) -> str:

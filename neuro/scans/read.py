@@ -12,7 +12,6 @@ image of a head's size is refused in one line, before memory is spent on it.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
@@ -24,7 +23,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MAX_FILE_BYTES", "MAX_VOXELS", "Volume", "VolumeError", "is_volume_name", "read_volume"]
+__all__ = [
+    "DICOM_ADVICE",
+    "MAX_FILE_BYTES",
+    "MAX_VOXELS",
+    "Volume",
+    "VolumeError",
+    "content_hash",
+    "holds_dicom",
+    "is_volume_name",
+    "read_volume",
+]
 
 MAX_FILE_BYTES = 2**30
 MAX_VOXELS = 2**27
@@ -36,19 +45,26 @@ _SPACING_MM = (0.1, 12.0)
 
 # Bytes read to learn what a file is: the longest header (NIfTI-2, 540) and some more.
 _HEAD = 1024
+_GZIP = b"\x1f\x8b"
+# zlib's name of a deflate stream with gzip's header and checksum.
+_GZIP_STREAM = 31
+_BLOCK = 2**20
 # Header extensions, and what MGH keeps behind the voxels.
 _MAX_EXTRA = 16 * 2**20
 _MGH_FOOTER = 20
 
 _SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".mgh.gz", ".img", ".img.gz", ".hdr", ".hdr.gz")
 
+DICOM_ADVICE = (
+    "convert the series to NIfTI first (for example with dcm2niix -z y -o OUT FOLDER) and give that"
+)
+_DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+# Files of a folder that are looked into before it is taken to hold no DICOM.
+_DICOM_LOOKS = 2000
+
 # What else may be given by mistake: first bytes at an offset, and what to do.
 _STRANGERS = (
-    (
-        128,
-        b"DICM",
-        "is a DICOM file; convert the series to NIfTI first (for example with dcm2niix)",
-    ),
+    (128, b"DICM", f"is a DICOM file; {DICOM_ADVICE}"),
     (0, b"NRRD", "is an NRRD file; convert it to NIfTI (.nii.gz) first"),
     (0, b"CDF", "is a MINC file; convert it to NIfTI (.nii.gz) first"),
     (0, b"\x89HDF", "is an HDF5 or MINC file; convert it to NIfTI (.nii.gz) first"),
@@ -60,6 +76,11 @@ _KNOWN = "a NIfTI (.nii, .nii.gz, .hdr with .img), MGH (.mgz) or Analyze volume 
 
 # NIfTI's codes of length units, in mm.
 _UNITS_MM = {1: 1000.0, 3: 0.001}
+
+
+# Hounsfield units: below the first lies air, below the second fat.
+_CT_LOW = -500
+_PADDED_LOW = -20
 
 
 class VolumeError(ValueError):
@@ -104,6 +125,28 @@ def is_volume_name(name: str) -> bool:
     return name.endswith(_SUFFIXES) and not name.endswith((".hdr", ".hdr.gz"))
 
 
+def holds_dicom(folder: Path) -> bool:
+    """Whether a file in this folder or below it is DICOM, by its content or its name."""
+    looked = 0
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            if name == "DICOMDIR" or name.lower().endswith(_DICOM_SUFFIXES):
+                return True
+            try:
+                if not os.path.isfile(path := os.path.join(place, name)):
+                    continue
+                with open(path, "rb") as file:
+                    if file.read(132)[128:] == b"DICM":
+                        return True
+            except OSError:
+                continue
+            looked += 1
+            if looked >= _DICOM_LOOKS:
+                return False
+    return False
+
+
 def content_hash(path: Path | str) -> str:
     """sha256 of what `read_volume` would read.
 
@@ -123,8 +166,8 @@ def read_volume(path: Path | str) -> Volume:
 
     files = _read_files(Path(path))
     with LoggingOutputSuppressor(), np.errstate(all="ignore"):
-        image, dtype = _parse(files)
-        file_affine, notes = _affine(image)
+        image, dtype, notes = _parse(files)
+        file_affine = _affine(image, notes)
         voxels = _voxels(image, dtype, notes)
     return _canonical(voxels, file_affine, notes, _sha256(files))
 
@@ -135,7 +178,7 @@ def read_volume(path: Path | str) -> Volume:
 def _read_files(path: Path) -> list[bytes]:
     """Contents of the file, or of header and voxels if it is a pair."""
     first = _read_bytes(path)
-    head = _unpack(first, _HEAD)
+    head, _ = _unpack(first, _HEAD)
     pair = head[344:348] == b"ni1\0" or head[4:7] == b"ni2" or _is_analyze(head)
     name = path.name.lower().removesuffix(".gz")
     if pair:
@@ -149,6 +192,8 @@ def _read_files(path: Path) -> list[bytes]:
 def _read_bytes(path: Path) -> bytes:
     try:
         if path.is_dir():
+            if holds_dicom(path):
+                raise VolumeError(f"is a folder of DICOM files; {DICOM_ADVICE}")
             raise VolumeError("is a folder; give a volume file")
         if path.exists() and not path.is_file():
             raise VolumeError("is no regular file; give a volume file")
@@ -192,21 +237,41 @@ def _sha256(files: list[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _unpack(content: bytes, limit: int) -> bytes:
-    """The first `limit` bytes, unpacked if the content is gzip: never more, whatever it says."""
-    if content[:2] != b"\x1f\x8b":
-        return content[:limit] if limit < len(content) else content
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            start = file.read(limit)
-            if len(start) == limit:
-                # At the end of the stream this compares the checksum.
-                file.read(1)
-            return start
-    except EOFError:
-        raise VolumeError("ends in the middle of its compressed data; copy it again") from None
-    except (OSError, zlib.error):
-        raise VolumeError("is damaged: its compressed data cannot be read; copy it again") from None
+def _unpack(content: bytes, limit: int) -> tuple[bytes, int]:
+    """The first `limit` bytes, unpacked if the content is gzip: never more, whatever it says.
+
+    Returns:
+        The bytes, and how many behind the end of the compressed data are none of it.
+    """
+    if content[:2] != _GZIP:
+        return (content[:limit] if limit < len(content) else content), 0
+    pieces: list[bytes] = []
+    whole = start = at = 0
+    stream = zlib.decompressobj(_GZIP_STREAM)
+    while limit > 0 and at < len(content):
+        block = content[at : at + _BLOCK]
+        try:
+            pieces.append(stream.decompress(block, limit))
+        except zlib.error:
+            break
+        limit -= len(pieces[-1])
+        at += len(block) - len(stream.unused_data or stream.unconsumed_tail)
+        if stream.eof:
+            if content[at : at + 1] == b"\0":
+                # Tapes and some archives fill the last block.
+                at = len(content) - len(content[at:].lstrip(b"\0"))
+            whole, start = len(pieces), at
+            if content[at : at + 2] != _GZIP:
+                break
+            stream = zlib.decompressobj(_GZIP_STREAM)
+    else:
+        if limit <= 0:
+            return b"".join(pieces), 0
+        if not start:
+            raise VolumeError("ends in the middle of its compressed data; copy it again")
+    if not start:
+        raise VolumeError("is damaged: its compressed data cannot be read; copy it again")
+    return b"".join(pieces[:whole]), len(content) - start
 
 
 # --- header ------------------------------------------------------------------------------------
@@ -248,11 +313,11 @@ def _image_class(head: bytes) -> Any:
     raise VolumeError(f"is in no known format; {_KNOWN}")
 
 
-def _parse(files: list[bytes]) -> tuple[Any, np.dtype]:
-    """The image, its voxels still packed, and their type; refuses what cannot be a head."""
+def _parse(files: list[bytes]) -> tuple[Any, np.dtype, list[str]]:
+    """The image, its voxels still packed, their type, and notes; refuses what can be no head."""
     from nibabel.fileholders import FileHolder
 
-    head = _unpack(files[0], _HEAD)
+    head, _ = _unpack(files[0], _HEAD)
     image_class = _image_class(head)
 
     header = _guarded(lambda: image_class.header_class(_header_block(image_class, head)))
@@ -265,8 +330,12 @@ def _parse(files: list[bytes]) -> tuple[Any, np.dtype]:
     offset = int(_guarded(header.get_data_offset))
     if not 0 <= offset <= _MAX_EXTRA:
         raise VolumeError(f"says that its voxels begin at byte {offset:,}; the header is damaged")
-    contents = [_unpack(content, bytes_needed + offset + 2 * _HEAD) for content in files]
+    unpacked = [_unpack(content, bytes_needed + offset + 2 * _HEAD) for content in files]
+    contents = [content for content, _ in unpacked]
+    behind = sum(count for _, count in unpacked)
     if len(contents[-1]) < offset + bytes_needed:
+        if behind:
+            raise VolumeError("is damaged: its compressed data cannot be read; copy it again")
         raise VolumeError(
             f"is truncated: {' x '.join(map(str, shape))} voxels need {offset + bytes_needed:,} "
             f"bytes, {len(contents[-1]):,} are there; copy it again"
@@ -286,7 +355,8 @@ def _parse(files: list[bytes]) -> tuple[Any, np.dtype]:
         holders["mat"] = FileHolder(fileobj=io.BytesIO())
         return image_class.from_file_map(holders)
 
-    return _guarded(load), dtype
+    notes = [f"What follows the compressed data is left out ({behind:,} bytes)."] if behind else []
+    return _guarded(load), dtype, notes
 
 
 def _header_block(image_class: Any, head: bytes) -> bytes:
@@ -343,9 +413,8 @@ def _check_dtype(dtype: np.dtype) -> None:
 # --- where the voxels lie ----------------------------------------------------------------------
 
 
-def _affine(image: Any) -> tuple[np.ndarray, list[str]]:
+def _affine(image: Any, notes: list[str]) -> np.ndarray:
     """Voxel indices -> mm; of several answers in the header the first that can be true."""
-    notes: list[str] = []
     header = image.header
     shape = image.shape[:3]
     found: dict[str, np.ndarray] = {}
@@ -388,7 +457,7 @@ def _affine(image: Any) -> tuple[np.ndarray, list[str]]:
         span = np.linalg.norm((affine - other)[:3, :3] * np.array(shape), axis=0).max()
         if span > 5:
             notes.append(f"sform and qform differ by {span:.0f} mm across; the sform is used.")
-    return affine, notes
+    return affine
 
 
 def _unit(header: Any) -> float:
@@ -472,13 +541,28 @@ def _voxels(image: Any, dtype: np.dtype, notes: list[str]) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if low == high:
         raise VolumeError(f"is empty: every voxel is {low:g}")
-    if np.mean(values < -500) > 0.05:
+    if np.mean(values < _CT_LOW) > 0.05 and not _is_padded(values, low):
         raise VolumeError(
             f"has values down to {low:.0f}, as the Hounsfield units of a CT; a T1-weighted MR "
             "image is needed"
         )
+    if np.mean(values < _CT_LOW) > 0.05:
+        notes.append(f"The background of {low:g} is padding, set to 0.")
+        values = np.maximum(values, np.float32(0))
+        if not values.any():
+            raise VolumeError(f"is empty: every voxel is {low:g} or 0")
     background = np.median(values)
     share = float(np.mean(values != background))
     if share < 0.02:
         raise VolumeError(f"is nearly empty: {100 * (1 - share):.1f} % of the voxels are equal")
     return values
+
+
+def _is_padded(values: np.ndarray, low: float) -> bool:
+    """Whether what is far below 0 is one value around an image that has hardly any below 0.
+
+    Fat, foam and the edges of the skin are below 0 in a CT, even where its air is one value. Some
+    are here too: where padding was interpolated.
+    """
+    inside = values[values != low]
+    return bool(np.mean(inside < _PADDED_LOW) < 0.05)

@@ -44,6 +44,7 @@ __all__ = [
     "cache_folder",
     "flag_text",
     "load_brain",
+    "note_text",
     "open_site",
     "output_folder",
     "prepare",
@@ -173,6 +174,8 @@ def prepare(
             with contextlib.closing(outcomes):
                 for outcome in outcomes:
                     row = rows[outcome.scan.name] = each(outcome)
+                    if odd := note_text(outcome):
+                        line.say(f"note: {printable(row['file'])}: {printable(odd)}")
                     if row["error"]:
                         failed += 1
                         line.say(f"failed: {printable(row['file'])}: {printable(row['error'])}")
@@ -200,6 +203,14 @@ def qc_columns(outcome: Outcome) -> dict[str, Any]:
 def flag_text(flags: Sequence[Flag]) -> str:
     """Flags as one cell of a table."""
     return "; ".join(f"{flag.name}: {flag.text}" for flag in flags)
+
+
+def note_text(outcome: Outcome) -> str:
+    """How a scan and its entry in a table were read, where that is odd, as one cell of a table."""
+    notes = [outcome.scan.note]
+    if outcome.prepared is not None:
+        notes += outcome.prepared.record["input"]["notes"]
+    return " ".join(text for text in notes if text)
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:

@@ -107,6 +107,9 @@ def labelled_scans(inputs: Sequence[Path], *, one_each: bool = False) -> list[Sc
 
     found = find_scans(inputs)
     known = [scan for scan in found if scan.age is not None]
+    for scan in found:
+        if scan.age is None and scan.note:
+            note(f"{quote(scan.path)}: {printable(scan.note)}")
     if not known:
         raise CommandError(
             f"no age is known of {counted(len(found), 'scan')}; give a participants.tsv with "

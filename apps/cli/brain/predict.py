@@ -20,6 +20,7 @@ from apps.cli.brain.group import (
     cache_folder,
     flag_text,
     load_brain,
+    note_text,
     open_site,
     output_folder,
     prepare,
@@ -254,9 +255,6 @@ def _row_of(
 ) -> Callable[[Outcome], dict[str, Any]]:
     def row(outcome: Outcome) -> dict[str, Any]:
         said, error = estimate(outcome)
-        notes = [outcome.scan.note]
-        if outcome.prepared is not None:
-            notes += outcome.prepared.record["input"]["notes"]
         return {
             "file": str(outcome.scan.path),
             "participant_id": outcome.scan.participant_id,
@@ -270,7 +268,7 @@ def _row_of(
             **qc_columns(outcome),
             "out_of_distribution": said and _years(said.out_of_distribution),
             "flags": flag_text(said.flags) if said else "",
-            "notes": " ".join(text for text in notes if text),
+            "notes": note_text(outcome),
             "error": error,
         }
 

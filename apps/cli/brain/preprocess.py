@@ -17,6 +17,7 @@ from apps.cli.brain.group import (
     ScansArgument,
     cache_folder,
     flag_text,
+    note_text,
     output_folder,
     prepare,
     qc_columns,
@@ -122,10 +123,8 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
     scan = outcome.scan
     flags: list[Flag] = []
-    notes = [scan.note]
     if outcome.prepared is not None:
         flags = judge(outcome.prepared.quality, image=outcome.prepared.image)
-        notes += outcome.prepared.record["input"]["notes"]
     fatal = [flag.text for flag in flags if flag.fatal]
     return {
         "file": str(scan.path),
@@ -134,7 +133,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "name": scan.name,
         **qc_columns(outcome),
         "flags": flag_text(flags),
-        "notes": " ".join(text for text in notes if text),
+        "notes": note_text(outcome),
         "cached": outcome.cached,
         "seconds": round(outcome.seconds, 2),
         "error": outcome.error or (fatal[0] if fatal else ""),

@@ -116,7 +116,10 @@ def teach(
         raise CommandError(f"{quote(scan)} holds {len(found):,} scans; give one at a time")
     known = found[0].age if age is None else age
     if known is None:
-        raise CommandError(f"the age of {quote(scan)} is not known; give it with --age, in years")
+        why = f" ({printable(found[0].note)})" if found[0].note else ""
+        raise CommandError(
+            f"the age of {quote(scan)} is not known{why}; give it with --age, in years"
+        )
     known = check_age(known)
     brain = load_brain(model)
     with Site.open(brain, profile or DEFAULT) as site:

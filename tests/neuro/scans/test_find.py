@@ -101,6 +101,71 @@ def test_list_that_is_none(tmp_path, content, words):
         find_scans([tmp_path / "list.csv"])
 
 
+def listed(root: Path, *rows: str) -> list[tuple[str, str, float | None]]:
+    touch(root, "a.nii", "b.nii")
+    (root / "list.csv").write_text("\n".join(("file,participant_id,age", *rows)))
+    return found(root / "list.csv")
+
+
+def test_one_file_listed_for_two_people(tmp_path):
+    assert listed(tmp_path, "a.nii,A,30", "./a.nii,B,60", "b.nii,C,40") == [
+        *(("A", "A", 30.0), ("B", "B", 60.0), ("C", "C", 40.0)),
+    ]
+    first, second, third = (scan.note for scan in find_scans([tmp_path / "list.csv"]))
+    assert first == second == "this file is listed for A, B"
+    assert third == ""
+
+
+def test_one_file_listed_twice_for_one_person(tmp_path):
+    assert listed(tmp_path, "a.nii,A,30", "a.nii,A,30.0", "b.nii,B,n/a", "b.nii,B,40") == [
+        *(("A", "A", 30.0), ("B", "B", 40.0)),
+    ]
+    assert listed(tmp_path, "a.nii,A,30", "a.nii,A,60") == [("A", "A", None)]
+    assert "A the ages 30, 60" in find_scans([tmp_path / "list.csv"])[0].note
+
+
+def freesurfer(root: Path, *subjects: str, without: str = "") -> Path:
+    for subject in subjects:
+        touch(root / subject, "surf/lh.thickness.mgh", "label/lh.mgh", "mri/orig/001.mgz")
+        for name in ("orig", "T1", "brain", "brainmask", "aseg", "norm", "nu", "rawavg"):
+            if name not in without.split():
+                touch(root / subject, f"mri/{name}.mgz")
+    return root
+
+
+def test_a_freesurfer_subject_is_one_scan(tmp_path):
+    freesurfer(tmp_path, "bert", "fsaverage", "sub-02_ses-1")
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nbert\t33\nsub-02\t44\n")
+    both = [("bert", "bert", 33.0), ("sub-02_ses-1", "sub-02", 44.0)]
+    assert found(tmp_path) == both
+    for given in (tmp_path / "bert", tmp_path / "bert" / "mri"):
+        (scan,) = find_scans([given])
+        assert scan.path == tmp_path / "bert" / "mri" / "orig.mgz"
+        assert (scan.name, scan.participant_id, scan.age) == ("bert", "bert", 33)
+
+
+def test_a_freesurfer_subject_without_the_head_as_scanned(tmp_path):
+    freesurfer(tmp_path, "a", without="orig")
+    freesurfer(tmp_path, "b", without="orig T1")
+    a, b = find_scans([tmp_path])
+    assert a.path.name == "T1.mgz"
+    # Its row says that there is no such file; the others are read.
+    assert b.path == tmp_path / "b" / "mri" / "orig.mgz"
+
+
+@pytest.mark.parametrize("name", ["IM0000.dcm", "1.2.840.113619", "series/X.IMA", "DICOMDIR"])
+def test_a_folder_of_dicom_files_is_told_what_to_do(tmp_path, name):
+    touch(tmp_path, name)
+    (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(60))
+    with pytest.raises(ScanError, match=r"DICOM files; .*dcm2niix"):
+        find_scans([tmp_path])
+    touch(tmp_path, "sub-01/dicom.txt")
+    with pytest.raises(ScanError, match=r"DICOM files; .*dcm2niix"):
+        find_scans([tmp_path])
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii")
+    assert len(found(tmp_path)) == 1
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(ScanError, match="no file or folder"):
         find_scans([tmp_path / "missing.nii"])

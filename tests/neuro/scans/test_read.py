@@ -253,6 +253,9 @@ def test_no_volume(tmp_path, content, words):
 def test_no_file(tmp_path):
     assert "no such file" in refused(tmp_path / "a.nii")
     assert "folder" in refused(tmp_path)
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1").write_bytes(bytes(128) + b"DICM")
+    assert "dcm2niix" in refused(tmp_path / "series")
     os.mkfifo(tmp_path / "pipe.nii")
     assert "no regular file" in refused(tmp_path / "pipe.nii")
 
@@ -273,6 +276,58 @@ def test_damaged_inside_the_compressed_data(tmp_path):
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
     assert "damaged" in refused(path)
+
+
+GARBAGE = (b"garbage!!", b"\0" * 700 + b"x", b"\x1f\x8b", b"\x1f\x8b\x08 and so on" * 9)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mgz", "a.img.gz", "nifti2.nii.gz"])
+@pytest.mark.parametrize("garbage", [*GARBAGE, gzip.compress(bytes(999), mtime=0)[:-9]])
+def test_bytes_behind_the_compressed_data_are_noted(tmp_path, name, garbage):
+    path = write(tmp_path / name, blob())
+    clean = read_volume(path)
+    with path.open("ab") as file:
+        file.write(garbage)
+    volume = read_volume(path)
+    assert np.array_equal(volume.voxels, clean.voxels)
+    count = len(garbage.lstrip(b"\0"))
+    assert volume.notes == (
+        f"What follows the compressed data is left out ({count:,} bytes).",
+        *clean.notes,
+    )
+
+
+def test_compressed_in_parts_and_filled_with_zeros(tmp_path):
+    path = write(tmp_path / "a.nii.gz", blob())
+    raw = gzip.decompress(path.read_bytes())
+    parts = [gzip.compress(raw[at : at + 9000]) for at in range(0, len(raw), 9000)]
+    path.write_bytes(b"".join(parts) + bytes(1000))
+    volume = read_volume(path)
+    assert np.array_equal(volume.voxels, blob())
+    assert volume.notes == ()
+    path.write_bytes(b"".join(parts[:2]) + b"garbage" + b"".join(parts[2:]))
+    assert "damaged" in refused(path)
+
+
+@pytest.mark.parametrize("low", [-1000, -1024, -2000, -32768])
+def test_padding_is_no_ct(tmp_path, low):
+    values = blob().astype(np.float32)
+    values[:6] = values[:, :, -4:] = low
+    # As a resampled image has it.
+    values[6, ::2] = low / 2
+    volume = read_volume(write(tmp_path / "a.nii.gz", values))
+    assert np.array_equal(volume.voxels, np.maximum(values, 0))
+    assert volume.notes == (f"The background of {low} is padding, set to 0.",)
+
+
+def test_a_ct_with_air_of_one_value_is_a_ct(tmp_path):
+    rng = np.random.default_rng(0)
+    tissue = rng.choice([-90, 5, 35, 900], blob().shape, p=[0.15, 0.15, 0.5, 0.2])
+    values = np.where(blob() > 100, tissue, -1000).astype(np.int16)
+    assert "CT" in refused(write(tmp_path / "a.nii.gz", values))
+    assert "every voxel" in refused(
+        write(tmp_path / "b.nii.gz", np.where(blob() > 100, 0, -1000).astype(np.int16))
+    )
 
 
 @pytest.mark.parametrize("suffix", [".img", ".hdr"])

@@ -109,3 +109,23 @@ def test_users_errors(study, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no .nii" in refused(tmp_path / "empty", *out)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_how_a_file_and_its_age_were_read_is_said_and_kept(study, tmp_path):
+    for visit in (1, 2):
+        folder = tmp_path / "bids" / "sub-01" / f"ses-{visit}" / "anat"
+        folder.mkdir(parents=True)
+        content = (study / "sub-01_T1w.nii.gz").read_bytes()
+        (folder / f"sub-01_ses-{visit}_T1w.nii.gz").write_bytes(content + b"!" * visit)
+    table = tmp_path / "bids" / "participants.tsv"
+    table.write_text("participant_id\tsession_id\tage\nsub-01\t1\t23\n")
+    out = tmp_path / "out"
+    done = run(tmp_path / "bids", "--input", "mni", "--out", out, "--no-cache")
+    assert done.code == 0, done.err
+    with (out / "qc.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["age"], second["age"]) == ("23.0", "")
+    assert first["notes"] == "What follows the compressed data is left out (1 bytes)."
+    assert second["notes"].startswith("participants.tsv has no row of sub-01 for ses-2; no age")
+    for row in (first, second):
+        assert f"note: {row['file']}: {row['notes']}\n" in done.err
