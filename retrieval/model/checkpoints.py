@@ -37,6 +37,7 @@ from retrieval.model.architecture import (
     transformers_architecture,
 )
 from retrieval.model.clip_layouts import ClipWeights, LayoutError, read_layout
+from retrieval.model.hub import local_first
 from retrieval.model.preprocess import Preprocess
 from retrieval.model.torchscript import is_torchscript, read_torchscript
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "SUFFIXES",
     "ModelError",
     "OpenClip",
     "load_architecture",
@@ -55,7 +57,9 @@ __all__ = [
     "weights_hash",
 ]
 
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+"""Endings of weights files."""
+
 _WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -110,8 +114,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ModelError(f"weights file not found: {path}")
-    if path.suffix not in _SUFFIXES:
-        raise ModelError(f"unknown kind of weights file {path.name}; valid: {', '.join(_SUFFIXES)}")
+    if path.suffix not in SUFFIXES:
+        raise ModelError(f"unknown kind of weights file {path.name}; valid: {', '.join(SUFFIXES)}")
     try:
         archive = path.suffix != ".safetensors" and is_torchscript(path)
         content = read_torchscript(path) if archive else read_weights(path)
@@ -221,11 +225,23 @@ def load_open_clip(name: str, checkpoint: str | None, device: str) -> OpenClip:
             if source is not None and not open_clip.get_pretrained_cfg(arch, source):
                 file = Path(source).expanduser()
                 full = f"{arch}:{file.resolve()}"
+                if not file.is_file():
+                    raise ModelError(f"weights file not found: {file}")
+                tokenizer = _tokenizer(arch)  # first, as it is missed sooner than weights are read
                 model = _from_file(arch, file)
-                tokenizer = open_clip.get_tokenizer(arch)
             else:
-                model, tokenizer = _from_hub(arch, source)
-            config = open_clip.get_model_config(arch)
+                quick_gelu = source is not None and _tag_wants_quick_gelu(arch, source)
+                model = local_first(
+                    lambda: open_clip.create_model(
+                        arch,
+                        source,
+                        force_quick_gelu=quick_gelu,
+                        require_pretrained=True,
+                        weights_only=True,
+                    )
+                )
+                tokenizer = _tokenizer(arch)
+            config = _config_of(arch)
     except ModelError:
         raise
     except Exception as error:
@@ -259,14 +275,15 @@ def _check_architecture(arch: str, source: str | None) -> None:
     known = open_clip.list_models()
     if arch not in known:
         hint = suggest(arch, ["long-eclip-mini", *list_architectures(), *known])
-        raise ModelError(f"unknown model {arch!r}{hint or '; see retrieval.list_models()'}")
+        where = "; `--model list` shows the names, as does retrieval.list_models()"
+        raise ModelError(f"unknown model {arch!r}{hint or where}")
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if source is None:
         raise ModelError(
             f"{arch} needs weights: name a tag ({', '.join(tags[:6]) or 'none published'}) "
             f"or a local file, as in {arch}:{tags[0] if tags else 'FILE'}"
         )
-    is_path = Path(source).suffix in _SUFFIXES or "/" in source or "\\" in source
+    is_path = Path(source).suffix in SUFFIXES or "/" in source or "\\" in source
     if not is_path and not open_clip.get_pretrained_cfg(arch, source):
         hint = suggest(source, tags) or f"; tags: {', '.join(tags[:8]) or 'none'}"
         raise ModelError(f"{arch} has no weights {source!r}, and no such file exists{hint}")
@@ -282,22 +299,38 @@ def _check_directory(path: Path) -> None:
         raise ModelError(f"{path} has no weights (.safetensors, .bin or .pth)")
 
 
-def _from_hub(name: str, tag: str | None) -> tuple[nn.Module, Any]:
-    """Model and tokenizer by tag, hub id or directory: from local files if they are there."""
+def _config_of(name: str) -> dict[str, Any]:
+    """open_clip's configuration of an architecture, hub id or directory."""
     import open_clip
 
-    quick_gelu = tag is not None and _tag_wants_quick_gelu(name, tag)
+    config: dict[str, Any] = local_first(lambda: open_clip.get_model_config(name))
+    return config
 
-    def create() -> tuple[nn.Module, Any]:
-        model = open_clip.create_model(
-            name, tag, force_quick_gelu=quick_gelu, require_pretrained=True, weights_only=True
-        )
-        return model, open_clip.get_tokenizer(name)
 
-    # Asking an unreachable hub first costs half a minute of retries.
-    with contextlib.suppress(Exception), _hub_offline():
-        return create()
-    return create()
+def _tokenizer(name: str) -> Any:
+    """The tokenizer of an open_clip architecture, hub id or directory.
+
+    Raises:
+        ModelError: if it is another repository's and neither here nor can be fetched.
+    """
+    import open_clip
+
+    try:
+        return local_first(lambda: open_clip.get_tokenizer(name))
+    except Exception as error:  # transformers raises a dozen kinds
+        wanted = _config_of(name)["text_cfg"].get("hf_tokenizer_name")
+        if not wanted:
+            raise
+        if name.startswith(_DIRECTORY):
+            raise ModelError(
+                f"{name.removeprefix(_DIRECTORY)} has no tokenizer of {wanted}, which its "
+                f"{_OPEN_CLIP_CONFIG} names: put tokenizer.json and tokenizer_config.json into it"
+            ) from error
+        raise ModelError(
+            f"{name} needs the tokenizer of {wanted} beside its weights, and it is not in the "
+            f"hub's local cache, nor can it be fetched: run `hf download {wanted} --include "
+            "'*.json' '*.model'` once where the hub can be reached"
+        ) from error
 
 
 def transformers_from_hub(name: str) -> Path | None:
@@ -315,11 +348,8 @@ def transformers_from_hub(name: str) -> Path | None:
     repository = name.removeprefix(_HUB)
 
     def fetch(file: str) -> Path | None:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
         try:
-            return Path(hf_hub_download(repository, file))
+            return Path(local_first(lambda: hf_hub_download(repository, file)))
         except LocalEntryNotFoundError:
             raise  # the hub could not be asked
         except EntryNotFoundError:
@@ -343,18 +373,6 @@ def transformers_from_hub(name: str) -> Path | None:
     return config.parent
 
 
-@contextlib.contextmanager
-def _hub_offline() -> Iterator[None]:
-    from huggingface_hub import constants
-
-    previous = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = previous
-
-
 def _tag_wants_quick_gelu(arch: str, tag: str) -> bool:
     import open_clip
 
@@ -366,7 +384,7 @@ def _weights_of(folder: Path) -> Path:
     for name in _WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if len(files) == 1:
         return files[0]
     found = f"{len(files)} weights files: name one of them" if files else "no weights file"
@@ -471,7 +489,7 @@ def _explain(name: str, error: Exception) -> str:
     if any(word in text for word in words):
         return (
             f"cannot fetch {name}: the hub cannot be reached and its local cache does not have it; "
-            "give a local weights file or directory"
+            "give a local weights file or directory (on a slow line: HF_HUB_ETAG_TIMEOUT=30)"
         )
     return f"cannot load {name}: {one_line(error)}"
 

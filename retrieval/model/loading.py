@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from retrieval.model.architecture import (
     transformers_architecture,
 )
 from retrieval.model.checkpoints import (
+    SUFFIXES,
     ModelError,
     OpenClip,
     load_architecture,
@@ -66,8 +69,8 @@ def load(
         name: "long-eclip-mini" (shipped); "long-eclip-b16", "long-eclip-l14" or an architecture of
             your own (see `retrieval.model.architecture`), with a weights file of any CLIP layout;
             an open_clip architecture with its weights, as in "ViT-B-32:laion2b_s34b_b79k" or
-            "ViT-B-32:path/to/file.safetensors"; a hub id "hf-hub:org/name"; a directory of
-            open_clip or transformers, as a path or "local-dir:path".
+            "ViT-B-32:path/to/file.safetensors"; a hub id, "hf-hub:org/name" or "org/name"; a
+            directory of open_clip or transformers, as a path or "local-dir:path".
         checkpoint: pretrained tag or weights file, when name is an architecture alone.
         device: torch device, for example "cpu" or "cuda".
         runtime: "auto", "openvino" or "torch" for the image tower.
@@ -81,6 +84,8 @@ def load(
     name = str(name)
     given = None if checkpoint is None else str(checkpoint)
     directory = Path(name.removeprefix("local-dir:")).expanduser()
+    if _is_hub_id(name):
+        name = f"hf-hub:{name}"
     images = partial(ImageRuntime, runtime=runtime, device=device, precision=precision)
     try:
         if name == MINI:
@@ -166,6 +171,18 @@ def _is_directory(name: str, path: Path) -> bool:
         return False
     is_path = name.startswith("local-dir:") or any(sign in name for sign in "/\\~")
     return is_path or (path / "open_clip_config.json").is_file() or _is_tower(path)
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name is a bare ORG/NAME: no path, and no architecture as in ViT-B/32."""
+    path = Path(name).expanduser()
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) or path.exists():
+        return False
+    # Not by open_clip's own list: importing it takes longer than the hub's answer.
+    package = importlib.util.find_spec("open_clip")
+    configs = Path((package and package.origin) or "").parent / "model_configs"
+    known = (configs / f"{name.replace('/', '-')}.json").is_file()
+    return not known and path.suffix not in (".json", *SUFFIXES)
 
 
 def _is_tower(directory: Path) -> bool:
