@@ -23,6 +23,7 @@ from apps.cli.lab.classifier import train_app
 from apps.cli.lab.convert import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
 from apps.cli.options import show_help
 from apps.cli.search.commands import search_app
+from apps.cli.search.group import list_models_asked
 from apps.cli.terminal import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -238,7 +239,10 @@ def demo_search(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Model for folders that have no index yet.", show_default=False
+            metavar="NAME",
+            callback=list_models_asked,
+            help='Model for folders that have no index yet; "list" shows the names.',
+            show_default=False,
         ),
     ] = None,
     host: _HostOption = "127.0.0.1",

@@ -10,7 +10,8 @@ from typer.core import TyperCommand
 
 __all__ = ["ForceOption", "JsonOption", "ManyValues", "ProfileOption", "show_help"]
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+# Eager: read before other options, so that those whose value is "list" know how to list.
+JsonOption = Annotated[bool, typer.Option("--json", is_eager=True, help="Print one JSON document.")]
 ProfileOption = Annotated[
     str | None,
     typer.Option(

@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,6 +37,7 @@ __all__ = [
     "prepare_streams",
     "printable",
     "quote",
+    "refuse_ending",
     "refuse_overwrite",
     "size",
     "stoppable",
@@ -284,6 +285,18 @@ class ProgressLine:
 def absolute(path: Path) -> Path:
     """Absolute without following links, so that names stay those the user knows."""
     return Path(os.path.abspath(path))
+
+
+def refuse_ending(path: Path, endings: Mapping[str, str]) -> None:
+    """Refuse an output file whose ending promises what is not written. None promises nothing.
+
+    Args:
+        path: the file.
+        endings: valid endings in lower case, and what such a file gets.
+    """
+    if path.suffix and path.suffix.lower() not in endings:
+        valid = " or ".join(f"{ending} ({what})" for ending, what in endings.items())
+        raise CommandError(f"{quote(path)} ends in {quote(path.suffix)}; valid is {valid}")
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:

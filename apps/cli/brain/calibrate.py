@@ -29,6 +29,7 @@ from apps.cli.terminal import (
     emit_json,
     note,
     printable,
+    refuse_ending,
     refuse_overwrite,
 )
 
@@ -105,6 +106,7 @@ def calibrate(
 
     kind = check_kind(input)
     kept = cache_folder(cache, no_cache)
+    refuse_ending(out, {".json": "a calibration"})
     refuse_overwrite(out, force)
     if intervals and write_model is None:
         raise CommandError("--intervals go into a copy of the model; give --write-model FILE")

@@ -33,6 +33,7 @@ from apps.cli.terminal import (
     note,
     printable,
     quote,
+    refuse_ending,
     refuse_overwrite,
     size,
 )
@@ -392,6 +393,7 @@ def export(
 
     It holds the names and ages of the scans and what the last blocks read of them.
     """
+    refuse_ending(output, {".json": "lessons"})
     refuse_overwrite(output, force)
     with _open(load_brain(model), profile) as site:
         count, name = site.export(output), site.name

@@ -28,6 +28,7 @@ from apps.cli.terminal import (
     note,
     printable,
     quote,
+    refuse_ending,
     refuse_overwrite,
     stoppable,
 )
@@ -193,6 +194,8 @@ def evaluate(
         raise CommandError("give --models, or --model and --pretrained, not both")
     if skip_existing and output is None:
         raise CommandError("--skip-existing needs --output, the file that may exist")
+    if output is not None and "{" not in Path(output).suffix:
+        refuse_ending(Path(output), {".json": "results"})
     if failures is not None and Path(failures).suffix.lower() not in FORMATS:
         raise CommandError(f"--failures must end in {', '.join(FORMATS)}, got {quote(failures)}")
     spec = dataset if dataset.startswith("wds:") else os.path.expanduser(dataset)
@@ -261,6 +264,7 @@ def build(
     """Put results of eval in one table (CSV)."""
     from retrieval.eval.report import write_table
 
+    refuse_ending(output, {".csv": "a table"})
     refuse_overwrite(output, force)
     count = write_table(files, output)
     note(f"{counted(count, 'result')} in {quote(output)}")

@@ -19,6 +19,7 @@ from apps.cli.terminal import (
     emit_json,
     printable,
     quote,
+    refuse_ending,
     refuse_overwrite,
 )
 
@@ -50,9 +51,9 @@ def export(
 ) -> int:
     """Write an index's vectors, or a profile's lessons, to a file.
 
-    A name that ends in .parquet gets ids, paths and vectors of all pictures. With --profile, or
-    with any other ending, the file gets what the profile was taught, as JSON: every lesson with
-    its words, marks and numbers.
+    A name that ends in .parquet gets ids, paths and vectors of all pictures. One that ends in
+    .json gets what the profile was taught: every lesson with its words, marks and numbers. So does
+    a name without ending.
     """
     from retrieval.index.eigen_index import EigenIndex
 
@@ -60,7 +61,7 @@ def export(
     if vectors and profile is not None:
         raise CommandError(
             f"{quote(output)} would be the vectors of the index; give the lessons of a profile "
-            "another ending, such as .json, or leave --profile out"
+            "another ending, .json, or leave --profile out"
         )
     refuse_overwrite(output, force)
     if not vectors:
@@ -77,6 +78,7 @@ def export(
 
 def _export_lessons(output: Path, index: Path | None, profile: str | None, json: bool) -> int:
     with open_taught(index, profile) as searcher:
+        refuse_ending(output, {".json": "lessons", ".parquet": "vectors"})
         if searcher.teacher is None:
             raise CommandError(
                 "nothing was taught yet that could be exported; for the vectors of the index give "

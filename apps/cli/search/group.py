@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apps.cli.options import show_help
-from apps.cli.terminal import CommandError, absolute, note, printable, quote
+from apps.cli.terminal import CommandError, absolute, emit, emit_json, note, printable, quote
 
 if TYPE_CHECKING:
     from retrieval.model.retrieval_model import RetrievalModel
@@ -23,6 +23,7 @@ __all__ = [
     "PrecisionOption",
     "PretrainedOption",
     "find_index",
+    "list_models_asked",
     "load_model",
     "note_cut",
     "open_taught",
@@ -54,13 +55,31 @@ IndexOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def list_models_asked(context: typer.Context, name: str | None) -> str | None:
+    """Ends the command with the names of models where that is what `--model` asks for."""
+    if name != "list":
+        return name
+    from retrieval.model.loading import list_models
+
+    names = list_models()
+    if context.params.get("json"):
+        emit_json(names)
+    else:
+        emit("\n".join(names))
+    raise typer.Exit
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="NAME",
+        callback=list_models_asked,
         help="long-eclip-mini (shipped), an architecture with its weights "
-        "(ViT-B-32:laion2b_s34b_b79k, long-eclip-b16:FILE), hf-hub:ORG/NAME, or a directory.",
+        "(ViT-B-32:laion2b_s34b_b79k, long-eclip-b16:FILE), ORG/NAME on the hub, or a directory; "
+        '"list" shows the names.',
         show_default=False,
     ),
 ]
@@ -69,8 +88,9 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
+        callback=list_models_asked,
         help="An architecture with its weights (long-eclip-b16:FILE, "
-        "ViT-B-32:laion2b_s34b_b79k), hf-hub:ORG/NAME, or a directory.",
+        'ViT-B-32:laion2b_s34b_b79k), ORG/NAME on the hub, or a directory; "list" shows the names.',
     ),
 ]
 PretrainedOption = Annotated[

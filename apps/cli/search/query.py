@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from apps.cli.terminal import (
 if TYPE_CHECKING:
     from retrieval.search import Hit, Searcher
 
-__all__ = ["app", "check_picture", "naming", "query"]
+__all__ = ["app", "check_picture", "naming", "picture_named", "query"]
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -51,6 +52,7 @@ Examples:
   enn search query "a dog in the snow"
   enn search query "2:red car - people" -k 50
   enn search query --image beach.jpg              pictures like this one
+  enn search query beach.jpg                      the same, if there is such a file
   enn search query "at night" --image beach.jpg   like this one, but at night
   enn search query -- "-person"                   begins with '-': put `--` before it
   enn search query cats --paths -0 | xargs -0 cp -t /tmp/cats
@@ -101,12 +103,19 @@ def query(
         raise CommandError("--profile and --no-profile exclude each other; give one of them")
     if image is not None:
         check_picture(image)
+    named = picture_named(words)
+    if named is not None:
+        if image is not None:
+            raise CommandError(f"{quote(named)} is a picture, and --image gives another; give one")
+        words, image = "", named
     directory = find_index(index)
     with _open(directory, profile, no_profile) as searcher:
         started = time.perf_counter()
         with naming(image):
             hits = searcher.search(words or None, image=image, k=k)
         seconds = time.perf_counter() - started
+        if named is not None:
+            note(f"{quote(named)} is a picture: these are pictures like it")
         taught_by = searcher.teacher.name if searcher.teacher is not None else None
         changed = _is_changed(searcher, words or None, image, hits)
         stats = searcher.index.stats() if json else {}
@@ -160,6 +169,24 @@ def _is_changed(searcher: Searcher, words: str | None, image: Path | None, hits:
         return False
     plain = searcher.search(words, image=image, k=max(1, len(hits)), taught=False)
     return [hit.id for hit in plain] != [hit.id for hit in hits]
+
+
+def picture_named(words: str) -> Path | None:
+    """The picture whose path the words are; None if they are words.
+
+    "cat" is a word, whatever lies here; "./cat" and "cat.jpg" are paths if there is such a picture.
+    """
+    from retrieval.images import SUFFIXES, ImageError, decode
+
+    path = Path(words)
+    if not (path.suffix or path.parent.name) or not os.path.isfile(words):
+        return None
+    if path.suffix.lower() not in SUFFIXES:
+        try:
+            decode(path)
+        except (ImageError, OSError):
+            return None
+    return path
 
 
 def check_picture(path: Path) -> None:

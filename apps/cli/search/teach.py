@@ -10,6 +10,7 @@ import typer
 
 from apps.cli.options import JsonOption, ManyValues, ProfileOption
 from apps.cli.search.group import IndexOption, note_cut, open_taught, teacher_of
+from apps.cli.search.query import picture_named
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,
@@ -114,6 +115,12 @@ def teach(
         "unmark": _ids("--unmark", unmark),
         "rule": rule,
     }
+    if not any(marks[name] for name in ("good", "bad", "unmark")):
+        raise CommandError(
+            "nothing is marked; give ids that `enn search query` prints, with --good or --bad"
+        )
+    if picture_named(query) is not None:
+        raise CommandError(f"{quote(query)} is a picture; only words can be taught")
     if preview and force:
         raise CommandError("--preview and --force exclude each other; a preview writes nothing")
     with open_taught(index, profile, new=True) as searcher:

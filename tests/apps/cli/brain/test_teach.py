@@ -132,6 +132,7 @@ def test_refusals_are_one_line(study, model, scan, tmp_path):
         (("teach", study.one, "--age", "60", "--preview", "--force", *scan), "exclude"),
         (("undo", *model), "there is no profile"),
         (("export", tmp_path / "x.json", "--profile", "no", *model), "there is no profile"),
+        (("export", tmp_path / "x.csv", *model), "valid is .json (lessons)"),
         (("import", bad, *model), "cannot import"),
     ):
         done = run(*args)

@@ -246,6 +246,7 @@ def test_calibration_of_sites(study, tmp_path):
     assert "b: offset, intercept +4.00 years from 12 scans" in offset.out
     for args, expected in (
         (("--out", tmp_path / "c.json"), "exists"),
+        (("--out", tmp_path / "c.csv"), "valid is .json (a calibration)"),
         (("--out", tmp_path / "d.json", "--method", "smith"), "valid are offset, cole"),
         (("--out", tmp_path / "d.json", "--intervals"), "give --write-model"),
     ):

@@ -151,6 +151,7 @@ def test_mistakes_are_one_line(folder, tmp_path):
         (["--dataset", folder, "--failures", "x.gif"], "must end in .png"),
         (["--dataset", folder, "--output", "{what}.json"], "valid: {dataset}, {model}"),
         (["--dataset", folder, "--output", "{"], "no valid name"),
+        (["--dataset", folder, "--output", "r.csv"], "valid is .json (results)"),
         (["--dataset", folder, "--models", "no.txt"], "cannot read 'no.txt'"),
     ]
     for args, expected in cases:
@@ -215,4 +216,5 @@ def test_other_tests_of_the_same_photos_do_not_share_a_table(tmp_path):
 def test_files_that_are_no_results(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
     assert message in refused("eval-build", tmp_path, "--output", tmp_path / "t.csv")
+    assert "valid is .csv (a table)" in refused("eval-build", tmp_path, "--output", "t.json")
     assert "not found" in refused("eval-build", tmp_path / "y.json", "--output", tmp_path / "t.csv")

@@ -62,6 +62,21 @@ def test_a_name_that_ends_in_parquet_means_vectors(good, tmp_path):
     assert "leave --folder out" in refused("import", lessons, "--folder", ".")
 
 
+@pytest.mark.parametrize(
+    "name", ["x.csv", "x.txt", "x.JSONL", "x.npy", "lessons.json.bak", "x.xlsx"]
+)
+def test_other_endings_are_refused_before_anything_is_written(good, tmp_path, name):
+    assert "valid is .json (lessons)" in refused("export", tmp_path / name)
+    assert run("teach", QUERY, "--good", good).code == 0
+    for options in ((), ("--profile", "default"), ("--force",)):
+        line = refused("export", tmp_path / name, *options)
+        assert name in line
+        assert ".json (lessons)" in line
+        assert ".parquet (vectors)" in line
+    assert not (tmp_path / name).exists()
+    assert document("export", tmp_path / "x.JSON")["lessons"] == 1
+
+
 def test_hostile_files_are_refused_in_one_line(good, tmp_path, profiles):
     assert run("teach", QUERY, "--good", good, "--profile", "victim").code == 0
     file = tmp_path / "e.json"

@@ -15,6 +15,7 @@ import pytest
 from cli_cases import ENN, GALLERY, document, load_models_once, refused, run
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from apps.cli.options import ManyValues
 
@@ -339,6 +340,64 @@ def test_a_second_writer_is_refused(indexed):
 
     with index_lock(indexed / ".enn-index"):
         assert "being written by process" in refused("index", indexed)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("duck.jpg", "JPEG"), ("my duck.png", "PNG"), ("sub/duck", "WEBP")]
+)
+def test_a_picture_given_as_the_words_is_searched_as_one(
+    indexed, tmp_path, monkeypatch, name, form
+):
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    with Image.open(GALLERY / "gc_duck.webp") as duck:
+        duck.convert("RGB").save(name, form)
+    wanted = document("query", "--image", name, "--index", indexed)
+    # Words that a shell has taken apart are one path again.
+    for parts in ([name], name.split(" "), [f"./{name}"], [os.path.abspath(name)]):
+        done = run("query", *parts, "--index", indexed, "--json")
+        found = json.loads(done.out)
+        assert found["results"] == wanted["results"]
+        assert (found["query"], Path(found["image"]).name) == (None, Path(name).name)
+        assert "is a picture: these are pictures like it" in done.err
+
+
+def test_words_stay_words_whatever_lies_here(indexed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(GALLERY / "gc_duck.webp", "duck")
+    Path("notes.txt").write_text("no picture")
+    Path("a.folder").mkdir()
+    words = ["duck", "notes.txt", "a.folder", "gone.jpg", "x" * 5000 + ".jpg", "duck.webp - person"]
+    for text in words:
+        done = run("query", text, "--index", indexed, "--json")
+        assert json.loads(done.out)["image"] is None
+        assert "is a picture" not in done.err
+    Path("broken.jpg").write_bytes(b"no picture")
+    assert "'broken.jpg' cannot be read" in refused("query", "broken.jpg", "--index", indexed)
+    shutil.copy("duck", "duck.webp")
+    both = ("query", "duck.webp", "--image", "duck", "--index", indexed)
+    assert "--image gives another" in refused(*both)
+
+
+# --- models ------------------------------------------------------------------------------------
+
+
+def test_model_list_shows_the_names(tmp_path):
+    from retrieval.model.loading import list_models
+
+    for command in (["index", tmp_path], ["caption"], ["eval"], ["export-model"]):
+        done = run(*command, "--model", "list")
+        assert (done.code, done.out.splitlines(), done.err) == (0, list_models(), "")
+    assert (
+        run("index", "--model", "list", "--json").out
+        == run("index", "--json", "--model", "list").out
+    )
+    assert document("index", "--model", "list") == list_models()
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_unknown_model_is_answered_with_where_the_names_are(tmp_path):
+    assert "`--model list`" in refused("index", tmp_path, "--model", "qqqqqqqqqqqq")
 
 
 # --- export and import -------------------------------------------------------------------------

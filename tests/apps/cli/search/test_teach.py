@@ -205,6 +205,8 @@ def test_mistakes_are_told_in_one_line(ids, tmp_path, monkeypatch):
     duck = str(ids["gc_duck"])
     cases: list[tuple[list[str | Path], str]] = [
         (["teach", "x"], "nothing is marked"),
+        (["teach", "x"], "with --good or --bad"),
+        (["teach", "gc_duck.webp", "--good", duck], "is a picture; only words can be taught"),
         (["teach", "--good", duck], "Missing argument 'TEXT'"),
         (["teach", " ", "--good", duck], "the query is empty"),
         (["teach", "x" * 100_000, "--good", duck], "100,000 characters"),
