@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from enn_core.factors import FactorError
 from enn_core.layers import FACTORS, Factored, split_entry
 
 SUFFIX = "_eigen"
@@ -80,6 +81,13 @@ class EigenWeight(Factored):
     def forward(self) -> Tensor:
         return self.dense()
 
+    def assign(self, weight: Tensor) -> None:
+        if isinstance(weight, Tensor) and tuple(weight.shape) != self.shape:
+            raise FactorError(
+                f"got a weight of shape {tuple(weight.shape)}, this parameter's is {self.shape}"
+            )
+        super().assign(self.form.as_matrix(weight) if isinstance(weight, Tensor) else weight)
+
     def _shaped(self, dense: Tensor) -> Tensor:
         return self.form.as_parameter(dense)
 
@@ -111,6 +119,12 @@ class EigenOwner(nn.Module):
         finally:
             self._bound = None
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name in self.eigen_names:  # how `nn.Module` assigns a Parameter
+            self.eigen_weight(name).assign(param)  # type: ignore[arg-type]
+        else:
+            super().register_parameter(name, param)
+
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
@@ -139,12 +153,15 @@ def _reader(name: str) -> property:
         child = self._modules.get(name + SUFFIX)
         if child is None:
             raise AttributeError(name)
-        value = child()
-        if bound is not None:
-            bound[name] = value
-        return value
+        if bound is None:
+            return child.lent()
+        bound[name] = child()
+        return bound[name]
 
-    return property(read, doc=f"Dense `{name}`, rebuilt from `{name}{SUFFIX}`.")
+    def assign(self: Any, value: Tensor) -> None:
+        self.eigen_weight(name).assign(value)
+
+    return property(read, assign, doc=f"Dense `{name}`, rebuilt from `{name}{SUFFIX}`.")
 
 
 _owner_classes: dict[tuple[type[nn.Module], tuple[str, ...]], type[EigenOwner]] = {}

@@ -18,6 +18,8 @@ True
 from __future__ import annotations
 
 import copy
+import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -40,6 +42,7 @@ from enn_core.layers import (
     FACTORS,
     EigenLayer,
     ENNConv,
+    Factored,
     as_matrix,
     eigen_class,
     is_channels_last,
@@ -47,6 +50,8 @@ from enn_core.layers import (
     plain_base,
     replace_parameter,
 )
+
+_log = logging.getLogger(__name__)
 
 Patterns = str | Iterable[str] | None
 
@@ -123,7 +128,8 @@ def to_enn(
     Converted: `nn.Linear`, `nn.Conv1d/2d/3d` and their subclasses (which keep their own forward),
     packed attention projections and the bare projections named in `projections.KNOWN_FORMS`.
     Left plain: depthwise convolutions, weights of rank 1, and whatever `conversion_report` lists.
-    Create the optimizer after converting: the parameters are new.
+    Create the optimizer after converting: the parameters are new. How many weights were converted
+    is logged (INFO); it warns if a model has weights and none was.
 
     Args:
         model: any module; it is not changed unless `inplace`.
@@ -147,16 +153,32 @@ def to_enn(
         names.append(site.name)
         by_parameter.setdefault(id(site.value), []).append(site)
     _check_patterns(model, names, [*(include or ()), *(exclude or ())])
+    done = 0
     for sites in by_parameter.values():
         if any(_why_plain(site) for site in sites) or len({site.key() for site in sites}) > 1:
             continue
         if any(not is_selected(site.name, include, exclude) for site in sites):
             continue
+        done += len(sites)
         try:
             _convert(sites)
         except FactorError as error:
             raise ConversionError(f"{sites[0].name}: {error}") from error
+    _log.info("to_enn converted %d of %d weights", done, len(names))
+    if names and not done and not (include or exclude) and not _has_factors(model):
+        kinds = ", ".join(
+            sorted({_kind(site) for sites in by_parameter.values() for site in sites})
+        )
+        warnings.warn(
+            f"to_enn converted none of the model's {len(names)} weights (in {kinds}); "
+            "conversion_report(model) says why",
+            stacklevel=2,
+        )
     return model
+
+
+def _has_factors(model: nn.Module) -> bool:
+    return any(isinstance(module, Factored) for module in model.modules())
 
 
 def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -171,6 +193,9 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not inplace:
         model = copy.deepcopy(model)
     done: dict[int, nn.Parameter] = {}  # shared factors give a shared weight
+    for module in model.modules():
+        if isinstance(module, Factored):
+            module.settle()
     for module in list(model.modules()):
         if isinstance(module, EigenLayer):
             _fuse_layer(module, done)

@@ -3,7 +3,8 @@
 Every layer stores `Q` (out, r), `Lambda` (r), `P` (n, r) and `bias`, with `n` the inputs of one
 output (in_features, or in_channels/groups times the kernel volume) and `r = min(out, n)`. With
 `groups > 1` each factor has a leading dimension of `groups`, and `out` counts the channels of one
-group. `layer.weight` is the dense weight: differentiable in training, cached in eval.
+group. `layer.weight` is the dense weight: differentiable in training, cached in eval; what is
+written to it, or assigned, is factored.
 
 >>> import torch
 >>> from enn_core import ENNLinear
@@ -16,7 +17,7 @@ torch.Size([2, 3])
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.common_types import _size_1_t, _size_2_t, _size_3_t
 
+from enn_core.dense_weights import Loan, as_weight
 from enn_core.factors import (
     FactorError,
     apply_factors,
@@ -45,6 +47,8 @@ class _Cached(NamedTuple):
     P: nn.Parameter
     state: tuple[int, ...]  # versions and addresses of the factors, version of the weight
     weight: Tensor
+    loan: Loan
+    lent: Tensor  # the weight, to be handed out
 
 
 class Factored(nn.Module):
@@ -67,6 +71,45 @@ class Factored(nn.Module):
         if weight is None:
             weight = self._shaped(rebuild(self.Q, self.Lambda, self.P))
         return weight
+
+    def lent(self) -> Tensor:
+        """`dense()`, as code that may write to it gets it: see `enn_core.dense_weights`."""
+        factors = [self._parameters[name] for name in FACTORS]
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or _are_transient(factors):
+            return self.dense()
+        if self._cached() is not None and self._cache is not None:
+            return self._cache.lent
+        grad = torch.is_grad_enabled()
+        # Tensors made in inference mode have no version that a write would change.
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            weight = self._shaped(rebuild(self.Q, self.Lambda, self.P))
+        return as_weight(Loan(self, weight), weight)
+
+    def settle(self) -> None:
+        """Take over what was written to the cached weight."""
+        if self._cache is not None:
+            self._cache.loan.settle()
+
+    def versions(self) -> tuple[int, ...]:
+        """Changes whenever a factor does."""
+        factors = [self._parameters[name] for name in FACTORS]
+        return tuple(x for f in factors if f is not None for x in (id(f), f._version, f.data_ptr()))
+
+    def write_weight(self, weight: Tensor) -> None:
+        """Take over a dense weight in the plain shape; one that is not finite gives NaN."""
+        if bool(torch.isfinite(weight).all()):
+            self.assign(weight)
+        else:  # on the way, it may be: some initialisers clamp last
+            self.Lambda.detach().fill_(torch.nan)
+
+    def assign(self, weight: Tensor) -> None:
+        """`factor_` for a weight in the plain shape."""
+        if not isinstance(weight, Tensor):
+            raise TypeError(
+                f"got {type(weight).__name__} for the weight of an eigen layer, give a tensor; "
+                "`fuse` gives the plain layer back"
+            )
+        self.factor_(weight)
 
     def _shaped(self, dense: Tensor) -> Tensor:
         """(..., out, n) in the shape of the plain weight."""
@@ -92,8 +135,9 @@ class Factored(nn.Module):
         ):
             return cache.weight
         factors = (Q, Lambda, P)
-        # Anything but a plain Parameter (functional_call, vmap, fake tensors) is transient.
-        if any(type(f) is not nn.Parameter or f.is_inference() or f.is_meta for f in factors):
+        if cache is not None and cache.loan.settle():
+            return self._cached()
+        if _are_transient(factors):
             return None
         # Outside inference mode and autocast, so that the tensor serves every later context.
         with (
@@ -102,8 +146,10 @@ class Factored(nn.Module):
             torch.autocast(Q.device.type, enabled=False),  # type: ignore[union-attr]
         ):
             weight = self._shaped(rebuild(*factors))  # type: ignore[arg-type]
-        state = _state(*factors, weight)  # type: ignore[arg-type]
-        self._cache = _Cached(*factors, state, weight)  # type: ignore[arg-type]
+            state = _state(*factors, weight)  # type: ignore[arg-type]
+            loan = Loan(self, weight)
+            lent = as_weight(loan, weight, hooked=False)
+            self._cache = _Cached(*factors, state, weight, loan, lent)  # type: ignore[arg-type]
         return weight
 
     @torch.no_grad()
@@ -123,18 +169,30 @@ class Factored(nn.Module):
             self._parameters[name].copy_(value)  # type: ignore[union-attr]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.settle()
         self._cache = None
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> Any:
+        self.settle()
         if mode:
             self._cache = None
         return super().train(mode)
 
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*args)
+
     def __getstate__(self) -> dict[str, Any]:
+        self.settle()
         state = self.__dict__.copy()
         state.pop("_cache", None)
         return state
+
+
+def _are_transient(factors: Iterable[Tensor | None]) -> bool:
+    """Whether some is no plain Parameter with numbers (functional_call, vmap, fake tensors)."""
+    return any(type(f) is not nn.Parameter or f.is_inference() or f.is_meta for f in factors)
 
 
 def _state(Q: Tensor, Lambda: Tensor, P: Tensor, weight: Tensor) -> tuple[int, ...]:
@@ -241,13 +299,23 @@ class EigenLayer(Factored):
 
     @property
     def weight(self) -> Tensor:
-        """Dense weight in the plain twin's shape; assignments go through `factor_`."""
+        """Dense weight in the plain twin's shape; what is written or assigned is factored."""
         plain = self._parameters.get("weight")
         if plain is not None:  # only while being built
             return plain
         if "Q" not in self._parameters:
             raise AttributeError("weight")
-        return self.dense()
+        return self.lent()
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        self.assign(value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name == "weight" and "Q" in self._parameters:  # how `nn.Module` assigns a Parameter
+            self.assign(param)  # type: ignore[arg-type]
+        else:
+            super().register_parameter(name, param)
 
     def _shaped(self, dense: Tensor) -> Tensor:
         return dense.view(self.weight_shape)
@@ -302,7 +370,7 @@ class EigenLayer(Factored):
         return super().__reduce_ex__(protocol)
 
 
-class ENNLinear(EigenLayer, nn.Linear):  # type: ignore[override]
+class ENNLinear(EigenLayer, nn.Linear):
     """`nn.Linear` with `W = Q diag(Lambda) P^T`: input (*, in_features) -> (*, out_features).
 
     Rebuilds `W` when the input has more rows than `max(in_features, out_features)`, otherwise
@@ -456,7 +524,7 @@ class ENNConv(EigenLayer):
         return mix(maps, Q.reshape(*Q.shape, *ones), self._parameters["bias"])
 
 
-class ENNConv1d(ENNConv, nn.Conv1d):  # type: ignore[override]
+class ENNConv1d(ENNConv, nn.Conv1d):
     """`nn.Conv1d` with factored weight: (N, in, L) -> (N, out, L_out)."""
 
     plain_class = nn.Conv1d
@@ -481,7 +549,7 @@ class ENNConv1d(ENNConv, nn.Conv1d):  # type: ignore[override]
         )  # fmt: skip
 
 
-class ENNConv2d(ENNConv, nn.Conv2d):  # type: ignore[override]
+class ENNConv2d(ENNConv, nn.Conv2d):
     """`nn.Conv2d` with factored weight: (N, in, H, W) -> (N, out, H_out, W_out)."""
 
     plain_class = nn.Conv2d
@@ -506,7 +574,7 @@ class ENNConv2d(ENNConv, nn.Conv2d):  # type: ignore[override]
         )  # fmt: skip
 
 
-class ENNConv3d(ENNConv, nn.Conv3d):  # type: ignore[override]
+class ENNConv3d(ENNConv, nn.Conv3d):
     """`nn.Conv3d` with factored weight: (N, in, D, H, W) -> (N, out, D_out, H_out, W_out)."""
 
     plain_class = nn.Conv3d

@@ -218,7 +218,8 @@ class Retraction:
         method, bound: as in `retract_`.
 
     Attributes:
-        steps: optimizer steps seen.
+        steps: optimizer steps seen; kept in the optimizer's first parameter group, so that the
+            usual checkpoint (model, optimizer) resumes in step.
         last_error: error of every factor just before the last retraction.
     """
 
@@ -235,9 +236,19 @@ class Retraction:
         if method not in METHODS:
             raise ValueError(f"method {method!r} is unknown, valid are {', '.join(METHODS)}")
         self.model, self.every, self.method, self.bound = model, every, method, bound
-        self.steps = 0
+        self.optimizer = optimizer
+        nth = optimizer.__dict__["_retractions"] = optimizer.__dict__.get("_retractions", 0) + 1
+        self._key = "retraction_steps" if nth == 1 else f"retraction_steps_{nth}"
         self.last_error: dict[str, float] = {}
         self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    @property
+    def steps(self) -> int:
+        return int(self.optimizer.param_groups[0].get(self._key, 0))
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self.optimizer.param_groups[0][self._key] = value
 
     def _after_step(self, *_: Any) -> None:
         self.steps += 1

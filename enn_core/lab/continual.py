@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from enn_core.layers import Factored
 from enn_core.loco.protected_inputs import HardProjector, SoftProjector
-from enn_core.loco.stages import layer_rows, to_stages
+from enn_core.loco.stages import UnsupportedModel, layer_rows, to_stages
 
 __all__ = [
     "Protection",
@@ -183,7 +184,16 @@ class Protection:
 
         The gradient is projected too, before the optimizer sees it: Adam then scales its steps to
         what may be learnt, not to the gradients that earlier tasks forbid.
+
+        Raises:
+            UnsupportedModel: a layer is an eigen layer, whose weight has no gradient of its own.
         """
+        for stage in self.stages:
+            if isinstance(stage.layer, Factored):
+                raise UnsupportedModel(
+                    f"layer {stage.name} is an eigen layer, Protection.attach projects steps of "
+                    "plain weights; fuse the model first, or train it by LOCO with protection"
+                )
         before: list[Tensor] = []
 
         @torch.no_grad()

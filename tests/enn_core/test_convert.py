@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -495,3 +496,21 @@ def test_a_subclass_with_its_own_arithmetic_keeps_it() -> None:
     torch.testing.assert_close(eigen(x), model(x))
     assert all(isinstance(eigen[i], EigenLayer) for i in (0, 2))
     torch.testing.assert_close(fuse(eigen)(x), model(x))
+
+
+def test_converting_nothing_warns_and_what_was_is_logged(caplog) -> None:
+    class Conv1D(nn.Module):  # as in transformers' GPT-2
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 8))
+
+    model = nn.Sequential(nn.Embedding(5, 4), Conv1D())
+    with pytest.warns(UserWarning, match=r"none of the model's 2 weights \(in Conv1D, Embedding\)"):
+        to_enn(model)
+    with warnings.catch_warnings(), caplog.at_level("INFO", "enn_core.convert"):
+        warnings.simplefilter("error")
+        to_enn(nn.Sequential(model, nn.Linear(4, 4)))
+        to_enn(nn.ReLU())
+        to_enn(nn.Sequential(nn.Linear(4, 4)), exclude="0")
+        to_enn(to_enn(nn.Linear(4, 4)))
+    assert caplog.messages[0] == "to_enn converted 1 of 3 weights"

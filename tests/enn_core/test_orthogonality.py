@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -280,6 +282,34 @@ def test_the_vit_layers_of_torch_stay_orthonormal() -> None:
     report = orthogonality_error(model)
     assert len(report) == 2 * 2 * 4
     assert max(report.values()) <= 5e-3
+
+
+def test_the_usual_checkpoint_resumes_to_the_bit() -> None:
+    x = torch.randn(64, 32)
+
+    def make():
+        torch.manual_seed(0)
+        model = to_enn(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)))
+        optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2))
+        return model, optimizer, [Retraction(optimizer, part, 4) for part in (model[0], model[2])]
+
+    def go(model, optimizer) -> None:
+        for _ in range(7):
+            optimizer.zero_grad()
+            (model(x) - x[:, :4]).square().mean().backward()
+            optimizer.step()
+
+    model, optimizer, _ = make()
+    go(model, optimizer)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    go(model, optimizer)
+    again, optimizer, retractions = make()
+    again.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    go(again, optimizer)
+    assert [r.steps for r in retractions] == [14, 14]
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 class TestParamGroups:

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from enn_core import to_enn
 from enn_core.lab.continual import (
     Protection,
     Task,
@@ -19,7 +20,7 @@ from enn_core.lab.continual import (
     permuted_stream,
     split_stream,
 )
-from enn_core.loco import LOCO, calibrate_, to_stages
+from enn_core.loco import LOCO, UnsupportedModel, calibrate_, to_stages
 from enn_core.loco.node_perturbation import LOSSES, restricted
 from enn_core.loco.protected_inputs import HardProjector, SoftProjector
 from enn_core.spiking import ClampedReLU, spiking_twin
@@ -103,11 +104,12 @@ def networks() -> dict[str, nn.Sequential]:
     rate = nn.Sequential(
         nn.Conv2d(1, 6, 2), ClampedReLU(), nn.Flatten(), nn.Linear(12, 30), ClampedReLU()
     ).append(nn.Linear(30, 5))
-    return {"rate": rate, "spiking": spiking_twin(rate, 4)}
+    return {"rate": rate, "spiking": spiking_twin(rate, 4), "eigen": to_enn(rate)}
 
 
 @pytest.mark.parametrize(
-    ("rule", "kind"), [("loco", "rate"), ("loco", "spiking"), ("adam", "rate"), ("sgd", "rate")]
+    ("rule", "kind"),
+    [("loco", "rate"), ("loco", "spiking"), ("loco", "eigen"), ("adam", "rate"), ("sgd", "rate")],
 )
 def test_protected_inputs_keep_their_answers(rule: str, kind: str) -> None:
     """Held inputs: whatever is learnt afterwards, the network says the same to them."""
@@ -152,6 +154,13 @@ def test_detached_protection_is_gone_and_the_gradient_is_needed() -> None:
         after = to_stages(model)[1][0].matrix()
         assert bool((after - before).abs().max() > 1e-4) == moved
         end()
+
+
+def test_steps_of_factors_are_not_projected() -> None:
+    model = networks()["eigen"]
+    protection = Protection(model, lambda columns, place: HardProjector(columns, 0.9))
+    with pytest.raises(UnsupportedModel, match=r"is an eigen layer.*fuse the model first"):
+        protection.attach(torch.optim.SGD(model.parameters(), lr=1.0))
 
 
 def digits() -> list[Task]:

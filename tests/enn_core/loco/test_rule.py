@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from enn_core import fuse, to_enn
 from enn_core.loco import LOCO, PROJECTIONS, UnsupportedModel, calibrate_, to_stages
 from enn_core.spiking import IF, ClampedReLU, Encode, spiking_twin
 
@@ -40,6 +41,22 @@ def test_learns_under_inference_mode(projection: Any) -> None:
     assert float((rule.scores(x).argmax(1) == y).float().mean()) > 0.95
     assert all(p.grad is None for p in model.parameters())
     model(x).sum().backward()  # the weights are still ordinary parameters
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("projection", ["loco", "mean", "none"])
+def test_eigen_layers_learn_as_plain_ones_do(projection: Any, train: bool) -> None:
+    x, y = blobs()
+    plain = mlp().train(train)
+    eigen = to_enn(plain)
+    for model in (plain, eigen):
+        torch.manual_seed(0)
+        calibrate_(model, x)
+        rule = LOCO(model, lr=1e-2, steps=10, projection=projection, loss="ce", buffer=50)
+        for _ in range(10):
+            rule.step(x, y)
+    for one, other in zip(to_stages(fuse(eigen))[1], to_stages(plain)[1], strict=True):
+        torch.testing.assert_close(one.matrix(), other.matrix(), atol=2e-3, rtol=1e-3)
 
 
 def test_eleven_layers_of_digits() -> None:
