@@ -244,10 +244,12 @@ def build(
         results.describe(page.describe_found, [lines, which], [*described, tabs], **latest)
 
         state = [header, tiles, job, skipped, update, stop, timer]
-        gr.on([index_tab.select, which.change], page.index_state, which, state, **hidden)
-        timer.tick(page.index_state, which, state, **hidden)
-        update.click(page.start_update, which, state, **hidden)
-        stop.click(page.stop_update, which, state, **hidden)
+        # One after the other: a look that began before a click must not be shown after its answer.
+        ordered: dict[str, Any] = {**hidden, "concurrency_id": "index", "concurrency_limit": 1}
+        gr.on([index_tab.select, which.change], page.index_state, which, state, **ordered)
+        timer.tick(page.index_state, which, state, **ordered)
+        update.click(page.start_update, which, state, **ordered)
+        stop.click(page.stop_update, which, state, **ordered)
 
         blocks.load(
             page.open,
