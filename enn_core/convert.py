@@ -126,7 +126,7 @@ def to_enn(
     """Convert a model's linear and convolution layers and projections to eigen form, exactly.
 
     Converted: `nn.Linear`, `nn.Conv1d/2d/3d` and their subclasses (which keep their own forward),
-    packed attention projections and the bare projections named in `projections.KNOWN_FORMS`.
+    packed attention projections and the bare projections named in `bare_parameters.KNOWN_FORMS`.
     Left plain: depthwise convolutions, weights of rank 1, and whatever `conversion_report` lists.
     Create the optimizer after converting: the parameters are new. How many weights were converted
     is logged (INFO); it warns if a model has weights and none was.
