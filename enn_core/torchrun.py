@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 
@@ -20,6 +22,9 @@ def processes() -> Iterator[tuple[int, int, torch.device]]:
     local = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local)
+    # Blocks in DistributedDataParallel are in circles of references and keep the group's threads
+    # after the group is left; a thread that meets the interpreter's end aborts the process.
+    atexit.register(gc.collect)
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         yield (
