@@ -124,14 +124,16 @@ class DenseWeight(Tensor, metaclass=_AsTensor):
             given += value if isinstance(value, (tuple, list)) else (value,)
         lent = [value for value in given if type(value) is DenseWeight]
         with torch._C.DisableTorchFunctionSubclass():
+            # before the call, as torch judges: what is written may bring its own graph along
+            in_graph = [torch.is_grad_enabled() and tensor.requires_grad for tensor in lent]
             result = func(*args, **kwargs)
             if func is Tensor.requires_grad_ and args[0].is_leaf:
                 args[0]._loan = None  # a parameter is made of it, which is its own
-            for tensor in lent:
+            for tensor, refused in zip(lent, in_graph, strict=True):
                 loan = tensor._loan
                 if loan is None:
                     continue
-                if torch.is_grad_enabled() and tensor.requires_grad:
+                if refused:
                     if loan.weight._version != loan.written:
                         loan.written = loan.weight._version
                         raise RuntimeError(

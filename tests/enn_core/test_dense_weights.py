@@ -261,16 +261,18 @@ def test_lora_merges(safe, train) -> None:
         torch.testing.assert_close(fuse(eigen)(x), before, atol=1e-4, rtol=1e-5)
 
 
-def test_oft_merges() -> None:
-    """OFT multiplies the weight by a rotation and puts it back."""
+@pytest.mark.parametrize("assigned", [True, False])
+def test_oft_merges(assigned) -> None:
+    """OFT multiplies the weight by a trained rotation and puts it back."""
     plain = nn.Linear(16, 8)
     eigen = to_enn(plain)
-    rotation = torch.linalg.qr(torch.randn(16, 16))[0]
-    orig = eigen.weight.data
-    orig = torch.transpose(orig, 0, 1)
-    orig = torch.mm(rotation, orig.to(rotation.dtype))
-    orig = torch.transpose(orig, 0, 1)
-    eigen.weight.data = orig.contiguous().to(eigen.weight.dtype)
+    rotation = nn.Parameter(torch.linalg.qr(torch.randn(16, 16))[0])
+    weight = eigen.weight.data
+    turned = torch.mm(rotation, weight.t().to(rotation.dtype)).t()
+    if assigned:
+        eigen.weight.data = turned.contiguous().to(eigen.weight.dtype)
+    else:
+        weight.copy_(turned)
     want = plain.weight @ rotation.T
     torch.testing.assert_close(fuse(eigen).weight, want.detach(), atol=1e-5, rtol=1e-5)
 
