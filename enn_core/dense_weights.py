@@ -164,6 +164,14 @@ class DenseWeight(Tensor, metaclass=_AsTensor):
             loan.weight.data.copy_(value)  # without a version: written already
         # else `data += x`, which is settled
 
+    def set_(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._loan is not None:
+            raise RuntimeError(
+                "got set_() on an eigen layer's weight, which has no memory of its own; assign "
+                "layer.weight = new"
+            )
+        return super().set_(*args, **kwargs)
+
     def numpy(self, *, force: bool = False) -> Any:
         array = self._plain().numpy(force=force)
         if self._loan is not None:  # no write to an array can be seen
@@ -215,5 +223,7 @@ def _settling(name: str) -> Callable[..., Any]:
 
 # What torch functions do is seen by `__torch_function__`, unless it is switched off.
 for _name in dir(Tensor):
+    if _name == "set_":
+        continue
     if _name in _IN_PLACE or (_name.endswith("_") and not _name.startswith("_")):
         setattr(DenseWeight, _name, _settling(_name))

@@ -115,6 +115,12 @@ def test_in_place_on_a_weight_that_requires_grad_is_refused_as_torch_does() -> N
     assert torch.equal(layer.Lambda, before)
 
 
+def test_other_memory_is_refused() -> None:
+    layer = to_enn(nn.Linear(4, 3))
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"assign layer\.weight"):
+        layer.weight.set_(torch.ones(3, 4))
+
+
 def test_an_array_is_read_only() -> None:
     layer = ENNLinear(6, 4).eval()
     with torch.no_grad():
