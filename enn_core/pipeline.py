@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import signal
 import sys
 import tempfile
 import traceback
@@ -35,6 +34,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from enn_core.child_process import follow_parent
 from enn_core.local import Learner, LocalTrainer, map_tensors, without_gaps
 
 _LOST = 3  # exit status of a process whose neighbour is gone
@@ -403,7 +403,7 @@ def _unpack(place: _Place) -> list[Learner]:
 
 def _work(place: _Place, pipe: Connection) -> None:
     """Main function of a further process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process to handle
+    follow_parent()
     torch.set_num_threads(place.threads)
     try:
         learners = _unpack(place)

@@ -204,13 +204,13 @@ _steps: Any = None
 
 
 def _start(steps: Any) -> None:
-    import signal
     import warnings
+
+    from enn_core.child_process import follow_parent
 
     global _steps
     _steps = steps
-    # Ctrl-C is for the process that started this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
     warnings.simplefilter("ignore")
 
 

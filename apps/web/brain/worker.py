@@ -110,11 +110,12 @@ class Worker:
 
 
 def _serve(pipe: Any) -> None:
-    import signal
     import warnings
 
-    # Ctrl+C is for the server, which ends this process; what libraries print could name files.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from enn_core.child_process import follow_parent
+
+    follow_parent()
+    # What libraries print could name files.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from enn_core.child_process import follow_parent
 from enn_core.lab.bench.one_run import Cell, Method, Run, execute, prepare
 from enn_core.lab.bench.plan import missing
 from enn_core.lab.bench.report import table, write
@@ -174,7 +172,7 @@ def _run_in_processes(
     pool = ProcessPoolExecutor(
         workers,
         mp_context=get_context("spawn"),
-        initializer=_start_worker,
+        initializer=follow_parent,
     )
     try:
         while True:
@@ -194,16 +192,3 @@ def _run_in_processes(
             for child in set(active_children()) - others:
                 child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Ctrl-C is for the process that started this one; when that is killed, this one ends too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
