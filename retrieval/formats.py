@@ -163,7 +163,7 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
     missed = ("RAW", "JPEG XL", "video")
 
     def order(item: tuple[str, int]) -> tuple[bool, int, str]:
-        return OTHER_ENDINGS.get(item[0]) not in missed, -item[1], item[0]
+        return OTHER_ENDINGS.get(item[0]) not in missed, -item[1], item[0] or "~"
 
     kinds = sorted(left_out.items(), key=order)
     parts = []

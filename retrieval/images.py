@@ -69,6 +69,7 @@ _LARGE_PIXELS = 32_000_000
 _one_large = threading.Lock()
 # What PIL decodes in Python takes about a second per megapixel: its pixels count so many times.
 _SLOW_COST = 16
+_COSTS = {"JPEG2000": 4}  # it is decoded into 32-bit numbers, all of it at once
 
 # Without waiting: a pipe may have taken the place of a file that was found.
 _READ_FLAGS = os.O_RDONLY
@@ -421,7 +422,8 @@ def _decode(
         return _decode_heic(data, max_pixels)
     stream = _Stream(data)
     with contextlib.closing(_open(stream, data[:HEAD_BYTES])) as image:
-        cost = _SLOW_COST if any(tile[0] in Image.DECODERS for tile in image.tile) else 1
+        slow = any(tile[0] in Image.DECODERS for tile in image.tile)
+        cost = _SLOW_COST if slow else _COSTS.get(image.format, 1)
         limit = max_pixels // cost
         width, height = image.size
         if width * height == 0:
@@ -431,14 +433,17 @@ def _decode(
             from retrieval import reduced
 
             within = width * height <= limit or (
-                reduce and reduced.is_plausible(width * height, limit, len(data))
+                reduce and reduced.is_plausible(image, limit, len(data))
             )
             if not within or not reduced.reduce(image, stream, limit, side):
                 raise TooManyPixels(width, height, max_pixels, cost=cost)
         elif side is not None and image.format in ("JPEG", "MPO"):
             image.draft(image.mode, (side, side))
         with _gate(width * height):
-            stream.strict = True
+            # OpenJPEG reads beyond the end of any file; its data end with a mark of their own.
+            stream.strict = image.format != "JPEG2000"
+            if ImageFile.LOAD_TRUNCATED_IMAGES and not (stream.strict or b"\xff\xd9" in data):
+                raise ImageError(_TRUNCATED)
             image.load()
             stream.strict = False
             # After loading: PIL turns TIFF images by itself and then deletes the tag.
@@ -502,6 +507,9 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
+_TRUNCATED = "damaged image: image file is truncated"
+
+
 class _Stream(io.BytesIO):
     """A file in memory that does not end quietly.
 
@@ -514,7 +522,7 @@ class _Stream(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
         if not data and size != 0 and self.strict and ImageFile.LOAD_TRUNCATED_IMAGES:
-            raise ImageError("damaged image: image file is truncated")
+            raise ImageError(_TRUNCATED)
         return data
 
 

@@ -10,15 +10,20 @@ __all__ = ["is_plausible", "reduce"]
 # What claims to be larger than the limit is decoded at a part of its size only if it is at most
 # so many times as large, and holds a byte for so many pixels: a small file must not cost memory.
 _MOST_TIMES = 32
-_PIXELS_PER_BYTE = 2000
+_PIXELS_PER_BYTE = {"JPEG": 2000, "TIFF": 2000, "JPEG2000": 20_000}
+# JPEG 2000 keeps books on all blocks of a picture, also on those that are left out: with blocks of
+# less than this many pixels they would be larger than the picture.
+_LEAST_BLOCK = 256
 # Pages of a TIFF file among which a smaller copy of the first one is looked for.
 _OVERVIEWS = 32
 _SUBFILE_TAG = 0x00FE
 
 
-def is_plausible(pixels: int, limit: int, size: int) -> bool:
+def is_plausible(image: Any, limit: int, size: int) -> bool:
     """Whether a file of `size` bytes that claims more pixels than the limit is worth a try."""
-    return pixels <= _MOST_TIMES * limit and pixels <= _PIXELS_PER_BYTE * size
+    pixels = image.width * image.height
+    per_byte = _PIXELS_PER_BYTE.get(image.format, 0)
+    return pixels <= _MOST_TIMES * limit and pixels <= per_byte * size
 
 
 def reduce(image: Any, stream: io.BytesIO, limit: int, side: int | None) -> bool:
@@ -41,8 +46,9 @@ def reduce(image: Any, stream: io.BytesIO, limit: int, side: int | None) -> bool
         shape = (width >> least, height >> least)
         image.draft(image.mode, shape if side is None else tuple(min(side, n) for n in shape))
     elif image.format == "JPEG2000":
-        at = stream.getvalue().find(b"\xff\x52", 0, 65536)  # COD, which tells how often it halves
-        levels = stream.getvalue()[at + 9] if 0 <= at < len(stream.getvalue()) - 9 else 0
+        levels, block = _wavelets(stream.getvalue())
+        if least and block < _LEAST_BLOCK:
+            return False
         shrink = (min(width, height) // side).bit_length() - 1 if side else 0
         power = min(max(least, shrink), levels)
         image.reduce = power
@@ -50,6 +56,14 @@ def reduce(image: Any, stream: io.BytesIO, limit: int, side: int | None) -> bool
     elif image.format == "TIFF":
         return _seek_overview(image, limit)
     return bool(image.width * image.height <= limit)
+
+
+def _wavelets(data: bytes) -> tuple[int, int]:
+    """How often a JPEG 2000 picture can be halved, and the pixels of its blocks."""
+    at = data.find(b"\xff\x52", 0, 65536)  # the marker COD
+    if not 0 <= at < len(data) - 12:
+        return 0, 0
+    return data[at + 9], 1 << (data[at + 10] + data[at + 11] + 4)
 
 
 def _in_one_scan(image: Any, stream: io.BytesIO) -> bool:

@@ -68,7 +68,7 @@ def _heic_turned_by_exif(image: Image.Image, exif: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "HEIC"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "HEIC", "AVIF"])
 def test_exif_rotation(kind: str, orientation: int) -> None:
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -181,7 +181,10 @@ def test_truncated_png_is_an_error(share: float) -> None:
         decode(data[: int(len(data) * share)])
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "HEIC"])
+@pytest.mark.parametrize(
+    "kind",
+    ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "HEIC", "AVIF", "JPEG2000", "BMP", "PPM", "PCX", "TGA"],
+)
 def test_truncated_is_an_error_even_if_other_code_relaxed_pil(kind, monkeypatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     noise = Image.effect_noise((200, 200), 90).convert("RGB")
@@ -205,20 +208,7 @@ def test_what_is_no_image_is_an_error(data: bytes) -> None:
 @settings(max_examples=150)
 @given(
     st.sampled_from(
-        [
-            "JPEG",
-            "PNG",
-            "GIF",
-            "TIFF",
-            "WEBP",
-            "AVIF",
-            "JPEG2000",
-            "BMP",
-            "PPM",
-            "PCX",
-            "TGA",
-            "QOI",
-        ]
+        ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "BMP", "PPM", "QOI"]
     ),
     st.data(),
 )

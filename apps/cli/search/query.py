@@ -196,11 +196,12 @@ def check_picture(path: Path) -> None:
 @contextlib.contextmanager
 def naming(image: Path | None) -> Iterator[None]:
     """Adds the file to the reason why it cannot be read."""
-    from retrieval.images import ImageError
+    from retrieval.images import ImageError, TooManyPixels
 
     try:
         yield
     except ImageError as error:
         if image is None:
             raise
-        raise CommandError(f"{quote(image)} cannot be read: {error}") from None
+        remedy = "; give a smaller copy of it" if isinstance(error, TooManyPixels) else ""
+        raise CommandError(f"{quote(image)} cannot be read: {error}{remedy}") from None
