@@ -55,6 +55,7 @@ _PUBLISH_EVERY = 2000
 # Seconds between two calls of the progress callback, and those that the current rate looks back.
 _TELL_SECONDS = 0.25
 _RATE_SECONDS = 10.0
+_BYTES_PER_PIXEL = 4
 # A file changed this shortly before it was read (ns) may have changed again within the same tick
 # of the file system's clock. Its mtime is then no proof: the content is hashed at the next update.
 _RACY_NS = 50_000_000
@@ -256,6 +257,10 @@ class _Run:
         self.index_seconds = 0.0
         self.others: Others | None = None  # read when there are files that only content tells
         self._max_pixels = max_pixels
+        # Who allows more pixels than usual allows the bytes that they take uncompressed.
+        self._max_bytes = MAX_BYTES
+        if max_pixels > MAX_PIXELS:
+            self._max_bytes = max(MAX_BYTES, _BYTES_PER_PIXEL * max_pixels)
         self._progress = progress
         self._on_skip = on_skip
         self._seen = seen
@@ -401,14 +406,15 @@ class _Run:
         read_ns = time.time_ns()
         path = os.path.join(self.root, task.file.path)
         try:
-            # An uncompressed picture that is allowed must not fail for its bytes.
-            content = read_stable(
-                path, max_bytes=max(MAX_BYTES, 4 * (self._max_pixels - MAX_PIXELS))
-            )
+            content = read_stable(path, max_bytes=self._max_bytes)
         except FileNotFoundError:
             return _Loaded(task, read_ns, gone=True)
         except ImageError as error:
-            return _Loaded(task, read_ns, error=str(error))
+            reason = str(error)
+            if task.file.size > self._max_bytes:
+                needed = max(MAX_PIXELS + 1, -(-task.file.size // _BYTES_PER_PIXEL))
+                reason += f"; `enn search index --max-pixels {needed}` reads it"
+            return _Loaded(task, read_ns, error=reason)
         loaded = _Loaded(task, read_ns, replace(content, data=b""))
         if not decode and self.catalog.by_hash(content.sha256, "indexed"):
             return loaded  # a twin has its vector

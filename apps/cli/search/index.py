@@ -117,7 +117,8 @@ def index(
             "--max-pixels",
             metavar="N",
             min=1,
-            help="Read pictures of up to N pixels whole, at 8 to 16 bytes of memory a pixel. "
+            help="Read pictures of up to N pixels whole, at 8 to 16 bytes of memory a pixel, and "
+            "files of up to 4 N bytes. "
             "Larger JPEG, JPEG 2000 and TIFF files are read at a part of their size where they can "
             "be, others are skipped. It is not remembered, but what was read stays. The pages show "
             "no view of what is larger than the default. [default: 201000000]",

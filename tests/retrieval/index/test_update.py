@@ -548,6 +548,20 @@ def test_limit_of_pixels(model, tmp_path) -> None:
         index.update(root, model, max_pixels=0)
 
 
+def test_limit_of_bytes(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(update_module, "MAX_BYTES", 1000)
+    root = tmp_path / "root"
+    root.mkdir()
+    photo(root / "small.png", 1)
+    Image.effect_noise((60, 60), 90).save(root / "large.bmp")
+    index = EigenIndex.create(tmp_path / "i", model)
+    assert index.update(root, model).skipped == 1
+    (skipped,) = index.skipped()
+    assert skipped.error is not None
+    assert skipped.error.endswith("; `enn search index --max-pixels 201000001` reads it")
+    assert index.update(root, model, max_pixels=201_000_001).added == 1
+
+
 def test_what_an_earlier_release_could_not_read_is_tried_again(model, tmp_path) -> None:
     root = tmp_path / "root"
     root.mkdir()
