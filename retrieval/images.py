@@ -2,7 +2,7 @@
 
 Everything that can be wrong with a file ends as one `ImageError` whose text is a reason fit to
 show to a user. No global PIL state is read or changed: the pixel cap is our own and is checked on
-the header, before any pixel is decoded, and no plugin is registered.
+the header, before any pixel is decoded, and PIL's list of plugins is not asked.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib
 import io
 import os
 import stat
@@ -21,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import (
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageFile, ImageOps
 
+from retrieval.formats import (
+    FORMATS,
+    HEAD_BYTES,
+    HEIC,
+    OTHER_ENDINGS,
+    SUFFIXES,
+    looks_like_picture,
+    what_else,
+)
 from retrieval.ignore import Ignored
 
 __all__ = [
@@ -43,9 +44,11 @@ __all__ = [
     "FoundFile",
     "ImageBytes",
     "ImageError",
+    "TooManyPixels",
     "decode",
     "decode_with_size",
     "find_images",
+    "is_picture",
     "read_stable",
     "scan",
     "thumbnail",
@@ -53,9 +56,6 @@ __all__ = [
 
 PHOTO_FORMATS = {".jpg": "JPEG", ".png": "PNG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Suffixes of what data sets hold and we write, the likeliest first, with PIL's names."""
-
-SUFFIXES = frozenset({*PHOTO_FORMATS, ".jpe", ".jfif", ".tif", ".tiff", ".gif", ".heic", ".heif"})
-"""Suffixes, in lower case, of the files in a folder that are taken for images."""
 
 MAX_BYTES = 256 * 2**20
 """Largest file that is read, in bytes."""
@@ -67,6 +67,14 @@ MAX_PIXELS = 201_000_000
 # number of threads (an RGBA image of 32 Mpx is 128 MB).
 _LARGE_PIXELS = 32_000_000
 _one_large = threading.Lock()
+# What PIL decodes in Python takes about a second per megapixel: its pixels count so many times.
+_SLOW_COST = 16
+_COSTS = {"JPEG2000": 4}  # it is decoded into 32-bit numbers, all of it at once
+
+# Without waiting: a pipe may have taken the place of a file that was found.
+_READ_FLAGS = os.O_RDONLY
+for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+    _READ_FLAGS |= getattr(os, _flag, 0)
 
 # A changed file is looked at once more after this pause (seconds): long enough for a small copy.
 _SETTLE_SECONDS = 0.05
@@ -76,6 +84,22 @@ _FRESH_NS = 20_000_000
 
 class ImageError(ValueError):
     """A file that cannot become an image; the text is the reason, in one line."""
+
+
+class TooManyPixels(ImageError):
+    """An image larger than the limit.
+
+    Attributes:
+        width, height: the file's.
+        needed: value of `max_pixels` with which it is read.
+    """
+
+    def __init__(self, width: int, height: int, max_pixels: int, *, cost: int = 1) -> None:
+        super().__init__(
+            f"{width} x {height} pixels are more than the limit of {max_pixels / cost / 1e6:,.0f} "
+            "megapixels"
+        )
+        self.width, self.height, self.needed = width, height, width * height * cost
 
 
 @dataclass(frozen=True)
@@ -90,11 +114,19 @@ class ImageBytes:
 
 @dataclass(frozen=True)
 class FoundFile:
-    """One image file of a scan; `path` is relative to the scanned root, with forward slashes."""
+    """One file of a scan.
+
+    Attributes:
+        path: relative to the scanned root, with forward slashes.
+        size: bytes.
+        mtime_ns: time of its last change.
+        named: whether its name is a picture's; of others only the first bytes tell (`is_picture`).
+    """
 
     path: str
     size: int
     mtime_ns: int
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,8 +145,9 @@ def scan(
     root: str | os.PathLike[str],
     on_error: Callable[[str, str], None],
     ignored: Ignored | None = None,
+    on_other: Callable[[str], None] = lambda path: None,
 ) -> Iterator[FoundFile]:
-    """Walk a folder for image files, in a fixed order.
+    """Walk a folder for files that may be images, in a fixed order; none is opened.
 
     Hidden files and folders are left out, and what is `ignored`. Linked folders are followed after
     all real ones and every real folder is visited once, so that loops end and a photo inside the
@@ -126,6 +159,7 @@ def scan(
             link and anything that has an image's name but is no regular file. The path of a folder
             ends with "/".
         ignored: what is left out; by default what root's `.ennignore` and `Ignored` itself name.
+        on_other: called with the relative path of a file whose name is that of something else.
 
     Raises:
         NotADirectoryError: if root is not a folder that can be listed.
@@ -144,7 +178,7 @@ def scan(
     while links:
         batch, links = sorted(links, key=os.fsencode), []
         for start in batch:
-            yield from _walk(top, start, visited, links, on_error, ignored)
+            yield from _walk(top, start, visited, links, on_error, ignored, on_other)
 
 
 def _walk(
@@ -154,6 +188,7 @@ def _walk(
     links: list[str],
     on_error: Callable[[str, str], None],
     ignored: Ignored,
+    on_other: Callable[[str], None],
 ) -> Iterator[FoundFile]:
     """Walk one real tree depth first; linked folders met on the way are appended to `links`."""
     stack = [start]
@@ -177,14 +212,17 @@ def _walk(
             if name.startswith("."):
                 continue
             path = prefix + name
-            is_image = os.path.splitext(name)[1].lower() in SUFFIXES
+            suffix = os.path.splitext(name)[1].lower()
+            is_image = suffix in SUFFIXES
             try:
                 if entry.is_dir(follow_symlinks=False):
                     if not ignored.leaves_out(path + "/"):
                         folders.append(path + "/")
                     continue
-                is_link = entry.is_symlink()
-                if (not is_image and not is_link) or ignored.leaves_out(path):
+                if ignored.leaves_out(path):
+                    continue
+                if suffix in OTHER_ENDINGS and not entry.is_symlink():
+                    on_other(path)
                     continue
                 info = entry.stat()
             except OSError as error:
@@ -193,12 +231,14 @@ def _walk(
             if stat.S_ISDIR(info.st_mode):
                 if not ignored.leaves_out(path + "/"):
                     links.append(path + "/")
-            elif not is_image:
-                continue
-            elif not stat.S_ISREG(info.st_mode):
+            elif suffix in OTHER_ENDINGS:
+                on_other(path)
+            elif stat.S_ISREG(info.st_mode):
+                yield FoundFile(path, info.st_size, info.st_mtime_ns, is_image)
+            elif is_image:
                 on_error(path, "not a regular file")
             else:
-                yield FoundFile(path, info.st_size, info.st_mtime_ns)
+                on_other(path)
         stack.extend(reversed(folders))
 
 
@@ -220,8 +260,21 @@ def find_images(
         if on_error is not None:
             on_error(base / path, reason)
 
-    found = sorted((file.path for file in scan(root, report)), key=os.fsencode)
-    return (base / path for path in found)
+    files = scan(root, report)
+    found = [file.path for file in files if file.named or is_picture(base / file.path)]
+    return (base / path for path in sorted(found, key=os.fsencode))
+
+
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as pictures of the formats do that are read; False if it cannot be."""
+    try:
+        descriptor = os.open(path, _READ_FLAGS)
+        try:
+            return looks_like_picture(os.read(descriptor, HEAD_BYTES))
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
 
 
 def _link_reason(error: OSError) -> str:
@@ -263,9 +316,8 @@ def read_stable(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> 
 
 
 def _read_once(path: str | os.PathLike[str], max_bytes: int) -> ImageBytes | None:
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(path, _READ_FLAGS)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -317,6 +369,7 @@ def decode(
     *,
     draft_size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
+    reduce: bool = False,
 ) -> Image.Image:
     """Decode the first frame of an image file into an upright RGB image.
 
@@ -325,16 +378,19 @@ def decode(
         draft_size: (width, height) that will do; a JPEG may then be decoded at 1/2, 1/4 or 1/8 of
             its size, never smaller than this.
         max_pixels: larger images are refused, on the header alone.
+        reduce: instead of refusing them, decode them at a part of their size where the format can:
+            JPEG (not progressive), JPEG 2000, TIFF that holds a smaller copy.
 
     Returns:
-        Image in mode RGB: EXIF rotation applied, transparency laid on white, 16 bits scaled to 8,
-        palette and CMYK converted, nothing of the file's metadata left.
+        Image in mode RGB and sRGB's colours: EXIF rotation and ICC profile applied, transparency
+        laid on white, 16 bits scaled to 8, palette and CMYK converted, nothing of the file's
+        metadata left.
 
     Raises:
         ImageError: if the bytes are no complete image of a known format.
         FileNotFoundError: if a path is given and there is no such file.
     """
-    return decode_with_size(data, draft_size=draft_size, max_pixels=max_pixels).image
+    return decode_with_size(data, draft_size=draft_size, max_pixels=max_pixels, reduce=reduce).image
 
 
 def decode_with_size(
@@ -342,6 +398,7 @@ def decode_with_size(
     *,
     draft_size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
+    reduce: bool = False,
 ) -> Decoded:
     """Like `decode`, with the size of the upright original beside the image."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
@@ -349,7 +406,7 @@ def decode_with_size(
     if not data:
         raise ImageError("empty file (0 bytes)")
     try:
-        return _decode(bytes(data), draft_size, max_pixels)
+        return _decode(bytes(data), draft_size, max_pixels, reduce)
     except ImageError:
         raise
     # The decoders raise almost anything on damaged data: OSError, SyntaxError, struct.error,
@@ -358,18 +415,35 @@ def decode_with_size(
         raise ImageError(f"damaged image: {_one_line(error)}") from None
 
 
-def _decode(data: bytes, draft_size: tuple[int, int] | None, max_pixels: int) -> Decoded:
-    if data[4:8] == b"ftyp":
+def _decode(
+    data: bytes, draft_size: tuple[int, int] | None, max_pixels: int, reduce: bool
+) -> Decoded:
+    if HEIC.match(data[:HEAD_BYTES]):
         return _decode_heic(data, max_pixels)
     stream = _Stream(data)
-    with contextlib.closing(_open(stream, data[:16])) as image:
+    with contextlib.closing(_open(stream, data[:HEAD_BYTES])) as image:
+        slow = any(tile[0] in Image.DECODERS for tile in image.tile)
+        cost = _SLOW_COST if slow else _COSTS.get(image.format, 1)
+        limit = max_pixels // cost
         width, height = image.size
-        _check_size(width, height, max_pixels)
-        if draft_size is not None and image.format in ("JPEG", "MPO"):
-            side = max(draft_size)  # the rotation is not applied yet, so both ways must do
+        if width * height == 0:
+            raise ImageError("image without pixels")
+        side = max(draft_size) if draft_size else None  # rotation comes later: both ways must do
+        if width * height > limit or image.format == "JPEG2000":
+            from retrieval import reduced
+
+            within = width * height <= limit or (
+                reduce and reduced.is_plausible(image, limit, len(data))
+            )
+            if not within or not reduced.reduce(image, stream, limit, side):
+                raise TooManyPixels(width, height, max_pixels, cost=cost)
+        elif side is not None and image.format in ("JPEG", "MPO"):
             image.draft(image.mode, (side, side))
         with _gate(width * height):
-            stream.strict = True
+            # OpenJPEG reads beyond the end of any file; its data end with a mark of their own.
+            stream.strict = image.format != "JPEG2000"
+            if ImageFile.LOAD_TRUNCATED_IMAGES and not (stream.strict or b"\xff\xd9" in data):
+                raise ImageError(_TRUNCATED)
             image.load()
             stream.strict = False
             # After loading: PIL turns TIFF images by itself and then deletes the tag.
@@ -391,21 +465,14 @@ def _decode_heic(data: bytes, max_pixels: int) -> Decoded:
         raise ImageError("HEIC needs the package pillow-heif, which is missing") from None
     heif = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
     width, height = heif.size
-    _check_size(width, height, max_pixels)
+    if width * height > max_pixels:
+        raise TooManyPixels(width, height, max_pixels)
+    if width * height == 0:
+        raise ImageError("image without pixels")
     with _gate(width * height):
         rgb = _to_rgb(heif.to_pillow())
     rgb.info = {}
     return Decoded(rgb, width, height)
-
-
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{width} x {height} pixels are more than the limit of {max_pixels / 1e6:,.0f} "
-            "megapixels"
-        )
-    if width * height == 0:
-        raise ImageError("image without pixels")
 
 
 def _gate(pixels: int) -> contextlib.AbstractContextManager[Any]:
@@ -440,6 +507,9 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
+_TRUNCATED = "damaged image: image file is truncated"
+
+
 class _Stream(io.BytesIO):
     """A file in memory that does not end quietly.
 
@@ -452,36 +522,40 @@ class _Stream(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
         if not data and size != 0 and self.strict and ImageFile.LOAD_TRUNCATED_IMAGES:
-            raise ImageError("damaged image: image file is truncated")
+            raise ImageError(_TRUNCATED)
         return data
 
 
-def _open(stream: io.BytesIO, data: bytes) -> Image.Image:
+def _open(stream: io.BytesIO, head: bytes) -> Any:
     """Read the header with the plugin that the first bytes ask for.
 
-    `PIL.Image.open` would do the same plus a size check against a process-wide limit that warns or
-    raises by its own rules; other code may have changed it.
+    `PIL.Image.open` would try plugins that run other programs, and check the size against a
+    process-wide limit that warns or raises by its own rules; other code may have changed it.
     """
-    if data.startswith(b"\xff\xd8\xff"):
-        return JpegImagePlugin.jpeg_factory(stream)
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImagePlugin.PngImageFile(stream)
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return GifImagePlugin.GifImageFile(stream)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImagePlugin.WebPImageFile(stream)
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return TiffImagePlugin.TiffImageFile(stream)
-    raise ImageError("not a JPEG, PNG, WebP, TIFF, GIF or HEIC image")
+    for form in FORMATS:
+        if form.begins.match(head):
+            module, name = form.reader
+            return getattr(importlib.import_module(f"PIL.{module}"), name)(stream)
+    other = what_else(head)
+    raise ImageError(
+        "not a JPEG, PNG, WebP, TIFF, GIF, HEIC, AVIF or other picture that is read"
+        + (f", but {other}" if other else "")
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode, transparency on white."""
+    """Convert a loaded image of any mode, its colours to sRGB's, transparency on white."""
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I") or image.mode == "F":
+        linear = not image.mode.startswith("I;16")  # measurements, whose range is stretched
+        image = _scale_to_8_bits(image)
+        profile = None if linear else profile
+    if profile:
+        from retrieval.colour import to_srgb
+
+        image = to_srgb(image, profile)
     transparent = image.has_transparency_data
-    mode = image.mode
-    if mode.startswith("I") or mode == "F":
-        return _scale_to_8_bits(image).convert("RGB")
-    if mode == "LAB":
+    if image.mode == "LAB":
         from PIL import ImageCms
 
         transform = ImageCms.buildTransform(
@@ -540,7 +614,7 @@ def thumbnail(
     small = (
         _to_rgb(ImageOps.exif_transpose(image))
         if isinstance(image, Image.Image)
-        else decode(image, draft_size=box)
+        else decode(image, draft_size=box, reduce=True)
     )
     small.thumbnail(box, Image.Resampling.LANCZOS)
     out = io.BytesIO()

@@ -243,7 +243,9 @@ def image_vectors(
 
     preprocess = model.preprocess
     if isinstance(image, bytes | str | os.PathLike):
-        upright = decode(image, draft_size=preprocess.draft_size)
+        # Own files may be huge; bytes may come from anywhere.
+        own = not isinstance(image, bytes)
+        upright = decode(image, draft_size=preprocess.draft_size, reduce=own)
     else:
         upright = _upright(image)
     return model.image_vectors(preprocess(upright)[None])
@@ -268,8 +270,13 @@ def _upright(image: Image) -> Image:
     from retrieval.images import decode
 
     turned = ImageOps.exif_transpose(image)
-    if turned.mode == "RGB" and not turned.has_transparency_data:
+    profile = turned.info.get("icc_profile")
+    if turned.mode == "RGB" and not turned.has_transparency_data and not profile:
         return turned
+    if profile and turned.mode in ("CMYK", "LAB", "YCbCr"):
+        from retrieval.colour import to_srgb
+
+        return to_srgb(turned, profile).convert("RGB")
     if turned.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         return turned.convert("RGB")
     buffer = io.BytesIO()

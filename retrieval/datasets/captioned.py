@@ -356,7 +356,7 @@ def _shards(root: Path, split: str) -> list[Path]:
 
 
 def _members(tar: Path) -> list[tuple[TarImage, tuple[str, ...]]]:
-    from retrieval.images import PHOTO_FORMATS
+    from retrieval.formats import SUFFIXES
 
     images: dict[str, TarImage] = {}
     captions: dict[str, tuple[str, ...]] = {}
@@ -368,7 +368,7 @@ def _members(tar: Path) -> list[tuple[TarImage, tuple[str, ...]]]:
                 key, suffix = f"{folder}/{stem}", f".{suffix.lower()}"
                 if not member.isfile() or member.issparse() or not stem:
                     continue
-                if suffix in PHOTO_FORMATS:
+                if suffix in SUFFIXES:
                     images[key] = TarImage(tar, member.name, member.offset_data, member.size)
                 elif suffix == ".txt" and member.size <= _MAX_CAPTION_BYTES:
                     content = file.extractfile(member)

@@ -4,6 +4,7 @@
     catalog.sqlite       ids, paths, hashes, states, and what changed since the last snapshot
     vectors-N.faiss      the vectors, memory-mapped
     ann-N.faiss          candidates for more than 200,000 vectors
+    others.bin           a cache: files of the folder that were opened and are no pictures
     write.lock           held by the one writer
 
 Many readers may work beside one writer. A reader sees one state until `refresh()`; the files under
@@ -445,7 +446,7 @@ class EigenIndex(Closing):
             "deleted": counts["deleted"],
             "pending": len(view.pending_ids),
             "ann": view.snapshot is not None and view.snapshot.has_ann,
-            "bytes": _size(self.path),
+            "bytes": writing.size_of(self.path),
         }
 
     # --- searching -----------------------------------------------------------------------------
@@ -567,6 +568,7 @@ class EigenIndex(Closing):
         on_skip: Callable[[str, str], None] | None = None,
         exclude: Sequence[str] = (),
         prune: bool = False,
+        max_pixels: int | None = None,
     ) -> UpdateReport:
         """Bring the index up to date with the photo folder; see `retrieval.index.update.update`."""
         from retrieval.index.update import update
@@ -584,6 +586,7 @@ class EigenIndex(Closing):
                     on_skip=on_skip,
                     exclude=exclude,
                     prune=prune,
+                    max_pixels=max_pixels,
                 )
         finally:
             self.refresh()
@@ -648,12 +651,3 @@ def _score(q: np.ndarray, vectors: np.ndarray, delta: np.ndarray | None) -> np.n
     if not len(vectors):
         return np.empty(0, np.float32)
     return np.asarray(eigen.scores(q, vectors, delta), np.float32)
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                total += entry.stat().st_size
-    return total

@@ -6,23 +6,37 @@ Killed at any instant and started again, it goes on where it was.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
+from retrieval.formats import ending
 from retrieval.ignore import Ignored
-from retrieval.images import FoundFile, ImageBytes, ImageError, decode_with_size, read_stable, scan
+from retrieval.images import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    FoundFile,
+    ImageBytes,
+    ImageError,
+    TooManyPixels,
+    decode_with_size,
+    read_stable,
+    scan,
+)
 from retrieval.index.catalog import Entry
 from retrieval.index.manifest import EmbeddingModel, PicturesGone
+from retrieval.index.others import Others
 from retrieval.index.writer import Writer
 
 __all__ = ["Progress", "UpdateReport", "update"]
@@ -41,6 +55,7 @@ _PUBLISH_EVERY = 2000
 # Seconds between two calls of the progress callback, and those that the current rate looks back.
 _TELL_SECONDS = 0.25
 _RATE_SECONDS = 10.0
+_BYTES_PER_PIXEL = 4
 # A file changed this shortly before it was read (ns) may have changed again within the same tick
 # of the file system's clock. Its mtime is then no proof: the content is hashed at the next update.
 _RACY_NS = 50_000_000
@@ -75,6 +90,8 @@ class UpdateReport:
         added, changed, moved, deleted, unchanged: files by what happened to them.
         skipped: files newly found unusable, with the reason in the catalog.
         skipped_total: all unusable files of the folder, earlier ones included.
+        left_out: files that are no pictures, by the ending of their names (".mp4"; "" for none).
+            Hidden and ignored files are not among them.
         embedded: images that went through the model (copies of one content go once).
         total: searchable images afterwards.
         seconds: wall time.
@@ -88,6 +105,7 @@ class UpdateReport:
     unchanged: int = 0
     skipped: int = 0
     skipped_total: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     embedded: int = 0
     total: int = 0
     seconds: float = 0.0
@@ -127,6 +145,7 @@ def update(
     on_skip: Callable[[str, str], None] | None = None,
     exclude: Sequence[str] = (),
     prune: bool = False,
+    max_pixels: int | None = None,
 ) -> UpdateReport:
     """Index new and changed files, follow moved ones, drop deleted ones.
 
@@ -147,6 +166,9 @@ def update(
         exclude: patterns of files to leave out, in .gitignore's syntax, besides those of the
             folder's `.ennignore`; to be given each time. What was indexed of them is deleted.
         prune: delete what is gone, however much it is.
+        max_pixels: larger pictures are read at a part of their size, or skipped where their format
+            has no such way; by default `images.MAX_PIXELS`. What was skipped for a smaller limit
+            is tried again.
 
     Raises:
         PicturesGone: if too much is gone.
@@ -160,16 +182,21 @@ def update(
         raise ValueError("the index has no photo folder yet; give the folder to index")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels must be at least 1, got {max_pixels}")
     started = time.monotonic()
     with writer.guard():
         is_new_root = writer.is_new_root(root)
         known = _Seen(writer.catalog.max_id())
-        run = _Run(writer, root, model, known, progress, on_skip)
+        run = _Run(writer, root, model, known, progress, on_skip, max_pixels)
         tasks = run.scan(exclude)
         # Before anything is written or embedded; only reading tells which files have moved.
         gone = run.find_gone(prune, [task.file.size for task in tasks if task.known is None])
         if is_new_root:
             writer.set_root(root)
+        if run.others is not None:
+            run.others.save()
         run.index(tasks, batch_size, workers or _cores())
         run.delete(run.find_gone(prune) if tasks else gone)
         run.tell("save", len(tasks), len(tasks), force=True)
@@ -220,6 +247,7 @@ class _Run:
         seen: _Seen,
         progress: Callable[[Progress], None] | None,
         on_skip: Callable[[str, str], None] | None,
+        max_pixels: int,
     ) -> None:
         self.writer = writer
         self.catalog = writer.catalog
@@ -227,6 +255,12 @@ class _Run:
         self.model = model
         self.report = UpdateReport()
         self.index_seconds = 0.0
+        self.others: Others | None = None  # read when there are files that only content tells
+        self._max_pixels = max_pixels
+        # Who allows more pixels than usual allows the bytes that they take uncompressed.
+        self._max_bytes = MAX_BYTES
+        if max_pixels > MAX_PIXELS:
+            self._max_bytes = max(MAX_BYTES, _BYTES_PER_PIXEL * max_pixels)
         self._progress = progress
         self._on_skip = on_skip
         self._seen = seen
@@ -267,14 +301,20 @@ class _Run:
         tasks: list[_Task] = []
         done = 0
         self._ignored = Ignored(self.root, exclude)
-        files = scan(self.root, lambda *problem: problems.append(problem), self._ignored)
+        files = scan(
+            self.root, lambda *problem: problems.append(problem), self._ignored, self._leave_out
+        )
         while chunk := list(islice(files, _SCAN_CHUNK)):
             rows = self.catalog.by_path(list(map(attrgetter("path"), chunk)))
             for file in chunk:
                 known = rows.get(file.path)
+                unchanged = known is not None and _unchanged(known, file, self._max_pixels)
+                if not (file.named or unchanged or self._is_picture(file)):
+                    self._leave_out(file.path)
+                    continue
                 if known is not None:
                     self._seen.add(known.id)
-                    if _unchanged(known, file):
+                    if unchanged:
                         self.report.unchanged += known.state == "indexed"
                         continue
                 tasks.append(_Task(file, known))
@@ -283,6 +323,16 @@ class _Run:
         if problems:
             self._record_problems(problems)
         return tasks
+
+    def _is_picture(self, file: FoundFile) -> bool:
+        """Whether a file is a picture whose name does not say so."""
+        if self.others is None:
+            self.others = Others(self.writer.folder, self.root)
+        return not self.others.hold(file)
+
+    def _leave_out(self, path: str) -> None:
+        counts, kind = self.report.left_out, ending(path.rpartition("/")[2])
+        counts[kind] = counts.get(kind, 0) + 1
 
     def _record_problems(self, problems: list[tuple[str, str]]) -> None:
         """Note folders and links that cannot be read; they are looked at anew every time."""
@@ -356,20 +406,30 @@ class _Run:
         read_ns = time.time_ns()
         path = os.path.join(self.root, task.file.path)
         try:
-            content = read_stable(path)
+            content = read_stable(path, max_bytes=self._max_bytes)
         except FileNotFoundError:
             return _Loaded(task, read_ns, gone=True)
         except ImageError as error:
-            return _Loaded(task, read_ns, error=str(error))
+            reason = str(error)
+            if task.file.size > self._max_bytes:
+                needed = max(MAX_PIXELS + 1, -(-task.file.size // _BYTES_PER_PIXEL))
+                reason += f"; `enn search index --max-pixels {needed}` reads it"
+            return _Loaded(task, read_ns, error=reason)
         loaded = _Loaded(task, read_ns, replace(content, data=b""))
         if not decode and self.catalog.by_hash(content.sha256, "indexed"):
             return loaded  # a twin has its vector
         try:
             preprocess = self.model.preprocess
             decoded = decode_with_size(
-                content.data, draft_size=getattr(preprocess, "draft_size", None)
+                content.data,
+                draft_size=getattr(preprocess, "draft_size", None),
+                max_pixels=self._max_pixels,
+                reduce=True,
             )
             pixels = np.asarray(preprocess(decoded.image))
+        except TooManyPixels as error:
+            reason = f"{error}; `enn search index --max-pixels {error.needed}` reads it"
+            return replace(loaded, error=reason, width=error.width, height=error.height)
         except ImageError as error:
             return replace(loaded, error=str(error))
         except (ValueError, ArithmeticError, MemoryError) as error:
@@ -565,12 +625,25 @@ def _too_many(gone: int, known: int) -> bool:
     return gone > 0 and (gone == known or gone > max(_MANY_GONE, _SHARE_GONE * known))
 
 
-def _unchanged(known: Entry, file: FoundFile) -> bool:
-    """Whether size and times prove that a file is the one that was read."""
+def _unchanged(known: Entry, file: FoundFile, max_pixels: int) -> bool:
+    """Whether size and times prove that a file is the one that was read, and as it would be now."""
     if known.size != file.size or known.mtime_ns != file.mtime_ns or known.read_ns is None:
         return False
     if known.sha256 is None:
         return False  # it could not even be read; the right to do so may have been given since
+    if known.error and _may_succeed(known.error, max_pixels):
+        return False
     margin = _RACY_COARSE_NS if file.mtime_ns % 1_000_000_000 == 0 else _RACY_NS
     # A time far in the future is as good a proof as one in the past: a change would set it to now.
     return abs(file.mtime_ns - known.read_ns) > margin
+
+
+def _may_succeed(reason: str, max_pixels: int) -> bool:
+    """Whether what could not be read for a reason may be readable now."""
+    if " pixels are more than the limit" in reason:
+        needed = re.search(r"--max-pixels (\d+)", reason)
+        return needed is None or int(needed[1]) <= max_pixels
+    if "needs the package pillow-heif" in reason:
+        return importlib.util.find_spec("pillow_heif") is not None
+    # The words of version 0.1 for a format that it did not read.
+    return reason == "not a JPEG, PNG, WebP, TIFF, GIF or HEIC image"

@@ -22,7 +22,7 @@ from retrieval.index.catalog import Catalog, decode_path, encode_path
 from retrieval.index.manifest import IndexCorrupt, IndexLocked, IndexMismatch, Manifest
 from retrieval.index.snapshot import Snapshot
 
-__all__ = ["ANN_FROM", "Writer", "index_lock"]
+__all__ = ["ANN_FROM", "Writer", "index_lock", "size_of"]
 
 ANN_FROM = 200_000
 """Number of vectors from which a snapshot gets an ANN beside it."""
@@ -71,6 +71,16 @@ def index_lock(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             (folder / _HOLDER_NAME).unlink()
         lock.release()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in an index directory."""
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                total += entry.stat().st_size
+    return total
 
 
 def _holder(folder: Path) -> str:

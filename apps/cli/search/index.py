@@ -111,22 +111,38 @@ def index(
             "not be there.",
         ),
     ] = False,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            "--max-pixels",
+            metavar="N",
+            min=1,
+            help="Read pictures of up to N pixels whole, at 8 to 16 bytes of memory a pixel, and "
+            "files of up to 4 N bytes. "
+            "Larger JPEG, JPEG 2000 and TIFF files are read at a part of their size where they can "
+            "be, others are skipped. It is not remembered, but what was read stays. The pages show "
+            "no view of what is larger than the default. [default: 201000000]",
+            show_default=False,
+        ),
+    ] = None,
     rebuild: Annotated[
         bool,
         typer.Option(
             "--rebuild",
-            help="Discard the index that is there and start anew, for example with another model. "
-            "Ids are given anew, too.",
+            help="Discard the index that is there and start anew, for example with another model, "
+            "or to read with this version what an earlier one read. Ids are given anew, too.",
         ),
     ] = False,
     json: JsonOption = False,
 ) -> int:
     """Build or update the index of a folder.
 
-    Finds new, changed, moved and deleted pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC). What is
-    unchanged is not read again. Can be stopped at any time: the next run goes on where this one
-    ended. Hidden files and folders are left out, and what systems keep beside pictures, such as
-    @eaDir, #recycle, Thumbs and lost+found ('!Thumbs/' takes it back).
+    Finds new, changed, moved and deleted pictures: JPEG, PNG, WebP, TIFF, GIF, HEIC, AVIF, JPEG
+    2000, BMP, PNM, PSD, TGA and others, by their first bytes, whatever they are called. What else
+    there is, such as RAW photos and videos, is counted. What is unchanged is not read again. Can be
+    stopped at any time: the next run goes on where this one ended. Hidden files and folders are
+    left out, and what systems keep beside pictures, such as @eaDir, #recycle, Thumbs and lost+found
+    ('!Thumbs/' takes it back).
     """
     from retrieval.index.eigen_index import EigenIndex
 
@@ -148,6 +164,7 @@ def index(
                 on_skip=lambda path, reason: _note_skip(line, skips, path, reason),
                 exclude=exclude or (),
                 prune=prune,
+                max_pixels=max_pixels,
             )
             stats = opened.stats()
     except KeyboardInterrupt:
@@ -271,6 +288,8 @@ def _note_skip(line: ProgressLine, skips: list[tuple[str, str]], path: str, reas
 
 
 def _say_report(report: UpdateReport, directory: Path) -> None:
+    from retrieval.formats import left_out_text
+
     counts = {
         "added": report.added,
         "changed": report.changed,
@@ -286,8 +305,10 @@ def _say_report(report: UpdateReport, directory: Path) -> None:
             f"{count:,} {what}" for what, count in counts.items() if count or what == "added"
         )
     )
+    if report.left_out:
+        emit(f"  left out: {printable(left_out_text(report.left_out))}")
     rate = f"{report.rate:,.0f}" if report.rate >= 10 else f"{report.rate:.1f}"
     pace = f", {rate} pictures/s" if report.embedded else ""
     emit(f"  took {report.seconds:.1f} s{pace}")
     if not report.total and not report.skipped_total:
-        note("warning: the folder holds no pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC)")
+        note("warning: the folder holds no pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC, AVIF …)")

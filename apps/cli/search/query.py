@@ -176,17 +176,13 @@ def picture_named(words: str) -> Path | None:
 
     "cat" is a word, whatever lies here; "./cat" and "cat.jpg" are paths if there is such a picture.
     """
-    from retrieval.images import SUFFIXES, ImageError, decode
+    from retrieval.formats import SUFFIXES
+    from retrieval.images import is_picture
 
     path = Path(words)
     if not (path.suffix or path.parent.name) or not os.path.isfile(words):
         return None
-    if path.suffix.lower() not in SUFFIXES:
-        try:
-            decode(path)
-        except (ImageError, OSError):
-            return None
-    return path
+    return path if path.suffix.lower() in SUFFIXES or is_picture(path) else None
 
 
 def check_picture(path: Path) -> None:
@@ -200,11 +196,12 @@ def check_picture(path: Path) -> None:
 @contextlib.contextmanager
 def naming(image: Path | None) -> Iterator[None]:
     """Adds the file to the reason why it cannot be read."""
-    from retrieval.images import ImageError
+    from retrieval.images import ImageError, TooManyPixels
 
     try:
         yield
     except ImageError as error:
         if image is None:
             raise
-        raise CommandError(f"{quote(image)} cannot be read: {error}") from None
+        remedy = "; give a smaller copy of it" if isinstance(error, TooManyPixels) else ""
+        raise CommandError(f"{quote(image)} cannot be read: {error}{remedy}") from None

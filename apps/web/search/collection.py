@@ -356,6 +356,8 @@ def _progress_text(progress: Progress) -> str:
 
 
 def _report_text(report: Any) -> str:
+    from retrieval.formats import left_out_text
+
     parts = [
         f"{count:,} {name}"
         for name, count in (
@@ -368,4 +370,7 @@ def _report_text(report: Any) -> str:
         if count
     ]
     changes = ", ".join(parts) if parts else "nothing has changed"
-    return f"Up to date: {changes} ({report.seconds:.1f} s)."
+    text = f"Up to date: {changes} ({report.seconds:.1f} s)."
+    if report.left_out:
+        text += f" No pictures: {_printable(left_out_text(report.left_out))}."
+    return text

@@ -93,7 +93,8 @@ def picker_html(
         return (
             f'<div class="enn-picker" data-state="empty" data-limit="{PICTURE_BYTES}">'
             '<label class="enn-drop">'
-            '<input type="file" accept="image/*,.heic,.heif" class="enn-file" '
+            '<input type="file" accept="image/*,.heic,.heif,.avif,.jp2,.ppm,.psd" '
+            'class="enn-file" '
             f'aria-label="{escape(label)}">'
             f'{_PICTURE}<span class="enn-drop-text"><b>{escape(label)}</b>'
             "<small>choose, drop or paste one</small></span></label>"

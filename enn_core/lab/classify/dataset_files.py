@@ -22,8 +22,10 @@ from torch import Tensor
 __all__ = ["DataError", "ImageFiles", "Images", "Source"]
 
 # Data sets to classify come without loss too (BMP, PPM), but not as phones store photos; what the
-# search takes for images is in `retrieval.images`, which the core does not know.
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# search takes for images is in `retrieval.formats`, which the core does not know.
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".pgm"}
+)
 
 
 class DataError(ValueError):

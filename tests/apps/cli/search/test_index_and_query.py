@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -56,6 +57,41 @@ def first(photos) -> dict[str, Any]:
 @pytest.fixture
 def indexed(photos, first) -> Path:
     return photos
+
+
+def test_what_is_no_picture_is_counted(tmp_path):
+    shutil.copy(GALLERY / "gc_duck.webp", tmp_path / "really a duck.txt")
+    for name in ("a.mp4", "b.MP4", "c.nef", "d.txt", "README"):
+        (tmp_path / name).write_bytes(b"other")
+    done = run("index", tmp_path)
+    assert done.code == 0
+    assert "left out: 2 .mp4 (video), 1 .nef (RAW), 1 .txt, 1 without an ending" in done.out
+    report = document("index", tmp_path)
+    assert report["left_out"] == {".mp4": 2, ".nef": 1, ".txt": 1, "": 1}
+    assert report["unchanged"] == 1
+
+
+def test_formats_are_read_alike(tmp_path):
+    """A photo in other formats is found beside itself, whatever the files are called."""
+    with Image.open(GALLERY / "gc_duck.webp") as photo:
+        duck = photo.convert("RGB")
+    duck.save(tmp_path / "reference.jpg", quality=90)
+    kinds = {"avif": "AVIF", "bmp": "BMP", "ppm": "PPM", "jp2": "JPEG2000", "jpeg": "PNG"}
+    for suffix, kind in kinds.items():
+        duck.save(tmp_path / f"duck.{suffix}", kind)
+    assert document("index", tmp_path)["added"] == 6
+    found = document("query", "--image", tmp_path / "reference.jpg", "--index", tmp_path)
+    assert len(found["results"]) == 6
+    assert min(hit["score"] for hit in found["results"]) > 0.95
+
+
+def test_limit_of_pixels_is_named_and_raised(tmp_path):
+    shutil.copy(GALLERY / "gc_duck.webp", tmp_path)
+    done = run("index", tmp_path, "--max-pixels", "1000")
+    assert done.code == 1
+    wanted = re.search(r"`enn search index (--max-pixels) (\d+)` reads it", done.err)
+    assert wanted is not None
+    assert document("index", tmp_path, *wanted.groups())["added"] == 1
 
 
 # --- index and info ----------------------------------------------------------------------------

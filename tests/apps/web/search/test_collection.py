@@ -139,6 +139,8 @@ def test_paths_outside_the_folder_are_refused(collection, path, monkeypatch):
 def test_an_update_runs_beside_searches_and_is_announced(collection, folder):
     model = collection.model
     shutil.copy(folder / "0 red.png", folder / "copy.png")
+    for name in ("film.mp4", "notes.txt"):
+        (folder / name).write_bytes(b"other")
     Image.new("RGB", (8, 6), "white").save(folder / "white.png")
     model.go.clear()
     collection.start_update()
@@ -150,6 +152,7 @@ def test_an_update_runs_beside_searches_and_is_announced(collection, folder):
     assert collection.wait(30)
     assert collection.job.state == "done", collection.job.text
     assert "2 new" in collection.job.text
+    assert "No pictures: 1 .mp4 (video), 1 .txt." in collection.job.text
     assert len(collection.browse(100)) == 8
 
 

@@ -119,6 +119,21 @@ def test_a_decompression_bomb_is_refused_on_its_header():
         Uploads().add(out.getvalue())
 
 
+def test_uploads_above_the_limit_are_not_decoded_at_a_part_of_their_size(monkeypatch):
+    monkeypatch.setattr("apps.web.search.pictures.PICTURE_PIXELS", 2999)
+    with pytest.raises(ImageError, match="megapixels") as error:
+        Uploads().add(_jpeg((60, 50)))
+    assert "--max-pixels" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "BMP", "PPM"])
+def test_uploads_of_other_formats(kind):
+    out = io.BytesIO()
+    Image.new("RGB", (60, 50), (200, 30, 30)).save(out, kind)
+    uploads = Uploads()
+    assert uploads.get(uploads.add(out.getvalue())).startswith(b"\xff\xd8")
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60)), max_size=60))
 def test_the_cache_never_exceeds_its_size(items):
     cache = _ByteCache(100)
