@@ -1,8 +1,9 @@
 """The catalog of an index: one SQLite file that holds everything that changes.
 
 A row per image (stable id, path, size, times, hash, state), the vectors added since the last
-snapshot, the snapshot's rows that no longer count, and the name of the snapshot. A vector is
-committed together with its row, so a process killed at any instant leaves a consistent catalog.
+snapshot, the snapshot's rows that no longer count, the vectors of deleted images, and the name of
+the snapshot. A vector is committed together with its row, so a process killed at any instant leaves
+a consistent catalog.
 """
 
 from __future__ import annotations
@@ -23,13 +24,31 @@ from enn_core.files.migrations import FormatError, Tables, check_format, migrate
 from enn_core.files.sqlite import connect
 from retrieval.index.manifest import IndexMismatch
 
-__all__ = ["Catalog", "Entry", "decode_path", "encode_path"]
+__all__ = ["Catalog", "Entry", "Kept", "decode_path", "encode_path"]
 
 FILE_NAME = "catalog.sqlite"
 _BUSY_SECONDS = 30.0
 _VARIABLES = 500  # per statement; the smallest limit of any SQLite build is 999
 
-FORMAT: Tables = Tables()
+_KEPT = (
+    """CREATE TABLE kept (
+  sha256 BLOB PRIMARY KEY,                -- of the content; any file that has it gets the vector
+  width INTEGER,
+  height INTEGER,
+  deleted INTEGER NOT NULL,               -- when its row was, in s since the epoch
+  vector BLOB NOT NULL                    -- float32, little endian
+)""",
+    "CREATE INDEX kept_deleted ON kept (deleted)",
+)
+
+
+def _with_kept(db: sqlite3.Connection) -> None:
+    """Format 2: vectors of deleted images are kept for a while."""
+    for statement in _KEPT:
+        db.execute(statement)
+
+
+FORMAT: Tables = Tables(_with_kept)
 """Steps from older catalogs to those of `_SCHEMA`."""
 
 _SCHEMA = """
@@ -55,7 +74,7 @@ CREATE TABLE pending (
   vector BLOB NOT NULL                    -- float32, little endian
 );
 CREATE TABLE removed (id INTEGER PRIMARY KEY);
-"""
+""" + "".join(f"{statement};\n" for statement in _KEPT)
 
 _COLUMNS = "id, path, size, mtime_ns, read_ns, sha256, width, height, state, error"
 
@@ -86,6 +105,15 @@ class Entry:
     state: str = "indexed"
     error: str | None = None
     read_ns: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What is kept of a deleted image: its vector (r,) float32, and its pixels if known."""
+
+    vector: np.ndarray
+    width: int | None
+    height: int | None
 
 
 def encode_path(path: str) -> str | bytes:
@@ -403,8 +431,65 @@ class Catalog:
         self.drop_vector(id_)
 
     def erase_deleted(self) -> None:
-        """Forget deleted rows for good."""
-        self._db.execute("DELETE FROM images WHERE state = 'deleted'")
+        """Forget deleted rows for good, but for those whose vectors are kept."""
+        self._db.execute(
+            "DELETE FROM images WHERE state = 'deleted'"
+            " AND (sha256 IS NULL OR sha256 NOT IN (SELECT sha256 FROM kept))"
+        )
+
+    # --- vectors of deleted images -------------------------------------------------------------
+
+    def keep(self, id_: int, vector: np.ndarray, now: float) -> None:
+        """Set the vector of a row aside, by its content; what was never hashed is not kept.
+
+        Args:
+            id_: of the row, which still has its content's hash.
+            vector: (r,).
+            now: s since the epoch.
+        """
+        self._db.execute(
+            "INSERT OR REPLACE INTO kept SELECT sha256, width, height, ?, ? FROM images"
+            " WHERE id = ? AND sha256 IS NOT NULL",
+            (int(now), np.ascontiguousarray(vector, dtype="<f4").tobytes(), id_),
+        )
+
+    def kept(self, sha256: str, dim: int) -> Kept | None:
+        """What is kept of a content, or None.
+
+        Raises:
+            ValueError: if the vector has another length than dim.
+        """
+        rows = self._rows(
+            "SELECT vector, width, height FROM kept WHERE sha256 = ?", (bytes.fromhex(sha256),)
+        )
+        if not rows:
+            return None
+        return Kept(np.frombuffer(rows[0][0], "<f4").reshape(dim), *rows[0][1:])
+
+    def is_kept(self, sha256: str) -> bool:
+        return bool(self._rows("SELECT 1 FROM kept WHERE sha256 = ?", (bytes.fromhex(sha256),)))
+
+    def kept_count(self) -> tuple[int, int | None]:
+        """How many contents are kept, and when the last was deleted, in s since the epoch."""
+        return self._rows("SELECT count(*), max(deleted) FROM kept")[0]
+
+    def drop_kept(self, sha256: str) -> None:
+        self._db.execute("DELETE FROM kept WHERE sha256 = ?", (bytes.fromhex(sha256),))
+
+    def drop_all_kept(self) -> None:
+        self._db.execute("DELETE FROM kept")
+
+    def has_stale(self, earliest: float, latest: float) -> bool:
+        """Whether something is kept of a row deleted outside these times, s since the epoch."""
+        return bool(
+            self._rows(
+                "SELECT 1 FROM kept WHERE deleted < ? OR deleted > ? LIMIT 1", (earliest, latest)
+            )
+        )
+
+    def drop_stale(self, earliest: float, latest: float) -> None:
+        """Drop what is kept of rows deleted outside these times, s since the epoch."""
+        self._db.execute("DELETE FROM kept WHERE deleted < ? OR deleted > ?", (earliest, latest))
 
     # --- vectors since the snapshot ------------------------------------------------------------
 

@@ -441,9 +441,8 @@ class EigenIndex(Closing):
             "created": self._manifest.created,
             "format": self._manifest.format,
             "images": len(view),
-            "indexed": counts["indexed"],
-            "skipped": counts["skipped"],
-            "deleted": counts["deleted"],
+            **counts,
+            **self._ask(writing.kept_stats),
             "pending": len(view.pending_ids),
             "ann": view.snapshot is not None and view.snapshot.has_ann,
             "bytes": writing.size_of(self.path),
@@ -594,6 +593,8 @@ class EigenIndex(Closing):
     def remove(self, ids: Sequence[int] | np.ndarray) -> int:
         """Take images out of the index; a file that still exists returns at the next update.
 
+        Their vectors are kept for 30 days, as those of deleted files are.
+
         Returns:
             How many there were.
         """
@@ -601,19 +602,19 @@ class EigenIndex(Closing):
             found = [entry for id_ in ids if (entry := writer.catalog.entry(int(id_))) is not None]
             found = [entry for entry in found if entry.state != "deleted"]
             with writer.guard(), writer.catalog.writing():
-                for entry in found:
-                    writer.catalog.mark_deleted(entry.id)
+                writer.delete(entry.id for entry in found)
             writer.publish()
         self.refresh()
         return len(found)
 
-    def compact(self) -> None:
-        """Rewrite the files without anything deleted; ids of deleted images are forgotten."""
+    def compact(self, *, drop_deleted: bool = False) -> None:
+        """Rewrite the files without what was deleted more than 30 days ago; its ids are forgotten.
+
+        Args:
+            drop_deleted: drop what was deleted since, too.
+        """
         with self._writer() as writer, writer.guard():
-            with writer.catalog.writing():
-                writer.catalog.erase_deleted()
-            writer.publish(force=True)
-            writer.catalog.vacuum()
+            writer.compact(drop_deleted=drop_deleted)
         self.refresh()
 
     def export_parquet(self, path: str | os.PathLike[str]) -> int:

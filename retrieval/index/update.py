@@ -34,8 +34,9 @@ from retrieval.images import (
     read_stable,
     scan,
 )
+from retrieval.index import absence
 from retrieval.index.catalog import Entry
-from retrieval.index.manifest import EmbeddingModel, PicturesGone
+from retrieval.index.manifest import EmbeddingModel
 from retrieval.index.others import Others
 from retrieval.index.writer import Writer
 
@@ -47,9 +48,6 @@ _SCAN_CHUNK = 1000
 _FLUSH_ROWS = 500
 # Rows deleted in one transaction.
 _DELETE_ROWS = 5000
-# More than this many gone, and more than this share of all, are taken for a disk that is not there.
-_MANY_GONE = 100
-_SHARE_GONE = 0.25
 # Images between two looks at whether the pending vectors should become a snapshot.
 _PUBLISH_EVERY = 2000
 # Seconds between two calls of the progress callback, and those that the current rate looks back.
@@ -92,7 +90,8 @@ class UpdateReport:
         skipped_total: all unusable files of the folder, earlier ones included.
         left_out: files that are no pictures, by the ending of their names (".mp4"; "" for none).
             Hidden and ignored files are not among them.
-        embedded: images that went through the model (copies of one content go once).
+        embedded: images that went through the model (copies of one content go once, and what was
+            deleted not long ago does not go again).
         total: searchable images afterwards.
         seconds: wall time.
         rate: embedded images per second.
@@ -153,6 +152,7 @@ def update(
     is recorded with its reason and tried again when it changes. What lies in a folder that cannot
     be read now is kept as it was. Where all images are gone, or more than 100 and a quarter, the
     index is kept, since their disk may not be there. Moved files and ignored ones are not gone.
+    Vectors of what is deleted are kept for 30 days, for the return of the same content.
 
     Args:
         writer: entered.
@@ -197,6 +197,7 @@ def update(
             writer.set_root(root)
         if run.others is not None:
             run.others.save()
+        writer.drop_stale()
         run.index(tasks, batch_size, workers or _cores())
         run.delete(run.find_gone(prune) if tasks else gone)
         run.tell("save", len(tasks), len(tasks), force=True)
@@ -357,6 +358,8 @@ class _Run:
             self._skip(path, reason)
 
     def _put_skipped(self, entry: Entry, known: Entry | None) -> None:
+        if known is not None:
+            self.writer.keep(known.id)
         self.catalog.put(replace(entry, state="skipped"))
         if known is not None:
             self.catalog.drop_vector(known.id)
@@ -416,8 +419,10 @@ class _Run:
                 reason += f"; `enn search index --max-pixels {needed}` reads it"
             return _Loaded(task, read_ns, error=reason)
         loaded = _Loaded(task, read_ns, replace(content, data=b""))
-        if not decode and self.catalog.by_hash(content.sha256, "indexed"):
-            return loaded  # a twin has its vector
+        if not decode and (
+            self.catalog.by_hash(content.sha256, "indexed") or self.catalog.is_kept(content.sha256)
+        ):
+            return loaded  # there is a vector of it
         try:
             preprocess = self.model.preprocess
             decoded = decode_with_size(
@@ -516,7 +521,7 @@ class _Run:
             return True
         twin = self._twin(loaded)
         if twin is None:
-            return False
+            return self._store_kept(loaded)
         entry = replace(self._entry(loaded), width=twin.width, height=twin.height)
         if known is not None and twin.id == known.id:
             self.catalog.put(entry)
@@ -531,6 +536,16 @@ class _Run:
         if vector is None:
             return False
         self._store_vectors([(entry, vector, known)])
+        return True
+
+    def _store_kept(self, loaded: _Loaded) -> bool:
+        """Commit a content that was deleted and came back; False if nothing is kept of it."""
+        content = loaded.content
+        kept = self.catalog.kept(content.sha256, self.writer.manifest.dim) if content else None
+        if kept is None:
+            return False
+        entry = replace(self._entry(loaded), width=kept.width, height=kept.height)
+        self._store_vectors([(entry, kept.vector, loaded.task.known)])
         return True
 
     def _store_embedded(
@@ -561,6 +576,8 @@ class _Run:
                 entry = replace(entry, id=same.id)
                 self._seen.add(entry.id)
             self.catalog.put_vector(self.catalog.put(entry), vector)
+            if entry.sha256 is not None:
+                self.catalog.drop_kept(entry.sha256)
             if known is not None and known.state == "indexed":
                 self.report.changed += 1
             else:
@@ -597,32 +614,24 @@ class _Run:
                 known += 1
                 if away:
                     lost.append(id_)
-        if prune or not _too_many(len(lost), known):
+        if prune or not absence.too_many(len(lost), known):
             return gone
         sizes = Counter(entry.size for entry in self.catalog.by_id(lost).values())
         count = (sizes - Counter(new_sizes)).total()
-        if _too_many(count, known):
-            raise PicturesGone(
-                f"{count:,} of the index's {known:,} pictures are gone, so the index keeps them: "
-                "see that their disk is there, or drop them by `enn search index --prune`"
-            )
+        if absence.too_many(count, known):
+            raise absence.refusal(count, known)
         return gone
 
     def delete(self, gone: list[tuple[int, str]]) -> None:
-        """Drop rows (id, state) and their vectors."""
+        """Delete rows (id, state); the vectors of indexed ones are kept for a while."""
         for start in range(0, len(gone), _DELETE_ROWS):
             with self.catalog.writing():
                 for id_, state in gone[start : start + _DELETE_ROWS]:
                     if state == "indexed":
-                        self.catalog.mark_deleted(id_)
+                        self.writer.delete([id_])
                         self.report.deleted += 1
                     else:
                         self.catalog.erase(id_)
-
-
-def _too_many(gone: int, known: int) -> bool:
-    """Whether so many of the known images are gone that their disk may be."""
-    return gone > 0 and (gone == known or gone > max(_MANY_GONE, _SHARE_GONE * known))
 
 
 def _unchanged(known: Entry, file: FoundFile, max_pixels: int) -> bool:

@@ -9,23 +9,27 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 import filelock
 import numpy as np
 
+from enn_core.files.migrations import forget_copies
 from enn_core.files.sqlite import is_full, trouble
 from retrieval.index import snapshot as snapshots
-from retrieval.index.catalog import Catalog, decode_path, encode_path
+from retrieval.index.catalog import FILE_NAME, Catalog, decode_path, encode_path
 from retrieval.index.manifest import IndexCorrupt, IndexLocked, IndexMismatch, Manifest
 from retrieval.index.snapshot import Snapshot
 
-__all__ = ["ANN_FROM", "Writer", "index_lock", "size_of"]
+__all__ = ["ANN_FROM", "KEPT_SECONDS", "Writer", "index_lock", "size_of"]
 
 ANN_FROM = 200_000
 """Number of vectors from which a snapshot gets an ANN beside it."""
+
+KEPT_SECONDS = 30 * 24 * 3600
+"""How long the vector of a deleted image is kept for its return."""
 
 # Rewriting a snapshot of this many vectors takes well under a second; larger ones are rewritten
 # once the pending changes are this share of them, and meanwhile live in the catalog.
@@ -178,6 +182,39 @@ class Writer:
         row = self._snapshot.positions(np.array([id_]))[0]
         return None if row < 0 else np.array(self._snapshot.vectors[row])
 
+    def keep(self, id_: int) -> None:
+        """Set the vector of a row aside that is about to lose it."""
+        vector = self.vector(id_)
+        if vector is not None:
+            self.catalog.keep(id_, vector, time.time())
+
+    def delete(self, ids: Iterable[int]) -> None:
+        """Delete indexed rows; their vectors are kept, since a disk may come back."""
+        for id_ in ids:
+            self.keep(id_)
+            self.catalog.mark_deleted(id_)
+
+    def drop_stale(self) -> None:
+        """Drop vectors that were kept for long enough."""
+        now = time.time()
+        # Those of days to come were written by a clock that was wrong.
+        times = now - KEPT_SECONDS, now + KEPT_SECONDS
+        if self.catalog.has_stale(*times):
+            with self.catalog.writing():
+                self.catalog.drop_stale(*times)
+
+    def compact(self, *, drop_deleted: bool = False) -> None:
+        """Write all files anew without what is deleted; see `EigenIndex.compact`."""
+        self.drop_stale()
+        with self.catalog.writing():
+            if drop_deleted:
+                self.catalog.drop_all_kept()
+            self.catalog.erase_deleted()
+        self.publish(force=True)
+        self.catalog.vacuum()
+        if drop_deleted:
+            forget_copies(self.folder / FILE_NAME)
+
     def publish(self, *, final: bool = True, force: bool = False) -> bool:
         """Fold the pending changes into a new snapshot, if it is worth it.
 
@@ -233,6 +270,13 @@ class Writer:
         self._snapshot = Snapshot(self.folder, name, ann, dim) if name is not None else None
         snapshots.collect_strays(self.folder, (name, ann))
         return True
+
+
+def kept_stats(catalog: Catalog) -> dict[str, int | str | None]:
+    """How many vectors of deleted images are kept, and up to which day (UTC, ISO 8601) at most."""
+    count, last = catalog.kept_count()
+    until = last and time.strftime("%Y-%m-%d", time.gmtime(last + KEPT_SECONDS))
+    return {"kept": count, "kept_until": until}
 
 
 def read_root(catalog: Catalog, folder: Path) -> Path | None:

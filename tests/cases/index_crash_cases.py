@@ -49,7 +49,7 @@ def die_at(step: int) -> None:
 
     for name in ("replace", "fsync", "unlink", "mkdir"):
         setattr(os, name, around(getattr(os, name)))
-    for name in ("put", "put_vector", "mark_deleted", "commit_snapshot", "checkpoint"):
+    for name in ("put", "put_vector", "mark_deleted", "commit_snapshot", "checkpoint", "keep"):
         setattr(Catalog, name, around(getattr(Catalog, name)))
 
 

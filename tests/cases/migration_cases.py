@@ -23,29 +23,30 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["enn_core.feedback", "retrieval.index.writer", "pytest"])
 
 
-def next_format(table: str) -> Tables:
+def next_format(table: str, today: Tables | None = None) -> Tables:
     """Rows get a note, 20 kB each; what there is gets one that tells how often it got one."""
+    before = today.steps if today is not None else ()
 
     def step(db: sqlite3.Connection) -> None:
         db.execute(f"ALTER TABLE {table} ADD COLUMN note TEXT NOT NULL DEFAULT ''")
         db.execute(f"UPDATE {table} SET note = note || 'noted' || hex(zeroblob(10000))")
 
-    return Tables(step)
+    return Tables(*before, step)
 
 
 def notes(file: Path, table: str) -> list[tuple]:
-    """The notes of a file's rows, in short; [] if it is of the old format and nothing else."""
+    """The notes of a file's rows, in short; [] if it is of an old format and nothing else."""
     with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
-        record = db.execute("SELECT key FROM meta WHERE key LIKE 'format %'").fetchall()
+        record = db.execute("SELECT key FROM meta WHERE key LIKE 'format %' ORDER BY key")
+        steps = [key for (key,) in record]
         number = db.execute("PRAGMA user_version").fetchone()[0] or 1
-        assert ("note" in columns, record) == (
-            (True, [("format 2",)]) if number == 2 else (False, [])
-        )
-        return (
-            db.execute(f"SELECT substr(note, 1, 12) FROM {table}").fetchall() if number == 2 else []
-        )
+        if "note" not in columns:
+            assert (number, steps) == (1, [])
+            return []
+        assert steps == [f"format {each}" for each in range(2, number + 1)]
+        return db.execute(f"SELECT substr(note, 1, 12) FROM {table}").fetchall()
 
 
 def rows(file: Path, table: str) -> list[tuple]:
@@ -174,7 +175,7 @@ def open_index(file: Path, _: Any = None) -> None:
     from retrieval.index import catalog, manifest
     from retrieval.index.writer import Writer
 
-    catalog.FORMAT = next_format("images")
+    catalog.FORMAT = next_format("images", catalog.FORMAT)
     manifest.FORMAT = Content(lambda content: content)
     with Writer(file.parent, manifest.Manifest.read(file.parent)):
         pass

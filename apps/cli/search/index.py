@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -108,7 +110,7 @@ def index(
             "--prune",
             help="Delete from the index what is gone, even all of it. Without it the index is kept "
             "when all pictures are gone, or more than 100 and a quarter of them: their disk may "
-            "not be there.",
+            "not be there. Pictures that come back within 30 days are not read by the model again.",
         ),
     ] = False,
     max_pixels: Annotated[
@@ -130,7 +132,9 @@ def index(
         typer.Option(
             "--rebuild",
             help="Discard the index that is there and start anew, for example with another model, "
-            "or to read with this version what an earlier one read. Ids are given anew, too.",
+            "or to read with this version what an earlier one read. Ids are given anew, too, and "
+            "nothing is kept of deleted pictures. Refused where so many are gone that their disk "
+            "may be, unless --prune is given.",
         ),
     ] = False,
     json: JsonOption = False,
@@ -148,6 +152,8 @@ def index(
 
     directory, root = index_place(folder, index)
     if rebuild and (directory / "manifest.json").exists():
+        if not prune:
+            _check_discarding(directory, root, exclude or ())
         root, loaded = _discard(directory, root, model, pretrained, precision)
         opened = EigenIndex.create(directory, loaded, root=root)
     else:
@@ -246,6 +252,25 @@ def _open_for_update(
         )
     model = load_model(name, pretrained, precision)
     return EigenIndex.create(directory, model, root=root), model
+
+
+def _check_discarding(directory: Path, root: Path | None, exclude: Sequence[str]) -> None:
+    """Refuse to take an index away whose pictures' disk may not be there."""
+    from retrieval.ignore import Ignored
+    from retrieval.index.absence import refuse_to_discard
+    from retrieval.index.eigen_index import EigenIndex, IndexCorrupt, IndexMismatch
+
+    try:
+        old = EigenIndex.open(directory)
+    except (IndexCorrupt, IndexMismatch):
+        return  # of no use to this version
+    with old:
+        root = old.root if root is None else root
+        if root is None:
+            raise CommandError("the index has no photo folder yet; give the folder to index")
+        ignored = Ignored(root, exclude)
+        with contextlib.suppress(IndexCorrupt):
+            refuse_to_discard(old.entries("indexed"), old.root, root, ignored)
 
 
 def _discard(

@@ -60,6 +60,9 @@ def info(
         ("search", "approximate, then exact" if stats["ann"] else "exact"),
         ("created", f"{stats['created']} (format {stats['format']})"),
     ]
+    if stats["kept"]:
+        kept = f"{stats['kept']:,} deleted, vectors until {stats['kept_until']} at the latest"
+        rows.insert(6, ("kept", kept))
     for name, value in rows:
         emit(f"{name:<14} {value}")
     if root is not None and not Path(root).is_dir():

@@ -132,6 +132,51 @@ def test_killed_at_every_step_of_compaction(server, tmp_path) -> None:
     assert killed == 0
 
 
+@contextlib.contextmanager
+def unmounted(root: Path):
+    """The folder is empty meanwhile."""
+    away = root.rename(root.with_name("away"))
+    root.mkdir()
+    yield
+    root.rmdir()
+    away.rename(root)
+
+
+@pytest.mark.parametrize("scenario", ["delete", "compact", "return"])
+def test_killed_while_vectors_are_kept(server, tmp_path, scenario: str) -> None:
+    """Whatever is killed when, a picture that comes back needs no model."""
+    root, good = tmp_path / "photos", tmp_path / "good"
+    for number in range(4):
+        photo(root / f"{number}.png", number)
+    age(root)
+    model = TinyTestModel()
+    with EigenIndex.create(good, model) as index:
+        index.update(root, model)
+        expected, ids = ranking(index, queries(1)[0]), index.ids().tolist()
+        if scenario != "delete":
+            with unmounted(root):
+                assert index.update(root, model, prune=True).deleted == 4
+    step, killed = 0, -signal.SIGKILL
+    while killed == -signal.SIGKILL:
+        step += 2
+        folder = tmp_path / f"step {step}"
+        shutil.copytree(good, folder)
+        if scenario == "compact":
+            killed = server.run("compact_until", step, folder)
+        elif scenario == "return":
+            killed = server.run("update_until", step, root, folder)
+        else:
+            with unmounted(root):
+                killed = server.run("update_until", step, root, folder)
+        with EigenIndex.open(folder, model=model) as index:
+            assert index.update(root, model).embedded == 0
+            assert ranking(index, queries(1)[0]) == expected
+            assert index.ids().tolist() == ids
+        shutil.rmtree(folder)
+    assert killed == 0
+    assert step > 5
+
+
 def test_killed_at_random_times_and_resumed(server, tmp_path) -> None:
     root, folder = tmp_path / "photos", tmp_path / "index"
     for number in range(120):

@@ -12,12 +12,13 @@ import pytest
 from index_cases import TinyTestModel, assert_same_ranking, assert_sound, queries, ranking
 from migration_cases import copy_of, next_format, notes, rows, run
 
-from enn_core.files.migrations import Content, Tables
+from enn_core.files.migrations import Content
 from retrieval.index import catalog, manifest
 from retrieval.index.catalog import Catalog
 from retrieval.index.eigen_index import EigenIndex, IndexMismatch
 from retrieval.index.parquet import ImportFileError
 
+TODAY = catalog.FORMAT
 posix = pytest.mark.skipif(os.name == "nt", reason="kills and limits the POSIX way")
 
 
@@ -33,7 +34,7 @@ def file(folder) -> Path:
 
 @pytest.fixture
 def next_version(monkeypatch) -> None:
-    monkeypatch.setattr(catalog, "FORMAT", next_format("images"))
+    monkeypatch.setattr(catalog, "FORMAT", next_format("images", TODAY))
     monkeypatch.setattr(manifest, "FORMAT", Content(lambda content: {**content, "model": "new"}))
 
 
@@ -71,7 +72,7 @@ def test_a_reader_sees_what_an_older_writer_publishes(folder, expected, monkeypa
 
     def write() -> None:
         with monkeypatch.context() as now:
-            now.setattr(catalog, "FORMAT", Tables())
+            now.setattr(catalog, "FORMAT", TODAY)
             now.setattr(manifest, "FORMAT", Content())
             with older._writer() as writer:
                 with writer.catalog.writing():
@@ -85,7 +86,7 @@ def test_a_reader_sees_what_an_older_writer_publishes(folder, expected, monkeypa
             write()
         return load_once(index, previous)
 
-    monkeypatch.setattr(catalog, "FORMAT", next_format("images"))
+    monkeypatch.setattr(catalog, "FORMAT", next_format("images", TODAY))
     monkeypatch.setattr(EigenIndex, "_load_once", later)
     with EigenIndex.open(folder) as index:
         assert (left, len(index)) == ([0], count - 2)
@@ -116,10 +117,10 @@ def test_a_newer_index_is_refused_in_one_line(folder, file, v0_1, monkeypatch):
     model = TinyTestModel()
     open_before = EigenIndex.open(folder)
     with monkeypatch.context() as later:
-        later.setattr(catalog, "FORMAT", next_format("images"))
+        later.setattr(catalog, "FORMAT", next_format("images", TODAY))
         with EigenIndex.open(folder, model=model) as index:
             index.update(None, model)
-    line = "^the index's catalog has format 2, this version reads 1; update the software$"
+    line = "^the index's catalog has format 3, this version reads 1 to 2; update the software$"
     for use in (
         lambda: EigenIndex.open(folder),
         open_before.refresh,
@@ -193,7 +194,7 @@ def test_a_full_disk(file, folder, expected, limit):
 def read_as_nobody(folder: Path, expected: dict) -> None:
     TinyTestModel()  # imports what nobody may not read
     cases.nobody()
-    catalog.FORMAT = next_format("images")
+    catalog.FORMAT = next_format("images", TODAY)
     check(folder, expected)
 
 

@@ -136,8 +136,22 @@ def test_an_empty_mount_is_refused_unless_pruned(tmp_path):
     photos.rename(tmp_path / "away")
     photos.mkdir()
     assert "2 of the index's 2 pictures are gone" in refused(*index)
+    insist = "2 of the index's 2 pictures are gone, so the index keeps them: see that their disk is"
+    assert insist in refused(*index, "--rebuild")
+    assert "take the patterns of .gitignore" in refused(*index, "--rebuild", "--exclude", "!")
+    photos.rmdir()
+    assert "is not a folder that can be read" in refused("index", "--index", place, "--rebuild")
+    photos.mkdir()
     assert document("info", "--index", place)["images"] == 2
     assert document(*index, "--prune")["deleted"] == 2
+    assert document("info", "--index", place)["kept"] == 2
+    photos.rmdir()
+    (tmp_path / "away").rename(photos)
+    done = document(*index, "--exclude", "*.gif")
+    assert (done["added"], done["embedded"]) == (2, 0)
+    photos.rename(tmp_path / "away")
+    photos.mkdir()
+    assert document(*index, "--rebuild", "--prune")["total"] == 0
     assert "take the patterns of .gitignore" in refused(*index, "--exclude", "!")
 
 
@@ -231,8 +245,12 @@ def test_compact_gives_back_the_space_of_deleted_pictures(tmp_path):
     assert run("index", tmp_path).code == 0
     found = document("query", "an animal", "--index", tmp_path)["results"]
     assert document("info", "--index", tmp_path)["deleted"] == 1
-    done = document("compact", "--index", tmp_path)
-    assert (done["forgotten"], done["images"]) == (1, 2)
+    said = run("compact", "--index", tmp_path)
+    assert "0 deleted pictures forgotten" in said.out
+    assert "1 deleted are kept until 20" in said.out
+    assert "1 deleted, vectors until 20" in run("info", "--index", tmp_path).out
+    done = document("compact", "--index", tmp_path, "--drop-deleted")
+    assert (done["forgotten"], done["images"], done["kept"]) == (1, 2, 0)
     assert done["bytes"] == document("info", "--index", tmp_path)["bytes"]
     assert document("info", "--index", tmp_path)["deleted"] == 0
     assert document("query", "an animal", "--index", tmp_path)["results"] == found
