@@ -369,7 +369,7 @@ def _fuse_layer(layer: EigenLayer, done: dict[int, nn.Parameter]) -> None:
     for name in FACTORS[1:]:
         del layer._parameters[name]
     replace_parameter(layer, "Q", {"weight": weight})
-    for name in ("_cache", "_channels_last"):
+    for name in ("_cache", "_looked_at", "_lineage", "is_held", "_channels_last"):
         layer.__dict__.pop(name, None)
     _set_class(layer, layer.plain_class)
 

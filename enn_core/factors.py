@@ -25,6 +25,23 @@ class FactorError(ValueError):
     """A weight that has no usable factors (NaN, infinity, not a matrix, not real)."""
 
 
+def in_working_precision(factor: Tensor) -> Tensor:
+    """At least float32: in half precision a Gram matrix is only good to 1e-2."""
+    return factor.float() if factor.dtype in (torch.float16, torch.bfloat16) else factor
+
+
+def gram_error(factor: Tensor) -> Tensor:
+    """`Q^T Q - I` (..., r, r)."""
+    gram = factor.mT @ factor
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1)  # in place: no identity matrix is built
+    return gram
+
+
+def relative_size(error: Tensor) -> Tensor:
+    """`||E||_F / sqrt(r)` of each matrix (..., r, r)."""
+    return torch.linalg.matrix_norm(error) / error.shape[-1] ** 0.5
+
+
 def svd_factors(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Factor a matrix exactly: economy SVD in float64.
 

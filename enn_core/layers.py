@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.common_types import _size_1_t, _size_2_t, _size_3_t
 
+from enn_core.averages import Copyable, warn_if_averaged
 from enn_core.dense_weights import Loan, as_weight
 from enn_core.factors import (
     FactorError,
@@ -51,13 +52,14 @@ class _Cached(NamedTuple):
     lent: Tensor  # the weight, to be handed out
 
 
-class Factored(nn.Module):
+class Factored(Copyable, nn.Module):
     """A module that owns one factored weight: parameters `Q`, `Lambda`, `P`."""
 
     Q: nn.Parameter
     Lambda: nn.Parameter
     P: nn.Parameter
     _cache: _Cached | None = None
+    _looked_at: tuple[int, ...] = ()
 
     def dense(self) -> Tensor:
         """Dense weight in the shape of the plain one: differentiable, or cached in eval.
@@ -124,6 +126,7 @@ class Factored(nn.Module):
         if torch.is_grad_enabled() and (
             Q.requires_grad or Lambda.requires_grad or P.requires_grad  # type: ignore[union-attr]
         ):
+            self._look()
             return None
         cache = self._cache
         if (
@@ -139,6 +142,7 @@ class Factored(nn.Module):
             return self._cached()
         if _are_transient(factors):
             return None
+        self._look()
         # Outside inference mode and autocast, so that the tensor serves every later context.
         with (
             torch.inference_mode(False),
@@ -151,6 +155,15 @@ class Factored(nn.Module):
             lent = as_weight(loan, weight, hooked=False)
             self._cache = _Cached(*factors, state, weight, loan, lent)  # type: ignore[arg-type]
         return weight
+
+    def _look(self) -> None:
+        """Warn of averaged factors, once for what they are now."""
+        Q, P = self._parameters["Q"], self._parameters["P"]
+        if not self.has_held_kin() or _are_transient((Q, P)) or torch.jit.is_tracing():
+            return
+        if self._looked_at != (seen := self.versions()):
+            self._looked_at = seen
+            warn_if_averaged(Q, P, is_held=self.is_held)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def factor_(self, weight: Tensor) -> None:
@@ -185,8 +198,10 @@ class Factored(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
+        self.lineage()
         state = self.__dict__.copy()
-        state.pop("_cache", None)
+        for name in ("_cache", "_looked_at", "is_held"):
+            state.pop(name, None)
         return state
 
 

@@ -18,13 +18,14 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from enn_core.factors import gram_error, in_working_precision, relative_size
 from enn_core.layers import Factored
 
 Method = Literal["newton-schulz", "quintic", "qr"]
@@ -50,35 +51,23 @@ def factors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 yield f"{path}.{name}".lstrip("."), factor
 
 
-def _working(factor: Tensor) -> Tensor:
-    """At least float32: in half precision a Gram matrix is only good to 1e-2."""
-    return factor.float() if factor.dtype in (torch.float16, torch.bfloat16) else factor
-
-
-def _gram_error(factor: Tensor) -> Tensor:
-    """`Q^T Q - I` (..., r, r)."""
-    gram = factor.mT @ factor
-    gram.diagonal(dim1=-2, dim2=-1).sub_(1)  # in place: no identity matrix is built
-    return gram
-
-
 class _Penalty(Function):
     """`||Q^T Q - I||_F^2` with gradient `4 Q (Q^T Q - I)`."""
 
     @staticmethod
     def forward(ctx: Any, factor: Tensor) -> Tensor:
-        work = _working(factor)
+        work = in_working_precision(factor)
         with torch.autocast(factor.device.type, enabled=False):
-            error = _gram_error(work)
+            error = gram_error(work)
         ctx.save_for_backward(factor, error)
         return error.square().sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         factor, error = ctx.saved_tensors
-        work = _working(factor)
+        work = in_working_precision(factor)
         if torch.is_grad_enabled():  # create_graph: this gradient will be differentiated
-            error = _gram_error(work)
+            error = gram_error(work)
         return ((work @ error) * (4 * grad)).to(factor.dtype)
 
 
@@ -105,13 +94,9 @@ def orthogonality_error(model: nn.Module) -> dict[str, float]:
     report = {}
     for name, factor in factors(model):
         with torch.autocast(factor.device.type, enabled=False):
-            error = _gram_error(_working(factor))
-        report[name] = float(_relative(error).max())
+            error = gram_error(in_working_precision(factor))
+        report[name] = float(relative_size(error).max())
     return report
-
-
-def _relative(error: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(error) / error.shape[-1] ** 0.5
 
 
 @torch.no_grad()
@@ -148,10 +133,10 @@ def _retract(factor: nn.Parameter, method: Method, bound: float) -> float:
     """Retract one factor in place; its relative error before."""
     first = 0.0
     with torch.autocast(factor.device.type, enabled=False):
-        work = _working(factor)
+        work = in_working_precision(factor)
         for step in range(_MAX_STEPS):
-            error = _gram_error(work)
-            rms = float(_relative(error).max())  # of the eigenvalues of Q^T Q - I
+            error = gram_error(work)
+            rms = float(relative_size(error).max())  # of the eigenvalues of Q^T Q - I
             if step == 0:
                 first = rms
             elif rms <= bound:
@@ -209,7 +194,10 @@ def _qr(work: Tensor) -> Tensor:
 class Retraction:
     """Retracts a model's factors after every `every`-th step of an optimizer.
 
-    Works with any `torch.optim.Optimizer`, through its step post-hook.
+    Works with any `torch.optim.Optimizer`, through its step post-hook. Where its `eval()` puts
+    averages into the parameters, as schedule-free optimizers do, these are retracted too, and
+    training goes on from them. Averages in copies of the model (EMA, SWA) are the caller's to
+    retract, `retract_(average)`; evaluated without it, they warn.
 
     Args:
         optimizer: steps the model's parameters.
@@ -241,6 +229,12 @@ class Retraction:
         self._key = "retraction_steps" if nth == 1 else f"retraction_steps_{nth}"
         self.last_error: dict[str, float] = {}
         self._handle = optimizer.register_step_post_hook(self._after_step)
+        self._is_removed = False
+        self._held = [module for module in model.modules() if isinstance(module, Factored)]
+        for layer in self._held:
+            layer.hold()
+        if callable(evaluate := getattr(optimizer, "eval", None)):
+            optimizer.__dict__["eval"] = self._with_averages_retracted(evaluate)
 
     @property
     def steps(self) -> int:
@@ -255,9 +249,24 @@ class Retraction:
         if self.steps % self.every == 0:
             self.last_error = retract_(self.model, self.method, self.bound)
 
+    def _with_averages_retracted(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            before = [factor._version for _, factor in factors(self.model)]
+            result = evaluate(*args, **options)
+            after = [factor._version for _, factor in factors(self.model)]
+            if before != after and not self._is_removed:  # else they are what they were
+                self.last_error = retract_(self.model, self.method, self.bound)
+            return result
+
+        return wrapped
+
     def remove(self) -> None:
         """Stop retracting."""
-        self._handle.remove()
+        if not self._is_removed:
+            self._handle.remove()
+            self._is_removed = True
+            for layer in self._held:
+                layer.hold(False)
 
 
 def param_groups(

@@ -479,18 +479,6 @@ class Catalog:
     def drop_all_kept(self) -> None:
         self._db.execute("DELETE FROM kept")
 
-    def has_stale(self, earliest: float, latest: float) -> bool:
-        """Whether something is kept of a row deleted outside these times, s since the epoch."""
-        return bool(
-            self._rows(
-                "SELECT 1 FROM kept WHERE deleted < ? OR deleted > ? LIMIT 1", (earliest, latest)
-            )
-        )
-
-    def drop_stale(self, earliest: float, latest: float) -> None:
-        """Drop what is kept of rows deleted outside these times, s since the epoch."""
-        self._db.execute("DELETE FROM kept WHERE deleted < ? OR deleted > ?", (earliest, latest))
-
     # --- vectors since the snapshot ------------------------------------------------------------
 
     def put_vector(self, id_: int, vector: np.ndarray) -> None:
@@ -549,6 +537,13 @@ class Catalog:
         self.set_meta("ann", ann)
         self._db.execute("DELETE FROM pending")
         self._db.execute("DELETE FROM removed")
+
+    def drop_kept_outside(self, earliest: float, latest: float) -> None:
+        """Drop what is kept of rows deleted outside these times, s since the epoch."""
+        condition, times = "FROM kept WHERE deleted < ? OR deleted > ?", (earliest, latest)
+        if self._rows(f"SELECT 1 {condition} LIMIT 1", times):
+            with self.writing():
+                self._db.execute(f"DELETE {condition}", times)
 
     # --- upkeep --------------------------------------------------------------------------------
 

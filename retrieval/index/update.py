@@ -197,7 +197,6 @@ def update(
             writer.set_root(root)
         if run.others is not None:
             run.others.save()
-        writer.drop_stale()
         run.index(tasks, batch_size, workers or _cores())
         run.delete(run.find_gone(prune) if tasks else gone)
         run.tell("save", len(tasks), len(tasks), force=True)

@@ -112,6 +112,9 @@ class Writer:
                 self.catalog = Catalog.open(self.folder, write=True)
                 stack.callback(self.catalog.close)
                 stack.callback(self.catalog.checkpoint)
+                now = time.time()
+                # Those of days to come were written by a clock that was wrong.
+                self.catalog.drop_kept_outside(now - KEPT_SECONDS, now + KEPT_SECONDS)
                 stored = self.catalog.meta("snapshot"), self.catalog.meta("ann")
                 Manifest.bring_up_to_date(self.folder)
             name, ann = (str(value) if value else None for value in stored)
@@ -194,18 +197,8 @@ class Writer:
             self.keep(id_)
             self.catalog.mark_deleted(id_)
 
-    def drop_stale(self) -> None:
-        """Drop vectors that were kept for long enough."""
-        now = time.time()
-        # Those of days to come were written by a clock that was wrong.
-        times = now - KEPT_SECONDS, now + KEPT_SECONDS
-        if self.catalog.has_stale(*times):
-            with self.catalog.writing():
-                self.catalog.drop_stale(*times)
-
     def compact(self, *, drop_deleted: bool = False) -> None:
         """Write all files anew without what is deleted; see `EigenIndex.compact`."""
-        self.drop_stale()
         with self.catalog.writing():
             if drop_deleted:
                 self.catalog.drop_all_kept()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from enn_core import (
     ENNConv2d,
@@ -341,3 +343,200 @@ class TestParamGroups:
         decayed, others = param_groups(layer)
         assert decayed["params"][0] is layer.Lambda
         assert {id(p) for p in others["params"]} == {id(layer.Q), id(layer.P)}
+
+
+# --- averages ------------------------------------------------------------------------------------
+
+
+class ScheduleFreeStandIn(torch.optim.SGD):
+    """The protocol of `schedulefree`'s optimizers: `train()` holds y, `eval()` the average x."""
+
+    beta = 0.9
+
+    def _swap(self, to_train: bool, weight: float) -> None:
+        group = self.param_groups[0]
+        if group.get("train_mode", False) != to_train:
+            group["train_mode"] = to_train
+            for parameter in group["params"]:
+                if "z" in self.state[parameter]:
+                    with torch.no_grad():
+                        parameter.lerp_(self.state[parameter]["z"], weight)
+
+    def eval(self) -> None:
+        self._swap(False, 1 - 1 / self.beta)
+
+    def train(self) -> None:
+        self._swap(True, 1 - self.beta)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        group = self.param_groups[0]
+        assert group["train_mode"]
+        group["k"] = group.get("k", 0) + 1
+        for y in group["params"]:
+            z = self.state[y].setdefault("z", y.clone())
+            y.lerp_(z, 1 / group["k"])
+            y.add_(y.grad, alpha=group["lr"] * (self.beta * (1 - 1 / group["k"]) - 1))
+            z.sub_(y.grad, alpha=group["lr"])
+
+
+X = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return to_enn(nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4)))
+
+
+def _train(model, optimizer, steps: int, each=lambda: None) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(X) - X[:, :4].roll(1, 1)).square().mean().backward()
+        optimizer.step()
+        each()
+
+
+def _error(model: nn.Module) -> float:
+    return max(orthogonality_error(model).values())
+
+
+def _warns(model: nn.Module, *, grad: bool = False) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught, torch.set_grad_enabled(grad):
+        warnings.simplefilter("always")
+        model(X)
+    return [str(each.message) for each in caught]
+
+
+def test_what_a_schedule_free_optimizer_evaluates_is_orthonormal() -> None:
+    model = _net()
+    optimizer = ScheduleFreeStandIn(model.parameters(), lr=2.0)
+    other = Retraction(optimizer, nn.Linear(2, 2), every=10)
+    retraction = Retraction(optimizer, model, every=1)
+    optimizer.train()
+    _train(model, optimizer, 60)
+    before = _error(model)
+    optimizer.eval()
+    assert max(retraction.last_error.values()) > 0.05  # of the average
+    assert max(before, _error(model)) <= 1e-3
+    held = copy.deepcopy(model.state_dict())
+    optimizer.eval()  # again: nothing changes
+    assert all(torch.equal(held[key], value) for key, value in model.state_dict().items())
+    assert _warns(model.eval()) == []
+    # A checkpoint of what is evaluated resumes to the bit.
+    again = _net()
+    resumed = ScheduleFreeStandIn(again.parameters(), lr=2.0)
+    Retraction(resumed, nn.Linear(2, 2), every=10)
+    Retraction(resumed, again, every=1)
+    again.load_state_dict(held)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, by in ((model, optimizer), (again, resumed)):
+        by.train()
+        _train(each.train(), by, 7)
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+    other.remove()
+    retraction.remove()
+    optimizer.eval()
+    assert _error(model) > 1e-2
+
+
+AVERAGES = {
+    "ema": lambda model: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999)),
+    "swa": AveragedModel,
+    "copied": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_averages_warn_in_one_line_until_they_are_retracted(kind, before: bool, grad: bool) -> None:
+    """Whether the average was made before the retraction or after it."""
+    model = _net()
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2))
+    average = AVERAGES[kind](model) if before else None
+    Retraction(optimizer, model, every=1)
+    average = (average or AVERAGES[kind](model)).eval()
+
+    def update() -> None:
+        if kind != "copied":
+            average.update_parameters(model)
+            return
+        with torch.no_grad():
+            for mean, new in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(new, 0.01)
+
+    _train(model, optimizer, 200, update)
+    assert _error(average) > 1e-2
+    said = _warns(average, grad=grad)
+    assert said
+    assert all("call retract_(model)" in line and "\n" not in line for line in said)
+    assert _warns(average, grad=grad) == []  # nothing has changed since
+    assert _warns(model.eval(), grad=grad) == []
+    trained = copy.deepcopy(model.state_dict())
+    retract_(average)
+    assert _warns(average, grad=grad) == []
+    assert all(torch.equal(trained[key], value) for key, value in model.state_dict().items())
+    _train(model.train(), optimizer, 1)
+    update()
+    assert _error(average) < 0.05  # the average goes on
+
+
+def test_an_average_that_is_swapped_into_the_model_warns() -> None:
+    model = _net()
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2))
+    retraction = Retraction(optimizer, model)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+    _train(model, optimizer, 200, lambda: average.update_parameters(model))
+    model.load_state_dict(average.module.state_dict())
+    assert _warns(model.eval())
+    retraction.remove()
+    retraction.remove()
+    model.load_state_dict(average.module.state_dict())
+    assert _warns(model) == []  # nobody holds it any more
+
+
+def test_one_warning_for_all_layers() -> None:
+    trained = _net()
+    Retraction(torch.optim.SGD(trained.parameters(), lr=0.1), trained)
+    model = copy.deepcopy(trained).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("default")
+        model(X)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("penalty", [0, 2e-4])
+def test_training_without_retraction_does_not_warn(penalty: float) -> None:
+    """To retract a model that was trained without would harm it."""
+    model = _net()
+    other = _net()
+    Retraction(torch.optim.SGD(other.parameters(), lr=0.1), other)
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2))
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = (model(X) - X[:, :4]).square().mean()
+        (loss + orthogonality_penalty(model, penalty)).backward()
+        optimizer.step()
+    assert _error(model) > 0.1
+    assert _warns(model.eval()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_is_no_average(dtype) -> None:
+    model = _net()
+    retraction = Retraction(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    rounded = copy.deepcopy(model).to(dtype).float().eval()
+    assert _warns(rounded) == []
+    assert retraction.steps == 0
+
+
+def test_a_held_model_may_be_evaluated_between_two_retractions() -> None:
+    model = _net()
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-3))
+    Retraction(optimizer, model)
+    _train(model, optimizer, 19)
+    assert _error(model) > 1e-2
+    assert _warns(model.eval()) == []
