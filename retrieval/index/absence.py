@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from retrieval.ignore import Ignored
-from retrieval.images import scan
+from retrieval.images import is_picture, scan
 from retrieval.index.catalog import Entry
 from retrieval.index.manifest import PicturesGone
 
@@ -37,8 +37,8 @@ def refuse_to_discard(
 ) -> None:
     """Refuse to build an index anew where that would lose it to a disk that is not there.
 
-    Only names and sizes are looked at: new files of the same sizes pass for moved ones. Whoever
-    names another folder than the index's, which is there, means that one, unless it is empty.
+    New pictures of the same sizes pass for moved ones. Whoever names another folder than the
+    index's, which is there, means that one, unless no picture is in it.
 
     Args:
         indexed: images of the index that would be discarded.
@@ -50,8 +50,10 @@ def refuse_to_discard(
         PicturesGone: if too much is gone.
         NotADirectoryError: if root cannot be listed.
     """
-    found = {file.path: file.size for file in scan(root, lambda *_: None, ignored)}
-    if found and known is not None and known.is_dir() and not os.path.samefile(known, root):
+    found = {file.path: file for file in scan(root, lambda *_: None, ignored)}
+    pictures = (file.size for file in found.values() if file.named or is_picture(root / file.path))
+    is_another = known is not None and known.is_dir() and not os.path.samefile(known, root)
+    if is_another and next(pictures, None) is not None:
         return
     count = 0
     lost: Counter[int | None] = Counter()
@@ -63,6 +65,9 @@ def refuse_to_discard(
         else:
             lost[entry.size] += 1
         count += 1
-    gone = (lost - Counter(found.values())).total()
+    # The folder is looked through for others only where that matters.
+    gone = lost.total()
+    if too_many(gone, count):
+        gone = (lost - Counter(pictures)).total()
     if too_many(gone, count):
         raise refusal(gone, count, "--rebuild --prune")

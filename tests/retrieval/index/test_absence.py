@@ -64,6 +64,7 @@ def test_the_same_pictures_at_another_place(kept, root) -> None:
 
 def test_another_folder_is_meant_unless_it_is_empty(kept, root, tmp_path) -> None:
     (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "README").write_text("no picture, though its name may be one's")
     with pytest.raises(PicturesGone):
         check(kept, tmp_path / "others")
     photo(tmp_path / "others" / "a.png", 300).open("ab").write(b"another size")
