@@ -12,7 +12,7 @@ import warnings
 from uuid import uuid4
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from enn_core.factors import gram_error, in_working_precision, relative_size
 
@@ -47,6 +47,13 @@ class Copyable:
     def has_held_kin(self) -> bool:
         """Whether it or another one of its lineage is held in this process."""
         return self._lineage in _held
+
+
+def keep_as_they_are(average: nn.Module) -> None:
+    """Let a copied model be evaluated without a word, averaged factors and all."""
+    for layer in average.modules():
+        if isinstance(layer, Copyable):
+            layer._lineage = None
 
 
 @torch.no_grad()

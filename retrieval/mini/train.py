@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from enn_core import Retraction, fuse, orthogonality_error, param_groups, to_enn
+from enn_core.averages import keep_as_they_are
 from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tables import write_table
 from enn_core.files.tensors import read_state, write_state
@@ -151,6 +152,7 @@ class _Run:
         self.steps = config.epochs * (len(fit) // config.batch_size)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
+        keep_as_they_are(self.average)  # what is saved is their product
         self.epoch = self.step = 0
         self.log: list[dict[str, Any]] = []
 

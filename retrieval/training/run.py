@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms.v2 import MixUp
 
 from enn_core import orthogonality_error, param_groups
+from enn_core.averages import keep_as_they_are
 from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tables import write_table
 from enn_core.files.tensors import read_state, write_state
@@ -189,6 +190,7 @@ class _Run:
         )
         self.learners = [Learner(block, i, recipe) for i, block in enumerate(blocks)]
         self.mean = AveragedModel(self.student, avg_fn=self._mean_of)
+        keep_as_they_are(self.mean)  # what is saved is their product
         self.mean.requires_grad_(False)
         self.step = 0
         self.losses: list[list[float]] = []  # of this epoch, per step and block

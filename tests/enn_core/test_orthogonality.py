@@ -22,6 +22,7 @@ from enn_core import (
     retract_,
     to_enn,
 )
+from enn_core.averages import keep_as_they_are
 from enn_core.orthogonality import METHODS
 
 
@@ -502,10 +503,13 @@ def test_one_warning_for_all_layers() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.9)
+    meant = copy.deepcopy(model)
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("default")
         model(X)
     assert len(caught) == 1
+    keep_as_they_are(meant)
+    assert _warns(meant) == []
 
 
 @pytest.mark.parametrize("penalty", [0, 2e-4])
