@@ -208,6 +208,15 @@ _HostOption = Annotated[str, typer.Option(metavar="ADDRESS", help="Address to li
 _PortOption = Annotated[
     int, typer.Option(metavar="PORT", min=0, max=65535, help="0 takes any free port.")
 ]
+_ProxiesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESSES",
+        envvar="FORWARDED_ALLOW_IPS",
+        help="Proxies that are trusted to tell whom they ask for: 192.0.2.7,10.0.0.0/8.",
+        show_default=False,
+    ),
+]
 _OpenOption = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 
 
@@ -256,6 +265,7 @@ def demo_search(
         ),
     ] = None,
     open_browser: _OpenOption = False,
+    forwarded_allow_ips: _ProxiesOption = "",
 ) -> None:
     """Serve the search page until Ctrl-C.
 
@@ -272,6 +282,7 @@ def demo_search(
         auth_file=auth_file,
         open_browser=open_browser,
         model=model,
+        forwarded_allow_ips=forwarded_allow_ips,
     )
 
 
@@ -306,6 +317,7 @@ def demo_brain(
         ),
     ] = None,
     open_browser: _OpenOption = False,
+    forwarded_allow_ips: _ProxiesOption = "",
 ) -> None:
     """Serve the brain-age page until Ctrl-C. Research use, not a medical device.
 
@@ -315,4 +327,11 @@ def demo_brain(
     """
     from apps.web.brain.serve import serve
 
-    serve(model, host=host, port=port, auth_file=auth_file, open_browser=open_browser)
+    serve(
+        model,
+        host=host,
+        port=port,
+        auth_file=auth_file,
+        open_browser=open_browser,
+        forwarded_allow_ips=forwarded_allow_ips,
+    )

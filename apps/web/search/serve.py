@@ -79,6 +79,7 @@ def serve(
     port: int = 7860,
     auth_file: Path | None = None,
     open_browser: bool = False,
+    forwarded_allow_ips: str = "",
     model: str | None = None,
 ) -> None:
     """Opens or builds the indexes and serves the page until Ctrl+C.
@@ -87,7 +88,7 @@ def serve(
         index: an index directory. None: that of each folder (inside it, or in the user's cache
             when the folder is read-only).
         folders: folders of pictures, indexed at first start. None at all: the shipped gallery.
-        host, port, auth_file, open_browser: see `apps.web.server.run`.
+        host, port, auth_file, open_browser, forwarded_allow_ips: see `apps.web.server.run`.
         model: name of the model for folders that have no index yet.
 
     Raises:
@@ -105,7 +106,7 @@ def serve(
         _gallery()
     if auth_file is not None:
         server.read_auth_file(auth_file, warn=lambda _: None)
-    server.check_port(host, port)
+    server.check_port(host, port, forwarded_allow_ips)
     collections: list[Collection] = []
     pictures = Pictures(lambda ref: collections[ref.collection].read(ref))
     collections.extend(_open_collections(index, list(folders), model, pictures))
@@ -127,6 +128,7 @@ def serve(
             auth_file=auth_file,
             title="The search page",
             open_browser=open_browser,
+            forwarded_allow_ips=forwarded_allow_ips,
         )
     finally:
         for collection in collections:
