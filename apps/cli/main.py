@@ -217,6 +217,12 @@ _ProxiesOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _proxies(given: str) -> dict[str, str]:
+    return {"forwarded_allow_ips": given} if given else {}
+
+
 _OpenOption = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 
 
@@ -269,8 +275,10 @@ def demo_search(
 ) -> None:
     """Serve the search page until Ctrl-C.
 
-    Without folders it shows a sample gallery of free photos. It listens on this machine alone
-    unless --host says otherwise.
+    Without folders it shows a sample gallery of free photos; what is taught there lies in the
+    profile "demo" (`enn search history --profile demo`, `forget --profile demo`) and changes no
+    search of yours. On your own folders "default" learns, as with `enn search teach`. The page
+    listens on this machine alone unless --host says otherwise.
     """
     from apps.web.search.serve import serve
 
@@ -282,7 +290,7 @@ def demo_search(
         auth_file=auth_file,
         open_browser=open_browser,
         model=model,
-        forwarded_allow_ips=forwarded_allow_ips,
+        **_proxies(forwarded_allow_ips),
     )
 
 
@@ -323,7 +331,8 @@ def demo_brain(
 
     Upload a T1-weighted scan, see its predicted age with an interval, and tell true ages to adapt
     the model to a scanner. It listens on this machine alone unless --host says otherwise. Scans are
-    deleted with the session; what is taught stays in its profile.
+    deleted with the session: 90 seconds after its tab is closed, two hours after its last request.
+    What is taught stays in its profile.
     """
     from apps.web.brain.serve import serve
 
@@ -333,5 +342,5 @@ def demo_brain(
         port=port,
         auth_file=auth_file,
         open_browser=open_browser,
-        forwarded_allow_ips=forwarded_allow_ips,
+        **_proxies(forwarded_allow_ips),
     )

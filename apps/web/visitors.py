@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from apps.web.limits import OPEN_PROFILES, PROFILES_EACH
 from apps.web.turns import Seat
-from enn_core.lessons.places import LOCAL, ProfileError, check_name, list_journals
+from enn_core.lessons.places import DEFAULT, LOCAL, ProfileError, check_name, list_journals
 from enn_core.lessons.profile import Profile
 
 __all__ = [
@@ -140,14 +140,27 @@ class Shelf(Generic[M, P]):
     Args:
         journal_of: file name of the journals of a model's profiles.
         open_profile: opens the profile (model, name, scope=...), like `Teacher.open`.
+        default: the profile of who names none. Where it is not the usual one, the usual one is
+            out of reach: what is tried out in a demo must not change the user's own searches.
     """
 
-    def __init__(self, journal_of: Callable[[M], str], open_profile: Callable[..., P]) -> None:
+    def __init__(
+        self,
+        journal_of: Callable[[M], str],
+        open_profile: Callable[..., P],
+        *,
+        default: str = DEFAULT,
+    ) -> None:
+        self.default = default
         self._journal_of = journal_of
         self._open_profile = open_profile
         self._journals: dict[int, tuple[M, str]] = {}  # by the id of a model, which so stays
         self._open: OrderedDict[tuple[str, str, str], P] = OrderedDict()
         self._lock = threading.Lock()
+
+    def called(self, profile: str) -> str:
+        """The profile that a name stands for here."""
+        return self.default if profile == DEFAULT else profile
 
     def get(self, model: M, scope: str, profile: str) -> P:
         """A profile of a model; nothing is written until it is taught something.
@@ -156,6 +169,7 @@ class Shelf(Generic[M, P]):
             ProfileError: the name cannot be a profile's, or there are too many already.
             RuntimeError, ValueError, OSError: what was taught cannot be read.
         """
+        profile = self.called(profile)
         key = (scope, profile, self._journal(model))
         with self._lock:
             if not isinstance(profile, str) or key not in self._open:  # strangers send anything
@@ -175,7 +189,8 @@ class Shelf(Generic[M, P]):
 
     def names(self, model: M, scope: str | None) -> list[str]:
         """Profiles that were taught something, in alphabetical order; nobody (None) has any."""
-        return list_journals(self._journal(model), scope) if scope is not None else []
+        names = list_journals(self._journal(model), scope) if scope is not None else []
+        return [name for name in names if self.called(name) == name]
 
     def _journal(self, model: M) -> str:
         """`journal_of`, asked once: a server's models are few and never change."""

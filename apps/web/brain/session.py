@@ -48,7 +48,7 @@ __all__ = [
     "clean_label",
 ]
 
-IDLE_SECONDS = 2 * 3600.0  # without any request; README.md tells it
+IDLE_SECONDS = 2 * 3600.0  # without any request; the help of `enn demo brain` tells it
 CLOSED_SECONDS = 90.0  # a tab that is loaded again comes back within these
 
 State = Literal["waiting", "working", "ready", "failed"]
