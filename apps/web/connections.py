@@ -145,7 +145,7 @@ class _Connection(H11Protocol):
     @property
     def arrives(self) -> bool:
         """Whether the body of a request has been on its way for a while."""
-        return not self.idle and self.cycle.more_body and self.loop.time() - self.since > 1.0
+        return not self.idle and self.cycle.more_body and self.loop.time() - self.since > 0.2
 
     @property
     def rate(self) -> float:
@@ -195,6 +195,9 @@ class _Connection(H11Protocol):
         super().resume_writing()
         if not self.idle:
             self._unwatch()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: the request is answered like any other, and strangers write no log."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()

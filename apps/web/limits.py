@@ -48,6 +48,7 @@ __all__ = [
     "SESSIONS_EACH",
     "SESSIONS_NEAR",
     "STREAM_SECONDS",
+    "THREADS",
     "WAITING_EACH",
     "WAITING_SCANS",
     "Arriving",
@@ -65,6 +66,7 @@ READ_SECONDS = 30.0  # for a piece of an answer to be read
 READ_RATE = 1024  # bytes per second of it
 REQUEST_BYTES = 2**20  # of a request that brings no file
 LARGE_REQUESTS = 8  # larger ones that are worked on at once, once they are here
+THREADS = 16  # of the server's 40, for pictures and files that take a while
 BODY_SECONDS = 30.0  # for a body to arrive, and more for what has come at
 BODY_RATE = 16 * 1024  # bytes per second
 STREAM_SECONDS = 1800.0  # for a whole body

@@ -32,7 +32,9 @@ from apps.web.limits import (
     CONNECTIONS_EACH,
     LARGE_REQUESTS,
     REQUEST_BYTES,
+    THREADS,
     Arriving,
+    Held,
     Refusal,
     hold,
 )
@@ -83,6 +85,7 @@ class Route:
         stream: hand the body on piece by piece as it arrives; its length has to be told before.
         forever: what it serves never changes under the same name, so browsers may keep it.
         public: answer without a password, even when the server has an auth file.
+        turns: answering takes a thread for a while, which visitors take in turns.
         begins_visit: a browser that is not known yet may be given its cookie with the answer.
     """
 
@@ -93,6 +96,7 @@ class Route:
     stream: bool = False
     forever: bool = False
     public: bool = False
+    turns: bool = False
     begins_visit: bool = False
 
 
@@ -210,7 +214,8 @@ class Guard:
         self.visitors = visitors or Visitors(passwords=users is not None)
         self.routes = [(route, re.compile(route.pattern)) for route in routes]
         self.hosts = hosts
-        self.large_requests = Places(LARGE_REQUESTS)
+        self.large_requests = Places(LARGE_REQUESTS)  # bounds the memory that uploads take
+        self.threads = Places(THREADS)
         self.arriving = Arriving()
         self.open_requests: Counter[str] = Counter()  # by network
         self.digests = (
@@ -270,28 +275,29 @@ class Guard:
             return
         route = refusal
         scope = remember(scope, visitor)
-        if scope["method"] != "POST":
-            await self.app(scope, receive, send_safely)
-            return
-        held = await hold(
-            scope,
-            receive,
-            route.max_body,
-            stream=route.stream,
-            json_body=route.json_body,
-            arriving=self.arriving,
-            network=network,
-        )
+        held: Held | Refusal = Held(scope, receive)
+        if scope["method"] == "POST":
+            held = await hold(
+                scope,
+                receive,
+                route.max_body,
+                stream=route.stream,
+                json_body=route.json_body,
+                arriving=self.arriving,
+                network=network,
+            )
         if isinstance(held, Refusal):
             await held.answer(scope, receive, send_safely)
             return
+        places = self.threads if route.turns else None
+        if route.max_body > REQUEST_BYTES and not route.stream:
+            places = self.large_requests  # and only now that the body is here
         try:
-            if route.max_body > REQUEST_BYTES and not route.stream:
-                # Bounds the memory that uploads can take, and only once they are here.
-                async with self.large_requests.place(visitor.seat) as taken:
-                    place.push(taken)
-                    await self.app(held.scope, held.receive, send_safely)
-            else:
+            if places is None:
+                await self.app(held.scope, held.receive, send_safely)
+                return
+            async with places.place(visitor.seat) as taken:
+                place.push(taken)
                 await self.app(held.scope, held.receive, send_safely)
         finally:
             held.let_go()
@@ -469,6 +475,7 @@ def configuration(guarded: Guard, proxies: Proxies, **bounds: Any) -> uvicorn.Co
         access_log=False,
         server_header=False,
         http=Connections(proxies=proxies, **bounds).protocol(),
+        ws="none",
         proxy_headers=bool(proxies.given),
         forwarded_allow_ips=proxies.given,
         lifespan="on",

@@ -39,8 +39,8 @@ BRAIN_ROUTES: tuple[Route, ...] = (
     Route("GET", rf"/brain/{NIIVUE}".replace(".", r"\."), forever=True),
     Route("POST", rf"/brain/uploads/{_SESSION}", max_body=SCAN_BYTES, stream=True),
     Route("GET", rf"/brain/files/{_SESSION}/\d{{1,6}}/(?:{HEAD}|{BRAIN}|{EXPLANATION}|{PLANES})"),
-    Route("GET", rf"/brain/tables/{_SESSION}"),
-    Route("GET", _PROFILE),
+    Route("GET", rf"/brain/tables/{_SESSION}", turns=True),
+    Route("GET", _PROFILE, turns=True),
     Route("POST", _PROFILE, max_body=BRAIN_LESSONS_BYTES, stream=True),
 )
 
