@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from gradio.queueing import Queue
+from gradio.server_messages import EventMessage, ServerMessage
 
 from apps.web.limits import QUEUED, QUEUED_EACH
 from apps.web.turns import Seat, TooMany, Turns, check_share
@@ -17,16 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["FairQueue", "share_queue"]
 
 
+_REMEMBERED = 2000
+_CLOSING_SECONDS = 0.25  # within which a tab may still have to hear that its stream is closed
+_LATER_SECONDS = 0.05
+
+
 class FairQueue(Queue):
     """Holds what visitors wait for to their share, and takes it in turns."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._turns = Turns()
+        self._answered: OrderedDict[str, float] = OrderedDict()  # by tab: its last answer
 
     async def push(self, body: Any, request: Any, username: str | None) -> Any:
         """Puts an event in line, or refuses it."""
-        seat = _seat(request, body.session_hash)
+        tab = body.session_hash
+        seat = _seat(request, tab)
         events = [e for line in self.event_queue_per_concurrency_id.values() for e in line.queue]
         each = QUEUED // 2 if visitor_of(request).scope == LOCAL else QUEUED_EACH
         try:
@@ -35,7 +46,23 @@ class FairQueue(Queue):
             )
         except TooMany as error:
             return False, str(error), "queue_full"
-        return await super().push(body, request, username)
+        # The stream of a tab is closed with the last answer that it waits for. A tab that hears
+        # first that its next event is in line waits for its answer on the stream that closes.
+        last = self._answered.get(tab, -1.0)
+        closing = not self.pending_event_ids_session.get(tab)
+        pushed = await super().push(body, request, username)
+        if closing and time.monotonic() - last < _CLOSING_SECONDS:
+            await asyncio.sleep(_LATER_SECONDS)
+        return pushed
+
+    def send_message(self, event: Event, event_message: EventMessage) -> None:
+        """Sends a message to a tab."""
+        super().send_message(event, event_message)
+        if event_message.msg == ServerMessage.process_completed:
+            self._answered[event.session_hash] = time.monotonic()
+            self._answered.move_to_end(event.session_hash)
+            while len(self._answered) > _REMEMBERED:
+                self._answered.popitem(last=False)
 
     def get_events(self) -> Any:
         """The next events to work on."""
