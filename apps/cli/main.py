@@ -208,6 +208,21 @@ _HostOption = Annotated[str, typer.Option(metavar="ADDRESS", help="Address to li
 _PortOption = Annotated[
     int, typer.Option(metavar="PORT", min=0, max=65535, help="0 takes any free port.")
 ]
+_ProxiesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESSES",
+        envvar="FORWARDED_ALLOW_IPS",
+        help="Proxies that are trusted to tell whom they ask for: 192.0.2.7,10.0.0.0/8.",
+        show_default=False,
+    ),
+]
+
+
+def _proxies(given: str) -> dict[str, str]:
+    return {"forwarded_allow_ips": given} if given else {}
+
+
 _OpenOption = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 
 
@@ -256,11 +271,14 @@ def demo_search(
         ),
     ] = None,
     open_browser: _OpenOption = False,
+    forwarded_allow_ips: _ProxiesOption = "",
 ) -> None:
     """Serve the search page until Ctrl-C.
 
-    Without folders it shows a sample gallery of free photos. It listens on this machine alone
-    unless --host says otherwise.
+    Without folders it shows a sample gallery of free photos; what is taught there lies in the
+    profile "demo" (`enn search history --profile demo`, `forget --profile demo`) and changes no
+    search of yours. On your own folders "default" learns, as with `enn search teach`. The page
+    listens on this machine alone unless --host says otherwise.
     """
     from apps.web.search.serve import serve
 
@@ -272,6 +290,7 @@ def demo_search(
         auth_file=auth_file,
         open_browser=open_browser,
         model=model,
+        **_proxies(forwarded_allow_ips),
     )
 
 
@@ -306,13 +325,22 @@ def demo_brain(
         ),
     ] = None,
     open_browser: _OpenOption = False,
+    forwarded_allow_ips: _ProxiesOption = "",
 ) -> None:
     """Serve the brain-age page until Ctrl-C. Research use, not a medical device.
 
     Upload a T1-weighted scan, see its predicted age with an interval, and tell true ages to adapt
     the model to a scanner. It listens on this machine alone unless --host says otherwise. Scans are
-    deleted with the session; what is taught stays in its profile.
+    deleted with the session: 90 seconds after its tab is closed, two hours after its last request.
+    What is taught stays in its profile.
     """
     from apps.web.brain.serve import serve
 
-    serve(model, host=host, port=port, auth_file=auth_file, open_browser=open_browser)
+    serve(
+        model,
+        host=host,
+        port=port,
+        auth_file=auth_file,
+        open_browser=open_browser,
+        **_proxies(forwarded_allow_ips),
+    )

@@ -6,9 +6,12 @@ Whoever wants to raise a limit finds its number here; the pages tell browsers th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -18,9 +21,14 @@ __all__ = [
     "API_CHARACTERS",
     "API_IDS",
     "API_RESULTS",
+    "ARRIVING_BYTES",
+    "BODY_RATE",
     "BODY_SECONDS",
     "BRAIN_LESSONS_BYTES",
     "CAPTION_LINES",
+    "CONNECTIONS",
+    "CONNECTIONS_EACH",
+    "HEAD_SECONDS",
     "LARGE_REQUESTS",
     "MARKED_PICTURES",
     "OPEN_PROFILES",
@@ -28,23 +36,43 @@ __all__ = [
     "PICTURE_PIXELS",
     "PROFILES_EACH",
     "QUERY_CHARACTERS",
+    "QUEUED",
+    "QUEUED_EACH",
+    "READ_RATE",
+    "READ_SECONDS",
     "REQUEST_BYTES",
     "SCANS_EACH",
     "SCAN_BYTES",
     "SEARCH_LESSONS_BYTES",
     "SESSIONS",
+    "SESSIONS_EACH",
+    "SESSIONS_NEAR",
     "STREAM_SECONDS",
+    "THREADS",
+    "WAITING_EACH",
     "WAITING_SCANS",
+    "Arriving",
+    "Held",
     "Refusal",
     "hold",
 ]
 
-# --- requests ------------------------------------------------------------------------------------
+# --- connections and requests ---------------------------------------------------------------------
 
+CONNECTIONS = 1024  # open at once
+CONNECTIONS_EACH = 128  # from one network
+HEAD_SECONDS = 10.0  # for a request's head to arrive
+READ_SECONDS = 30.0  # for a piece of an answer to be read
+READ_RATE = 1024  # bytes per second of it
 REQUEST_BYTES = 2**20  # of a request that brings no file
-LARGE_REQUESTS = 8  # larger ones held in memory at once
-BODY_SECONDS = 30  # for a whole body to arrive, or the next piece of one that is streamed
-STREAM_SECONDS = 1800  # for a whole body that is streamed
+LARGE_REQUESTS = 8  # larger ones that are worked on at once, once they are here
+THREADS = 16  # of the server's 40, for pictures and files that take a while
+BODY_SECONDS = 30.0  # for a body to arrive, and more for what has come at
+BODY_RATE = 16 * 1024  # bytes per second
+STREAM_SECONDS = 1800.0  # for a whole body
+ARRIVING_BYTES = 2**30  # of bodies that are not worked on yet; half of them from one network
+QUEUED = 128  # clicks and searches that wait
+QUEUED_EACH = 16  # of one visitor of a server that others can reach
 
 # --- files that visitors upload -------------------------------------------------------------------
 
@@ -59,8 +87,11 @@ BRAIN_LESSONS_BYTES = 256 * 2**20  # some 300 lessons
 # --- scans and profiles that a server keeps -------------------------------------------------------
 
 SESSIONS = 64
+SESSIONS_EACH = 32  # of one visitor of a server that others can reach
+SESSIONS_NEAR = 48  # of one network
 SCANS_EACH = 40  # of a session
 WAITING_SCANS = 24  # of all sessions
+WAITING_EACH = 8  # of one visitor of a server that others can reach
 PROFILES_EACH = 50  # of one visitor of a server that others can reach
 OPEN_PROFILES = 64  # of all visitors; a lesson about a scan takes most of 1 MB of memory
 
@@ -98,30 +129,132 @@ class Refusal:
         )
 
 
+_SHORT = 64 * 1024  # bytes of a body that memory keeps while it arrives
+_NO_ROOM = Refusal(503, "Too much is being uploaded at the moment; try again in a minute.")
+
+
+class Arriving:
+    """Counts the bytes of bodies that are kept while they arrive.
+
+    Args:
+        most: bytes of all; half of them from one network.
+    """
+
+    def __init__(self, most: int = ARRIVING_BYTES) -> None:
+        self._most = most
+        self._kept: dict[str, int] = {}
+
+    def change(self, network: str, size: int) -> bool:
+        """Adds `size` bytes, which may be negative; whether they are within bounds."""
+        kept = self._kept.pop(network, 0) + size
+        if kept:
+            self._kept[network] = kept
+        return kept <= self._most // 2 and sum(self._kept.values()) <= self._most
+
+
+@dataclass(frozen=True)
+class Held:
+    """A request within its limits: what to hand on, and what lets go of its body."""
+
+    scope: Scope
+    receive: Receive
+    let_go: Callable[[], None] = lambda: None
+
+
 async def hold(
-    scope: Scope, receive: Receive, max_body: int, *, stream: bool = False, json_body: bool = False
-) -> tuple[Scope, Receive] | Refusal:
+    scope: Scope,
+    receive: Receive,
+    max_body: int,
+    *,
+    stream: bool = False,
+    json_body: bool = False,
+    arriving: Arriving | None = None,
+    network: str = "",
+) -> Held | Refusal:
     """Holds a request's body to its limits.
+
+    A body that is not streamed is in a temporary file when this returns, and read from it when it
+    is asked for: what only trickles in takes no memory and no place.
 
     Args:
         scope, receive: of the request.
         max_body: bytes.
         stream, json_body: see `apps.web.server.Route`.
+        arriving: counts bodies that are kept.
+        network: where it comes from.
 
     Returns:
         What to hand on in their place, or why the request is refused.
     """
     if stream:
-        return _check_length(scope, max_body) or (scope, _in_time(receive))
-    body = await _read_body(receive, scope, max_body)
-    if json_body and isinstance(body, bytes):
-        body = _plain_json(body)
-    if isinstance(body, Refusal):
-        return body
+        return _check_length(scope, max_body) or Held(scope, _in_time(receive))
+    arriving = arriving or Arriving()
+    kept = _Kept(arriving, network)
+    try:
+        refused = await _keep_body(kept, receive, scope, max_body)
+        if refused is None and json_body:
+            refused = kept.as_json()
+    except BaseException:
+        kept.close()
+        raise
+    if refused is not None:
+        kept.close()
+        return refused
     drop = {b"content-length", b"transfer-encoding"}
-    kept = [(name, value) for name, value in scope["headers"] if name.lower() not in drop]
-    headers = [*kept, (b"content-length", str(len(body)).encode())]
-    return {**scope, "headers": headers}, _replay(body, receive)
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in drop]
+    headers = [*headers, (b"content-length", str(kept.size).encode())]
+    return Held({**scope, "headers": headers}, _replay(kept, receive), kept.close)
+
+
+class _Kept:
+    """A body in a temporary file, or in memory while it is short."""
+
+    def __init__(self, arriving: Arriving, network: str) -> None:
+        self.size = 0
+        self._arriving = arriving
+        self._network = network
+        self._file: IO[bytes] | None = tempfile.SpooledTemporaryFile(_SHORT)  # noqa: SIM115
+
+    def add(self, piece: bytes) -> bool:
+        """Whether there was room for it."""
+        self.size += len(piece)
+        if self._file is None or not self._arriving.change(self._network, len(piece)):
+            return False
+        self._file.write(piece)
+        return True
+
+    def rewind(self) -> None:
+        """The body is whole; raises OSError if the disk is full."""
+        if self._file is not None:
+            self._file.seek(0)
+
+    def take(self) -> bytes:
+        """The whole body; it is kept no longer."""
+        if self._file is None:
+            return b""
+        body = self._file.read()
+        self.close()
+        return body
+
+    def as_json(self) -> Refusal | None:
+        """Writes it anew, see `_plain_json`."""
+        body = _plain_json(self.take())
+        if isinstance(body, Refusal):
+            return body
+        self.size = 0
+        self._file = tempfile.SpooledTemporaryFile(_SHORT)  # noqa: SIM115
+        if not self.add(body):
+            return _NO_ROOM
+        self.rewind()
+        return None
+
+    def close(self) -> None:
+        """Deletes it."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+            self._arriving.change(self._network, -self.size)
 
 
 def _too_large(max_body: int) -> Refusal:
@@ -144,9 +277,29 @@ def _check_length(scope: Scope, max_body: int) -> Refusal | None:
     return _too_large(max_body) if length > max_body else None
 
 
+class _Patience:
+    """How long the next piece of a body may take: all of it, at BODY_RATE after BODY_SECONDS."""
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._waited = 0.0
+        self._end = asyncio.get_running_loop().time() + STREAM_SECONDS
+
+    async def next(self, receive: Receive) -> Message:
+        """The next piece; raises TimeoutError."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        left = BODY_SECONDS + self._received / BODY_RATE - self._waited
+        async with asyncio.timeout(max(0.0, min(left, self._end - began, BODY_SECONDS))):
+            message = await receive()
+        self._waited += loop.time() - began
+        self._received += len(message.get("body", b""))
+        return message
+
+
 def _in_time(receive: Receive) -> Receive:
-    """Ends a body that stalls or takes too long, as if the sender had gone."""
-    end = asyncio.get_running_loop().time() + STREAM_SECONDS
+    """Ends a body that stalls, trickles or takes too long, as if the sender had gone."""
+    patience = _Patience()
     whole = False
 
     async def next_piece() -> Message:
@@ -154,9 +307,7 @@ def _in_time(receive: Receive) -> Receive:
         if whole:
             return await receive()
         try:
-            left = end - asyncio.get_running_loop().time()
-            async with asyncio.timeout(min(BODY_SECONDS, max(0.0, left))):
-                message = await receive()
+            message = await patience.next(receive)
         except TimeoutError:
             return {"type": "http.disconnect"}
         whole = message["type"] != "http.request" or not message.get("more_body")
@@ -165,28 +316,29 @@ def _in_time(receive: Receive) -> Receive:
     return next_piece
 
 
-async def _read_body(receive: Receive, scope: Scope, max_body: int) -> bytes | Refusal:
-    """The whole body, at most `max_body` bytes of it and within BODY_SECONDS."""
-    too_large = _too_large(max_body)
+async def _keep_body(kept: _Kept, receive: Receive, scope: Scope, max_body: int) -> Refusal | None:
+    """Keeps the whole body, at most `max_body` bytes of it, or tells what is wrong with it."""
     if (_length(scope) or 0) > max_body:
-        return too_large
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return Refusal(400, "The request ended early.")
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > max_body:
-                    return too_large
-                if not message.get("more_body"):
-                    break
-    except TimeoutError:
-        return Refusal(408, "The request took too long to arrive.")
-    return b"".join(parts)
+        return _too_large(max_body)
+    patience = _Patience()
+    while True:
+        try:
+            message = await patience.next(receive)
+        except TimeoutError:
+            return Refusal(408, "The request took too long to arrive.")
+        if message["type"] == "http.disconnect":
+            return Refusal(400, "The request ended early.")
+        piece = message.get("body", b"")
+        if kept.size + len(piece) > max_body:
+            return _too_large(max_body)
+        try:
+            if not kept.add(piece):
+                return _NO_ROOM
+            if not message.get("more_body"):
+                kept.rewind()
+                return None
+        except OSError:
+            return Refusal(503, "The server's disk is full.")
 
 
 def _plain_json(body: bytes) -> bytes | Refusal:
@@ -212,7 +364,7 @@ def _plain_json(body: bytes) -> bytes | Refusal:
         return Refusal(400, "The request is not valid JSON.")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _replay(kept: _Kept, receive: Receive) -> Receive:
     sent = False
 
     async def replay() -> Message:
@@ -220,6 +372,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         if sent:
             return await receive()
         sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": kept.take(), "more_body": False}
 
     return replay

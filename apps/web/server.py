@@ -21,18 +21,32 @@ import stat
 import sys
 import threading
 import webbrowser
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.web.limits import LARGE_REQUESTS, REQUEST_BYTES, Refusal, hold
-from apps.web.visitors import Visitor, Visitors, remember
+from apps.web.limits import (
+    CONNECTIONS_EACH,
+    LARGE_REQUESTS,
+    REQUEST_BYTES,
+    THREADS,
+    Arriving,
+    Held,
+    Refusal,
+    hold,
+)
+from apps.web.turns import Places
+from apps.web.visitors import Visitor, Visitors, network_of, remember
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from apps.web.connections import Proxies
 
 __all__ = [
     "GRADIO_ROUTES",
@@ -41,6 +55,7 @@ __all__ = [
     "Route",
     "ServerError",
     "check_port",
+    "configuration",
     "mount_page",
     "prepare_environment",
     "read_auth_file",
@@ -70,6 +85,7 @@ class Route:
         stream: hand the body on piece by piece as it arrives; its length has to be told before.
         forever: what it serves never changes under the same name, so browsers may keep it.
         public: answer without a password, even when the server has an auth file.
+        turns: answering takes a thread for a while, which visitors take in turns.
         begins_visit: a browser that is not known yet may be given its cookie with the answer.
     """
 
@@ -80,6 +96,7 @@ class Route:
     stream: bool = False
     forever: bool = False
     public: bool = False
+    turns: bool = False
     begins_visit: bool = False
 
 
@@ -197,7 +214,10 @@ class Guard:
         self.visitors = visitors or Visitors(passwords=users is not None)
         self.routes = [(route, re.compile(route.pattern)) for route in routes]
         self.hosts = hosts
-        self.large_requests = asyncio.Semaphore(LARGE_REQUESTS)
+        self.large_requests = Places(LARGE_REQUESTS)  # bounds the memory that uploads take
+        self.threads = Places(THREADS)
+        self.arriving = Arriving()
+        self.open_requests: Counter[str] = Counter()  # by network
         self.digests = (
             None
             if users is None
@@ -210,18 +230,34 @@ class Guard:
             return
         if scope["type"] != "http":  # no page of ours uses websockets
             return
+        network = network_of(scope["client"][0]) if scope.get("client") else ""
+        self.open_requests[network] += 1
+        try:
+            await self._answer(scope, receive, send, network)
+        finally:
+            self.open_requests[network] -= 1
+            if not self.open_requests[network]:
+                del self.open_requests[network]
 
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, network: str) -> None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         login = self._login(headers.get(b"authorization", ""))
         refusal = self._refusal(scope, headers, login)
+        # Connections are counted before; these may share one, through a proxy.
+        if self.open_requests[network] > CONNECTIONS_EACH:
+            refusal = Refusal(503, "Too many requests from your network are open; try again.")
         keep = isinstance(refusal, Route) and refusal.forever
         visitor = Visitor(None)
         if isinstance(refusal, Route):
-            visitor = self.visitors.identify(login, headers, page=refusal.begins_visit)
+            visitor = self.visitors.identify(
+                login, headers, page=refusal.begins_visit, network=network
+            )
         cookie = visitor.set_cookie
+        place = contextlib.ExitStack()
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
+                place.close()  # however slowly the answer is read
                 added = list(SECURITY_HEADERS)
                 if cookie:
                     added.append((b"set-cookie", cookie.encode()))
@@ -239,18 +275,32 @@ class Guard:
             return
         route = refusal
         scope = remember(scope, visitor)
-        large = route.max_body > REQUEST_BYTES and not route.stream
-        # Bounds the memory that uploads can take.
-        async with self.large_requests if large else contextlib.nullcontext():
-            if scope["method"] == "POST":
-                held = await hold(
-                    scope, receive, route.max_body, stream=route.stream, json_body=route.json_body
-                )
-                if isinstance(held, Refusal):
-                    await held.answer(scope, receive, send_safely)
-                    return
-                scope, receive = held
-            await self.app(scope, receive, send_safely)
+        held: Held | Refusal = Held(scope, receive)
+        if scope["method"] == "POST":
+            held = await hold(
+                scope,
+                receive,
+                route.max_body,
+                stream=route.stream,
+                json_body=route.json_body,
+                arriving=self.arriving,
+                network=network,
+            )
+        if isinstance(held, Refusal):
+            await held.answer(scope, receive, send_safely)
+            return
+        places = self.threads if route.turns else None
+        if route.max_body > REQUEST_BYTES and not route.stream:
+            places = self.large_requests  # and only now that the body is here
+        try:
+            if places is None:
+                await self.app(held.scope, held.receive, send_safely)
+                return
+            async with places.place(visitor.seat) as taken:
+                place.push(taken)
+                await self.app(held.scope, held.receive, send_safely)
+        finally:
+            held.let_go()
 
     def _refusal(
         self, scope: Scope, headers: Mapping[bytes, str], login: str | None
@@ -304,10 +354,14 @@ def mount_page(app: FastAPI, page: Any, *, theme: Any, head: str) -> FastAPI:
 
     Args:
         app: with the page's own routes.
-        page: `gradio.Blocks`.
+        page: `gradio.Blocks`; its queue is shared out among visitors.
         theme, head: see `gradio.mount_gradio_app`.
     """
     import gradio as gr
+
+    from apps.web.queue import share_queue
+
+    share_queue(page)
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -331,8 +385,11 @@ def mount_page(app: FastAPI, page: Any, *, theme: Any, head: str) -> FastAPI:
     )
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises ServerError if the address cannot be listened on; for a check before slow work."""
+def check_port(host: str, port: int, forwarded_allow_ips: str = "") -> None:
+    """Raises what `run` would of addresses; for a check before slow work."""
+    from apps.web.connections import Proxies
+
+    Proxies(forwarded_allow_ips)
     _listen(host, port).close()
 
 
@@ -346,6 +403,7 @@ def run(
     title: str = "The page",
     visitors_can: str = "search, see these pictures and teach",
     open_browser: bool = False,
+    forwarded_allow_ips: str = "",
 ) -> None:
     """Serves `app` until Ctrl+C; returns when the server has stopped.
 
@@ -358,13 +416,19 @@ def run(
         title: how the page is called in the line printed on stdout.
         visitors_can: what the warning says of a server that is open to others.
         open_browser: open the page in the default browser once it answers.
+        forwarded_allow_ips: proxies that are trusted to tell whom they ask for, see
+            `apps.web.connections.Proxies`.
 
     Raises:
         ServerError: port taken, address not of this machine, and the like.
+        ValueError: the proxies are no addresses.
         AuthFileError: unusable auth file.
     """
     import uvicorn
 
+    from apps.web.connections import Proxies
+
+    proxies = Proxies(forwarded_allow_ips)
     users = read_auth_file(auth_file) if auth_file is not None else None
     local = _is_loopback(host)
     if not local and users is None:
@@ -388,21 +452,38 @@ def run(
                 if open_browser:
                     threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-    config = uvicorn.Config(
+    config = configuration(guarded, proxies)
+    with listener, contextlib.suppress(KeyboardInterrupt):
+        Announcing(config).run(sockets=[listener])
+
+
+def configuration(guarded: Guard, proxies: Proxies, **bounds: Any) -> uvicorn.Config:
+    """How uvicorn serves what is behind a guard.
+
+    Args:
+        guarded: the guard.
+        proxies: that are trusted to tell whom they ask for.
+        bounds: others than usual, see `apps.web.connections.Connections`.
+    """
+    import uvicorn
+
+    from apps.web.connections import Connections
+
+    return uvicorn.Config(
         guarded,
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        http=Connections(proxies=proxies, **bounds).protocol(),
+        ws="none",
+        proxy_headers=bool(proxies.given),
+        forwarded_allow_ips=proxies.given,
         lifespan="on",
-        limit_concurrency=256,
         timeout_keep_alive=10,
         # Open event streams never end by themselves.
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    with listener, contextlib.suppress(KeyboardInterrupt):
-        Announcing(config).run(sockets=[listener])
 
 
 def _digest(text: str) -> bytes:

@@ -14,6 +14,7 @@ from apps.web import server
 from apps.web.brain.serve import create_app, offered_scans, routes
 from apps.web.brain.session import Desk, Sessions
 from apps.web.brain.worker import Worker
+from apps.web.connections import Proxies
 from apps.web.visitors import Visitors
 from neuro.age.calibrate import Conformal
 from neuro.age.model import features_of
@@ -60,7 +61,7 @@ class LiveBrainServer:
         guarded = server.Guard(app, routes=routes(), users=users, visitors=visitors)
         self._listener = server._listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
-        config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1)
+        config = server.configuration(guarded, Proxies())
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True

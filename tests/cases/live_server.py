@@ -9,6 +9,7 @@ from pathlib import Path
 import uvicorn
 
 from apps.web import server
+from apps.web.connections import Proxies
 from apps.web.search.collection import Collection
 from apps.web.search.pictures import PICTURE_ROUTES, Pictures, Uploads
 from apps.web.search.profile_files import TEACHING_ROUTES
@@ -59,7 +60,7 @@ class LiveServer:
         self._listener = server._listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
         self._searcher = searcher
-        config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1)
+        config = server.configuration(guarded, Proxies())
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True

@@ -16,12 +16,14 @@ window.enn = (() => {
     document.body.classList.toggle("dark", dark);
   };
 
-  // The profile is remembered by the browser.
+  // The profile is remembered by the browser, for the demo apart from other pages of this address.
+  const usual = document.querySelector('meta[name="enn-profile"]')?.content || "default";
+  const place = usual === "default" ? "enn-profile" : `enn-profile-${usual}`;
   const profile = () => {
-    try { return localStorage.getItem("enn-profile") || ""; } catch { return ""; }
+    try { return localStorage.getItem(place) || ""; } catch { return ""; }
   };
   const remember = (name) => {
-    try { localStorage.setItem("enn-profile", name); } catch { /* private mode */ }
+    try { localStorage.setItem(place, name); } catch { /* private mode */ }
   };
 
   // Tells screen readers; the region has to be there before its text.

@@ -39,14 +39,16 @@ BRAIN_ROUTES: tuple[Route, ...] = (
     Route("GET", rf"/brain/{NIIVUE}".replace(".", r"\."), forever=True),
     Route("POST", rf"/brain/uploads/{_SESSION}", max_body=SCAN_BYTES, stream=True),
     Route("GET", rf"/brain/files/{_SESSION}/\d{{1,6}}/(?:{HEAD}|{BRAIN}|{EXPLANATION}|{PLANES})"),
-    Route("GET", rf"/brain/tables/{_SESSION}"),
-    Route("GET", _PROFILE),
+    Route("GET", rf"/brain/tables/{_SESSION}", turns=True),
+    Route("GET", _PROFILE, turns=True),
     Route("POST", _PROFILE, max_body=BRAIN_LESSONS_BYTES, stream=True),
 )
 
 # What cannot be done is told in a line fit to show.
 _EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
 _KEEP = {"Cache-Control": "private, max-age=3600"}
+_LOOK_BYTES = 2**24
+_NO_ROOM = "this server has no room for more scans; try again later"
 _FORGET = {"Cache-Control": "no-store"}
 
 
@@ -75,21 +77,24 @@ def add_brain_routes(
     async def upload(token: str, request: Request) -> Response:
         try:
             session = sessions.get(token, visitor_of(request).known())
-            desk.check_room()
-            if int(request.headers.get("content-length", 0)) > sessions.room():
-                raise SessionError("this server has no room for more scans; try again later")
+            desk.check_room(session.seat)
+            left = sessions.room(session.seat)
+            if int(request.headers.get("content-length", 0)) > left:
+                raise SessionError(_NO_ROOM)
             kind = _kind(request.query_params.get("kind", ""))
             scan = session.add(clean_label(request.query_params.get("name", "")), kind)
         except ValueError as error:
             return _problem(error)
         try:
-            await _store(request, scan.source)
-        except (OSError, ClientDisconnect) as error:
+            await _store(request, scan.source, lambda: sessions.room(session.seat))
+            desk.submit(scan)
+        except (OSError, ClientDisconnect, SessionError) as error:
             with contextlib.suppress(SessionError):
                 session.remove(scan.number)
+            if isinstance(error, SessionError):
+                return _problem(error)
             gone = isinstance(error, ClientDisconnect)
             return _problem("the upload ended early" if gone else "the server's disk is full")
-        desk.submit(scan)
         return JSONResponse({"scan": scan.number}, headers=_FORGET)
 
     @app.get("/brain/files/{token}/{number}/{name}")
@@ -130,8 +135,9 @@ def add_brain_routes(
         with tempfile.TemporaryDirectory(dir=sessions.root) as folder:
             path = Path(folder) / "profile"
             try:
-                site = sites.get(desk.brain, visitor_of(request).known(), profile)
-                await _store(request, path)
+                visitor = visitor_of(request)
+                site = sites.get(desk.brain, visitor.known(), profile)
+                await _store(request, path, lambda: sessions.room(visitor.seat))
                 return JSONResponse({"imported": await run_in_threadpool(site.import_, path)})
             except ClientDisconnect:
                 return _problem("the upload ended early")
@@ -139,11 +145,26 @@ def add_brain_routes(
                 return _problem(str(error).replace(str(path), "the file"))
 
 
-async def _store(request: Request, path: Path) -> None:
-    """Writes the body as it arrives. Pieces are small, so the loop hardly waits for the disk."""
+async def _store(request: Request, path: Path, room: Callable[[], int] | None = None) -> None:
+    """Writes the body as it arrives. Pieces are small, so the loop hardly waits for the disk.
+
+    Args:
+        request: with the body.
+        path: a new file.
+        room: bytes that are left; asked now and then, since others upload at the same time.
+
+    Raises:
+        SessionError: no room is left.
+    """
+    written = 0
     with open(path, "xb") as target:
         async for piece in request.stream():
             target.write(piece)
+            written += len(piece)
+            if room is not None and written >= _LOOK_BYTES:
+                written = 0
+                if await run_in_threadpool(room) < 0:
+                    raise SessionError(_NO_ROOM)
 
 
 def _attached(data: str | bytes, kind: str, name: str) -> Response:

@@ -99,7 +99,8 @@ class BrainHandlers:
         except (ValueError, AttributeError):
             token, profile = "", ""
         try:
-            session = self.sessions.open(token, visitor_of(request).known())
+            visitor = visitor_of(request)
+            session = self.sessions.open(token, visitor.known(), visitor.network)
         except EXPECTED as error:
             return notice_html(_line(error), bad=True), *self._nothing(screen)
         self.sessions.enter(str(request.session_hash), session)
@@ -176,17 +177,21 @@ class BrainHandlers:
             offered = self.offered.get(str(_data(event).get("key")))
             if offered is None:
                 raise SessionError("this scan is not offered")
-            self.desk.check_room()
+            self.desk.check_room(session.seat)
             scan = session.add(
                 clean_label(offered.sample.name),
                 offered.kind,  # type: ignore[arg-type]
                 note=offered.sample.note,
                 age=offered.age,
             )
-            shutil.copyfile(offered.path, scan.source)
+            try:
+                shutil.copyfile(offered.path, scan.source)
+                self.desk.submit(scan)
+            except (OSError, SessionError):
+                session.remove(scan.number)
+                raise
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
-        self.desk.submit(scan)
         return self.show(replace(screen, chosen=scan.number), request)
 
     def choose(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
@@ -219,7 +224,6 @@ class BrainHandlers:
             scan = session.get(_number(_data(event).get("scan")))
             if scan.looked is None:
                 raise SessionError("this scan is not ready yet")
-            self.desk.check_room()
             self.desk.explain(scan)
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))

@@ -92,12 +92,13 @@ def serve(
     port: int = 7860,
     auth_file: Path | None = None,
     open_browser: bool = False,
+    forwarded_allow_ips: str = "",
 ) -> None:
     """Loads the model and serves the page until Ctrl+C.
 
     Args:
         model: a file of `enn brain train`. None: the one that comes along.
-        host, port, auth_file, open_browser: see `apps.web.server.run`.
+        host, port, auth_file, open_browser, forwarded_allow_ips: see `apps.web.server.run`.
 
     Raises:
         ValueError: no brain-age model.
@@ -105,7 +106,7 @@ def serve(
     """
     if auth_file is not None:
         server.read_auth_file(auth_file, warn=lambda _: None)  # fail before the slow part
-    server.check_port(host, port)
+    server.check_port(host, port, forwarded_allow_ips)
     _say("Loading the model…")
     from apps.web.brain.session import Desk, Sessions
     from neuro.age.predict import BrainAge
@@ -125,6 +126,7 @@ def serve(
             title="The brain page",
             visitors_can="upload scans and teach",
             open_browser=open_browser,
+            forwarded_allow_ips=forwarded_allow_ips,
         )
     finally:
         desk.close()

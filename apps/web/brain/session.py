@@ -1,7 +1,8 @@
 """Scans of the visitors of the brain page: in folders of their own, worked on one by one.
 
 A session is what one browser tab has given. Its files lie in one folder, which goes some time after
-the tab was closed, and with the server; those of one scan go when the visitor deletes it.
+the tab was closed or last used, and with the server; those of one scan go when the visitor deletes
+it. No session that holds scans ever goes for a newcomer.
 """
 
 from __future__ import annotations
@@ -12,15 +13,25 @@ import secrets
 import shutil
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from apps.web.brain.worker import EXPLANATION, HEAD, Worker, WorkerError, write_volume
-from apps.web.limits import ALL_SCANS_BYTES, SCANS_EACH, SESSIONS, WAITING_SCANS
+from apps.web.limits import (
+    ALL_SCANS_BYTES,
+    SCANS_EACH,
+    SESSIONS,
+    SESSIONS_EACH,
+    SESSIONS_NEAR,
+    WAITING_EACH,
+    WAITING_SCANS,
+)
 from apps.web.private_folder import make_private_folder
+from apps.web.turns import Seat, TooMany, Turns, check_share
+from enn_core.lessons.places import LOCAL
 
 if TYPE_CHECKING:
     from neuro.age.predict import BrainAge, Seen
@@ -37,11 +48,13 @@ __all__ = [
     "clean_label",
 ]
 
-IDLE_SECONDS = 2 * 3600.0
+IDLE_SECONDS = 2 * 3600.0  # without any request; the help of `enn demo brain` tells it
 CLOSED_SECONDS = 90.0  # a tab that is loaded again comes back within these
 
 State = Literal["waiting", "working", "ready", "failed"]
 STARTING, LOOKING = "starting", "networks"
+_OWN_MACHINE = Seat("", LOCAL)
+_ENDED = "this session has ended; load the page again"
 
 
 class SessionError(ValueError):
@@ -80,6 +93,7 @@ class Scan:
         state: how far the work is.
         steps: of the work, the last one going on.
         error: why it failed.
+        seat: whose it is, for its turn.
         shown: whether the picture of the scan as it came is there.
         looked: what the work gave; there when it is ready.
         explaining: whether its explanation is being computed.
@@ -93,6 +107,7 @@ class Scan:
     source: Path
     note: str = ""
     age: float | None = None
+    seat: Seat = _OWN_MACHINE
     state: State = "waiting"
     steps: list[Step] = field(default_factory=list)
     error: str = ""
@@ -126,21 +141,30 @@ class Session:
         token: the secret that it is known by.
         owner: scope of the visitor it belongs to.
         folder: of its files.
+        network: where the visitor is, see `apps.web.visitors.network_of`.
     """
 
-    def __init__(self, token: str, owner: str, folder: Path) -> None:
+    def __init__(self, token: str, owner: str, folder: Path, network: str = "") -> None:
         self.token = token
-        self.owner = owner
+        self.seat = Seat(network, owner)
         self.folder = folder
         self.scans: dict[int, Scan] = {}
         self.used = time.monotonic()
         self.closed: float | None = None
+        self.ended = False
         self.lock = threading.RLock()
         self._last = 0
+
+    @property
+    def owner(self) -> str:
+        """Scope of the visitor."""
+        return self.seat.visitor
 
     def add(self, label: str, kind: InputKind, *, note: str = "", age: float | None = None) -> Scan:
         """Room for one more scan; its `source` is to be written."""
         with self.lock:
+            if self.ended:
+                raise SessionError(_ENDED)
             if len(self.scans) >= SCANS_EACH:
                 raise SessionError(
                     f"a session holds {SCANS_EACH} scans; remove one, or use `enn brain predict` "
@@ -149,9 +173,26 @@ class Session:
             self._last += 1
             folder = self.folder / str(self._last)
             folder.mkdir(mode=0o700)
-            scan = Scan(self._last, label, kind, folder, folder / "scan", note, age)
+            scan = Scan(self._last, label, kind, folder, folder / "scan", note, age, self.seat)
             self.scans[scan.number] = scan
             return scan
+
+    def end(self, *, empty: bool = False) -> bool:
+        """Takes no more scans and cancels the work on those that are there.
+
+        Args:
+            empty: only if there are none.
+
+        Returns:
+            Whether it has ended.
+        """
+        with self.lock:
+            if empty and self.scans:
+                return False
+            self.ended = True
+            for scan in self.scans.values():
+                scan.cancelled = True
+            return True
 
     def get(self, number: object) -> Scan:
         """A scan; raises SessionError if it is not there."""
@@ -188,19 +229,51 @@ class Sessions:
         self._sweeper = threading.Thread(target=self._sweeps, name="sessions", daemon=True)
         self._sweeper.start()
 
-    def open(self, token: object, owner: str) -> Session:
-        """The visitor's session of that token, or a new one if there is none."""
+    def open(self, token: object, owner: str, network: str = "") -> Session:
+        """The visitor's session of that token, or a new one if there is none.
+
+        Where too many are open, one without scans ends for it.
+
+        Args:
+            token: what the browser remembers.
+            owner, network: see `Session`.
+
+        Raises:
+            SessionError: too many with scans are open.
+        """
         with contextlib.suppress(SessionError):
             return self.get(token, owner)
         with self._lock:
-            if len(self._sessions) >= SESSIONS:
-                oldest = min(self._sessions.values(), key=lambda s: (s.closed is None, s.used))
-                self._drop(oldest)
+            self._make_room(owner, network)
             token = secrets.token_urlsafe(24)
             folder = self.root / secrets.token_hex(8)
             folder.mkdir(mode=0o700)
-            session = self._sessions[token] = Session(token, owner, folder)
+            session = self._sessions[token] = Session(token, owner, folder, network)
             return session
+
+    def _make_room(self, owner: str, network: str) -> None:
+        everyone = list(self._sessions.values())
+        own = [session for session in everyone if session.owner == owner]
+        near = [session for session in everyone if session.seat.network == network]
+        if owner != LOCAL and len(own) >= SESSIONS_EACH:
+            crowd, whose = own, f"you have {len(own)} sessions with scans"
+        elif network and len(near) >= SESSIONS_NEAR:
+            crowd, whose = near, f"{len(near)} sessions of your network hold scans"
+        elif len(everyone) >= SESSIONS:
+            crowd, whose = everyone, f"all {len(everyone)} hold scans"
+        else:
+            return
+        count = Counter(session.seat.network for session in crowd)
+        # Closed tabs first; then where most are, those that nobody has used for longest.
+        crowd.sort(key=lambda s: (s.closed is None, -count[s.seat.network], s.used))
+        for session in crowd:
+            if session.end(empty=True):
+                self._drop(session)
+                return
+        raise SessionError(
+            f"this server has no room for another session: {whose}, and none is ended for another; "
+            "try again later, or close a tab of yours"
+        )
 
     def get(self, token: object, owner: str) -> Session:
         """The visitor's session of that token.
@@ -211,7 +284,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.get(token) if isinstance(token, str) else None
             if session is None or session.owner != owner:
-                raise SessionError("this session has ended; load the page again")
+                raise SessionError(_ENDED)
             session.used, session.closed = time.monotonic(), None
             return session
 
@@ -234,11 +307,20 @@ class Sessions:
         with self._lock:
             self._drop(session)
 
-    def room(self) -> int:
-        """Bytes that may still be uploaded."""
+    def room(self, seat: Seat) -> int:
+        """Bytes that may still be uploaded by somebody: of all, and half of all from elsewhere."""
         with self._lock:
-            folders = [session.folder for session in self._sessions.values()]
-        return ALL_SCANS_BYTES - sum(_size(folder) for folder in folders)
+            sessions = list(self._sessions.values())
+        sizes = [_size(session.folder) for session in sessions]
+        left = ALL_SCANS_BYTES - _size(self.root)  # imports lie there too, while they arrive
+        if seat.visitor == LOCAL:
+            return left
+        near = [s.seat == seat or (s.seat.network == seat.network != "") for s in sessions]
+        return min(
+            left,
+            ALL_SCANS_BYTES // 2
+            - sum(n for n, is_near in zip(sizes, near, strict=True) if is_near),
+        )
 
     def close(self) -> None:
         """Deletes everything."""
@@ -252,8 +334,7 @@ class Sessions:
 
     def _drop(self, session: Session) -> None:
         self._sessions.pop(session.token, None)
-        for scan in session.scans.values():
-            scan.cancelled = True
+        session.end()
         shutil.rmtree(session.folder, ignore_errors=True)
 
     def sweep(self) -> None:
@@ -271,7 +352,7 @@ class Sessions:
 
 
 class Desk:
-    """Works on scans one after the other, whoever's they are.
+    """Works on scans one after the other; visitors take turns.
 
     Args:
         brain: looks at what was prepared.
@@ -281,8 +362,9 @@ class Desk:
     def __init__(self, brain: BrainAge, worker: Worker | None = None) -> None:
         self.brain = brain
         self._worker = worker or Worker()
-        self._jobs: deque[tuple[Scan, Callable[[Scan], None]]] = deque()
-        self._changed = threading.Condition()
+        self._jobs: list[tuple[Scan, Callable[[Scan], None]]] = []
+        self._turns = Turns()
+        self._changed = threading.Condition()  # its lock may be taken again
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="brain-desk", daemon=True)
         self._thread.start()
@@ -291,29 +373,32 @@ class Desk:
         """Does before the first visitor what they would wait for."""
         threading.Thread(target=self._worker.warm_up, daemon=True).start()
 
-    def check_room(self) -> None:
-        """Raises SessionError if too many scans are waiting."""
+    def check_room(self, seat: Seat) -> None:
+        """Raises SessionError if too many scans of somebody, or of all, are waiting."""
         with self._changed:
-            if len(self._jobs) >= WAITING_SCANS:
-                raise SessionError(
-                    f"{len(self._jobs)} scans are waiting already; try again in some minutes"
-                )
+            self._check_room(seat)
 
     def submit(self, scan: Scan) -> None:
-        """Prepares and looks at a scan in its turn."""
+        """Prepares and looks at a scan in its turn; raises SessionError if too many wait."""
         self._add(scan, self._prepare)
 
     def explain(self, scan: Scan) -> None:
-        """Computes a scan's explanation in its turn."""
-        if not scan.explaining and scan.explained is None:
-            scan.explaining = True
-            self._add(scan, self._explain)
+        """Computes a scan's explanation in its turn; raises SessionError if too many wait."""
+        with self._changed:
+            if not scan.explaining and scan.explained is None:
+                self._add(scan, self._explain)
+                scan.explaining = True
 
     def ahead(self, scan: Scan) -> int:
-        """How many scans come before one that waits."""
+        """How many scans come before one that waits, if nobody else comes."""
         with self._changed:
             waiting = [job[0] for job in self._jobs]
-        return waiting.index(scan) + 1 if scan in waiting else 0
+            turns = self._turns.copy()
+        order = []
+        while waiting:
+            order.append(waiting.pop(turns.next([each.seat for each in waiting])))
+            turns.serve(order[-1].seat)
+        return order.index(scan) + 1 if scan in order else 0
 
     def close(self) -> None:
         """Stops working."""
@@ -325,8 +410,18 @@ class Desk:
 
     def _add(self, scan: Scan, work: Callable[[Scan], None]) -> None:
         with self._changed:
+            self._jobs = [job for job in self._jobs if not job[0].cancelled]
+            self._check_room(scan.seat)
             self._jobs.append((scan, work))
             self._changed.notify_all()
+
+    def _check_room(self, seat: Seat) -> None:
+        each = WAITING_SCANS if seat.visitor == LOCAL else WAITING_EACH
+        waiting = [scan.seat for scan, _ in self._jobs if not scan.cancelled]
+        try:
+            check_share(waiting, seat, most=WAITING_SCANS, each=each, what="scans")
+        except TooMany as error:
+            raise SessionError(str(error)) from None
 
     def _run(self) -> None:
         for scan, work in self._next():
@@ -347,7 +442,8 @@ class Desk:
                     self._changed.wait()
                 if self._ended:
                     return
-                job = self._jobs.popleft()
+                job = self._jobs.pop(self._turns.next([scan.seat for scan, _ in self._jobs]))
+                self._turns.serve(job[0].seat)
             yield job
 
     def _prepare(self, scan: Scan) -> None:

@@ -136,7 +136,8 @@ class SearchHandlers:
         What was typed while the page was still loading stays.
         """
         asked = _clean(str(request.query_params.get("q", "")))
-        screen = replace(screen, query=Query(text=asked), profile=_profile(remembered))
+        profile = self.teachers.called(_profile(remembered))
+        screen = replace(screen, query=Query(text=asked), profile=profile)
         return self.show(screen, which, count, request, typed=not asked)
 
     def search_text(

@@ -20,6 +20,7 @@ from apps.web.search.handlers import Query, Screen
 from apps.web.search.pictures import Pictures, Uploads
 from apps.web.search.taught_handlers import TaughtHandlers
 from apps.web.style import ASSETS, html_block, script, theme
+from retrieval.teach.profiles import DEFAULT
 
 if TYPE_CHECKING:
     from apps.web.visitors import Shelf
@@ -263,10 +264,16 @@ def build(
     return blocks
 
 
-def head() -> str:
-    """Styles and scripts for the document's head; Gradio's own `css` would not reach dialogs."""
+def head(profile: str = DEFAULT) -> str:
+    """Styles and scripts for the document's head; Gradio's own `css` would not reach dialogs.
+
+    Args:
+        profile: the one of who chooses none. What browsers remember is kept apart by it: pages
+            on one port, one after the other, are one page to them.
+    """
     return "".join(
         (
+            f'<meta name="enn-profile" content="{profile}">',
             '<meta name="color-scheme" content="light dark">',
             f"<style>{(ASSETS / 'search.css').read_text('utf-8')}</style>",
             f"<script>{script('page.js')}</script>",

@@ -14,7 +14,7 @@ import secrets
 import struct
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ from fastapi.responses import JSONResponse, Response
 
 from apps.web.limits import PICTURE_BYTES, PICTURE_PIXELS
 from apps.web.server import Route
+from apps.web.visitors import visitor_of
 
 __all__ = [
     "PICTURE_ROUTES",
@@ -38,7 +39,7 @@ LARGE_SIDE = 1600
 UPLOAD_SIDE = 1024
 
 PICTURE_ROUTES: tuple[Route, ...] = (
-    Route("GET", r"/pictures/(?:card|large)/[\w-]{1,80}"),
+    Route("GET", r"/pictures/(?:card|large)/[\w-]{1,80}", turns=True),
     Route("GET", r"/uploads/[\w-]{1,80}"),
     Route("POST", r"/uploads", max_body=PICTURE_BYTES),
 )
@@ -54,12 +55,17 @@ class ImageRef:
 
 
 class _ByteCache:
-    """Least-recently-used values, bounded by their total size in bytes and an age in seconds."""
+    """Least-recently-used values, bounded by their total size in bytes and an age in seconds.
+
+    What goes for others is the oldest of the owner who has most.
+    """
 
     def __init__(self, max_bytes: int, max_age: float = float("inf")) -> None:
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._items: OrderedDict[object, tuple[float, bytes]] = OrderedDict()
+        self._owners: dict[object, str] = {}
+        self._sizes: Counter[str] = Counter()  # by owner
         self._size = 0
         self._lock = threading.Lock()
 
@@ -74,17 +80,25 @@ class _ByteCache:
             self._items.move_to_end(key)
             return value
 
-    def put(self, key: object, value: bytes) -> None:
+    def put(self, key: object, value: bytes, owner: str = "") -> None:
         with self._lock:
             if key in self._items:
                 self._drop(key)
             self._items[key] = (time.monotonic(), value)
+            self._owners[key] = owner
+            self._sizes[owner] += len(value)
             self._size += len(value)
             while self._size > self._max_bytes and len(self._items) > 1:
-                self._drop(next(iter(self._items)))
+                most = max(self._sizes, key=self._sizes.__getitem__)
+                self._drop(next(k for k in self._items if self._owners[k] == most))
 
     def _drop(self, key: object) -> None:
-        self._size -= len(self._items.pop(key)[1])
+        size = len(self._items.pop(key)[1])
+        owner = self._owners.pop(key)
+        self._size -= size
+        self._sizes[owner] -= size
+        if self._sizes[owner] <= 0:
+            del self._sizes[owner]
 
 
 class Pictures:
@@ -158,15 +172,20 @@ class Uploads:
         self._cache = _ByteCache(max_bytes, max_age)
         self._decoding = threading.BoundedSemaphore(2)
 
-    def add(self, data: bytes) -> str:
-        """Keeps a picture; returns its token. Raises retrieval.images.ImageError if it is none."""
+    def add(self, data: bytes, owner: str = "") -> str:
+        """Keeps a picture; returns its token. Raises retrieval.images.ImageError if it is none.
+
+        Args:
+            data: the file.
+            owner: whose it is: who sends many makes nobody else's go.
+        """
         from retrieval.images import decode, thumbnail
 
         with self._decoding:
             image = decode(data, draft_size=(UPLOAD_SIDE, UPLOAD_SIDE), max_pixels=PICTURE_PIXELS)
             encoded = thumbnail(image, UPLOAD_SIDE)
         token = secrets.token_urlsafe(18)
-        self._cache.put(token, encoded)
+        self._cache.put(token, encoded, owner)
         return token
 
     def get(self, token: object) -> bytes:
@@ -208,7 +227,9 @@ def add_picture_routes(app: FastAPI, pictures: Pictures, uploads: Uploads) -> No
     @app.post("/uploads")
     async def receive_upload(request: Request) -> Response:
         try:
-            token = await run_in_threadpool(uploads.add, await request.body())
+            seat = visitor_of(request).seat
+            owner = seat.network or seat.visitor
+            token = await run_in_threadpool(uploads.add, await request.body(), owner)
         except ImageError as error:
             text = f"This file cannot be used as a picture: {error}"
             return JSONResponse({"error": text}, status_code=422)

@@ -29,7 +29,7 @@ __all__ = ["TEACHING_ROUTES", "add_teaching_routes"]
 
 _ADDRESS = r"/teaching/\d{1,3}/[A-Za-z0-9._-]{1,64}"
 TEACHING_ROUTES: tuple[Route, ...] = (
-    Route("GET", _ADDRESS),
+    Route("GET", _ADDRESS, turns=True),
     Route("POST", _ADDRESS, max_body=SEARCH_LESSONS_BYTES),
 )
 

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.teach.teacher import Teacher
 
-__all__ = ["create_app", "serve"]
+__all__ = ["DEMO", "create_app", "serve"]
+
+DEMO = "demo"
+"""The profile that learns on the page of the sample gallery: nobody's own searches change."""
 
 # Short enough to fit side by side, and the gallery has several pictures for each.
 GALLERY_EXAMPLES = (
@@ -67,7 +70,7 @@ def create_app(
         app,
         build(collections, pictures, uploads, teachers, **options),
         theme=theme(),
-        head=head(),
+        head=head(teachers.default),
     )
 
 
@@ -79,6 +82,7 @@ def serve(
     port: int = 7860,
     auth_file: Path | None = None,
     open_browser: bool = False,
+    forwarded_allow_ips: str = "",
     model: str | None = None,
 ) -> None:
     """Opens or builds the indexes and serves the page until Ctrl+C.
@@ -86,8 +90,9 @@ def serve(
     Args:
         index: an index directory. None: that of each folder (inside it, or in the user's cache
             when the folder is read-only).
-        folders: folders of pictures, indexed at first start. None at all: the shipped gallery.
-        host, port, auth_file, open_browser: see `apps.web.server.run`.
+        folders: folders of pictures, indexed at first start. None at all: the shipped gallery,
+            where the profile DEMO learns.
+        host, port, auth_file, open_browser, forwarded_allow_ips: see `apps.web.server.run`.
         model: name of the model for folders that have no index yet.
 
     Raises:
@@ -97,7 +102,7 @@ def serve(
     from apps.web.search.pictures import PICTURE_ROUTES, Pictures, Uploads
     from apps.web.search.profile_files import TEACHING_ROUTES
     from apps.web.visitors import Shelf
-    from retrieval.teach.profiles import journal_of
+    from retrieval.teach.profiles import DEFAULT, journal_of
     from retrieval.teach.teacher import Teacher
 
     # Fail before the slow part.
@@ -105,13 +110,17 @@ def serve(
         _gallery()
     if auth_file is not None:
         server.read_auth_file(auth_file, warn=lambda _: None)
-    server.check_port(host, port)
+    server.check_port(host, port, forwarded_allow_ips)
     collections: list[Collection] = []
     pictures = Pictures(lambda ref: collections[ref.collection].read(ref))
     collections.extend(_open_collections(index, list(folders), model, pictures))
     _warm_up(collections)
-    options = {} if index is not None or folders else {"examples": GALLERY_EXAMPLES}
-    app = create_app(collections, pictures, Uploads(), Shelf(journal_of, Teacher.open), **options)
+    demo = index is None and not folders
+    options = {"examples": GALLERY_EXAMPLES} if demo else {}
+    teachers: Shelf[RetrievalModel, Teacher] = Shelf(
+        journal_of, Teacher.open, default=DEMO if demo else DEFAULT
+    )
+    app = create_app(collections, pictures, Uploads(), teachers, **options)
     routes = (
         server.Route("GET", "/healthz", public=True),
         *server.GRADIO_ROUTES,
@@ -127,6 +136,7 @@ def serve(
             auth_file=auth_file,
             title="The search page",
             open_browser=open_browser,
+            forwarded_allow_ips=forwarded_allow_ips,
         )
     finally:
         for collection in collections:

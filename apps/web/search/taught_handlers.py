@@ -60,7 +60,7 @@ class TaughtHandlers(SearchHandlers):
         """(tab, *search) with another profile."""
         data = event._data if isinstance(event._data, dict) else {}
         try:
-            name = check_name(data.get("profile", ""))
+            name = self.teachers.called(check_name(data.get("profile", "")))
             scope = visitor_of(request).known()
             self.teachers.get(self.collections[which].model, scope, name)
         except EXPECTED as error:

@@ -101,3 +101,18 @@ def test_visitors_cannot_fill_the_disk_with_profiles(kind):
         shelf.get(model, "visitor-1", "one-more")
     shelf.get(model, "visitor-2", "one-more")
     assert shelf.names(model, None) == []
+
+
+def test_a_demo_teaches_a_profile_of_its_own_and_none_by_the_usual_name(kind, profiles):
+    load, journal_of, open_profile = kind
+    model = load()
+    usual = journal_path("default", journal_of(model))
+    usual.parent.mkdir(parents=True)
+    usual.touch()
+    shelf = Shelf(journal_of, open_profile, default="demo")
+    own = shelf.get(model, "local", "demo")
+    assert shelf.get(model, "local", "default") is own
+    assert own.path == journal_path("demo", journal_of(model))
+    assert shelf.get(model, "local", "mine").path == journal_path("mine", journal_of(model))
+    assert shelf.names(model, "local") == []
+    assert Shelf(journal_of, open_profile).names(model, "local") == ["default"]

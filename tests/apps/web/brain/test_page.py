@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -36,9 +37,10 @@ from apps.web.brain.files import BRAIN_ROUTES, NIIVUE
 from apps.web.brain.handlers import BrainHandlers, Screen
 from apps.web.brain.serve import session_csv
 from apps.web.brain.session import Desk, Scan, SessionError, Sessions, clean_label
-from apps.web.brain.worker import WorkerError
-from apps.web.limits import SCAN_BYTES
+from apps.web.brain.worker import Worker, WorkerError
+from apps.web.limits import SCAN_BYTES, SESSIONS, SESSIONS_EACH, SESSIONS_NEAR, WAITING_EACH
 from apps.web.private_folder import make_private_folder
+from apps.web.turns import Seat
 from apps.web.visitors import Shelf, Visitor, remember
 from neuro.age.predict import Estimate
 from neuro.scans.template import MNI_AFFINE, MNI_SHAPE
@@ -428,3 +430,107 @@ def test_uploads_are_streamed_and_nothing_else_is_open():
     assert all(route.stream for route in BRAIN_ROUTES if route.method == "POST")
     assert not any(route.public for route in BRAIN_ROUTES)
     assert Path(NIIVUE).name == NIIVUE
+
+
+# --- who has to go, and who waits --------------------------------------------------------------
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> Iterator[Sessions]:
+    (tmp_path / "root").mkdir()
+    running = Sessions(tmp_path / "root")
+    yield running
+    running.close()
+
+
+def test_no_session_with_scans_ends_for_a_newcomer(sessions):
+    opened = [sessions.open(None, f"visitor-{n}", f"192.0.2.{n}") for n in range(SESSIONS)]
+    scans = [session.add("a", "head") for session in opened[:-2]]
+    new = sessions.open(None, "new", "198.51.100.1")  # an empty one has gone, the older of two
+    with pytest.raises(SessionError, match="ended"):
+        sessions.get(opened[-2].token, opened[-2].owner)
+    with pytest.raises(SessionError, match="load the page again"):
+        opened[-2].add("late", "head")
+    for session in (opened[-1], new):
+        scans.append(session.add("a", "head"))
+    for n in range(100):
+        with pytest.raises(SessionError, match="no room for another session"):
+            sessions.open(None, f"late-{n}", "198.51.100.2")
+    assert all(scan.folder.is_dir() for scan in scans)
+    opened[0].remove(1)
+    sessions.open(None, "late", "198.51.100.2")
+
+
+def test_a_visitor_and_a_network_have_a_share_of_the_sessions(sessions):
+    def fill(owner: str, network: str, count: int) -> None:
+        for n in range(count):
+            sessions.open(None, owner.format(n), network).add("a", "head")
+
+    fill("ann", "192.0.2.1", SESSIONS_EACH)
+    with pytest.raises(SessionError, match="you have"):
+        sessions.open(None, "ann", "192.0.2.9")
+    fill("cookie-{}", "192.0.2.1", SESSIONS_NEAR - SESSIONS_EACH)
+    with pytest.raises(SessionError, match="your network"):
+        sessions.open(None, "cookie", "192.0.2.1")
+    sessions.open(None, "bob", "192.0.2.2").add("a", "head")
+
+
+def test_the_page_of_who_finds_no_room_says_so_in_one_line(live, page, sessions, monkeypatch):
+    monkeypatch.setattr("apps.web.brain.session.SESSIONS", 1)
+    page.sessions = sessions
+    sessions.open(None, "ann").add("a", "head")
+    add, *_ = page.open("", Screen(), _request("late"))
+    assert "no room for another session: all 1 hold scans" in add
+
+
+def test_scans_are_worked_on_in_turns_and_each_visitor_has_a_share(tmp_path, monkeypatch):
+    began, gate, done = threading.Event(), threading.Event(), []
+
+    class Slow(Worker):
+        def prepare(self, path, kind, folder, on_step):
+            began.set()
+            gate.wait(30)
+            done.append(folder.name)
+            raise WorkerError("enough")
+
+    def scan(name: str, seat: Seat) -> Scan:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "scan").touch()
+        return Scan(1, name, "head", folder, folder / "scan", seat=seat)
+
+    desk = Desk(tiny_brain(), Slow())
+    try:
+        ann, bob, eve = Seat("1", "ann"), Seat("1", "bob"), Seat("2", "eve")
+        desk.submit(scan("ann", ann))
+        assert began.wait(30)
+        for n in range(WAITING_EACH):
+            desk.submit(scan(f"ann-{n}", ann))
+        with pytest.raises(SessionError, match="your scans"):
+            desk.submit(scan("ann-more", ann))
+        waiting = scan("bob", bob)
+        desk.submit(waiting)
+        desk.submit(scan("eve", eve))
+        assert desk.ahead(waiting) == 2
+        cancelled = scan("eve-gone", eve)
+        desk.submit(cancelled)
+        cancelled.cancelled = True
+        gate.set()
+        end = time.monotonic() + 30
+        while len(done) < WAITING_EACH + 3:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert done[:4] == ["ann", "eve", "bob", "ann-0"]
+    finally:
+        desk.close()
+
+
+def test_many_uploads_at_once_stay_within_the_room_for_all(live, page, monkeypatch):
+    screen = _open(page)
+    monkeypatch.setattr("apps.web.brain.files._LOOK_BYTES", 1000)
+    rooms = iter([10**6])
+    monkeypatch.setattr(live.sessions, "room", lambda seat: next(rooms, -1))
+    status, answer = _upload(live, screen, b"x" * 5000)
+    assert status == 422
+    assert "no room" in answer["error"]
+    assert live.sessions.get(screen.session, "local").scans == {}

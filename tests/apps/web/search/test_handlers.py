@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from apps.web.limits import MARKED_PICTURES
+from apps.web.search import serve
 from apps.web.search.collection import Collection
 from apps.web.search.handlers import Query, Screen
+from apps.web.search.page import head
 from apps.web.search.pictures import ImageRef, Pictures, Uploads
 from apps.web.search.taught_handlers import TaughtHandlers
 from apps.web.visitors import Shelf, Visitor, remember
@@ -237,3 +239,33 @@ def test_a_picture_of_an_unknown_collection_is_refused(page):
     token = page.pictures.token(ImageRef(9, 1, "0" * 14))
     shown = _mark(page, _searched(page), {token: "good"})
     assert "Not learned" in shown[LESSON]
+
+
+@pytest.mark.parametrize("remembered", ["", "default", "demo", "../x"])
+def test_the_demo_teaches_its_own_profile_whatever_the_browser_remembers(page, remembered):
+    page.teachers = Shelf(journal_of, Teacher.open, default="demo")
+    screen = page.open(0, 12, remembered, Screen(), _request())[SCREEN]
+    assert screen.profile == "demo"
+    chosen = page.choose_profile(0, 12, screen, _request(), _event({"profile": "default"}))
+    assert chosen[1 + SCREEN].profile == "demo"
+    screen = page.search_text("red", 0, 12, screen, _request())[SCREEN]
+    shown = _mark(page, screen, {_token(page, screen.ids[-1]): "good"})
+    assert "Learned" in shown[LESSON]
+    model = page.collections[0].model
+    assert Shelf(journal_of, Teacher.open).names(model, "local") == ["demo"]
+
+
+def test_pages_of_one_address_remember_the_demos_profile_apart():
+    assert 'name="enn-profile" content="demo"' in head("demo")
+    assert 'name="enn-profile" content="default"' in head()
+
+
+@pytest.mark.parametrize("folders", [[], ["mine"]])
+def test_only_the_sample_gallery_is_a_demo(tmp_path, monkeypatch, folders):
+    served: list[Shelf] = []
+    monkeypatch.setattr(serve, "_gallery", lambda: tmp_path)
+    monkeypatch.setattr(serve, "_open_collections", lambda *_: iter(()))
+    monkeypatch.setattr(serve, "create_app", lambda *args, **_: served.append(args[3]))
+    monkeypatch.setattr(serve.server, "run", lambda *_, **__: None)
+    serve.serve(folders=[tmp_path / name for name in folders], port=0)
+    assert served[0].default == ("default" if folders else "demo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
@@ -141,3 +142,16 @@ def test_the_cache_never_exceeds_its_size(items):
         cache.put(key, b"x" * size)
         assert cache._size == sum(len(v) for _, v in cache._items.values()) <= 100
         assert cache.get(key) == b"x" * size
+
+
+def test_who_uploads_many_makes_nobody_elses_picture_go():
+    uploads = Uploads(max_bytes=20_000)
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG")
+    first = uploads.add(stream.getvalue(), "ann")
+    many = [uploads.add(stream.getvalue(), "bob") for _ in range(50)]
+    assert uploads.get(first)
+    assert uploads.get(many[-1])
+    with pytest.raises(LookupError):
+        uploads.get(many[0])
