@@ -57,6 +57,9 @@ __all__ = [
 AGES = (0.0, 120.0)
 """Ages that a person can have."""
 
+USUAL_AGES = (20.0, 90.0)
+"""Lessons on people of other ages are learnt only on insistence."""
+
 FAR = 40.0
 """A known age that is as many years from the predicted one is a slip of the hand, most likely."""
 
@@ -496,18 +499,27 @@ def _checked(seen: Seen, age: float) -> float:
 
 
 def _verdict(seen: Seen, age: float, protected: float) -> str | None:
+    """Why it is not learnt unless forced: all of it, so that who forces it knows what."""
+    low, high = USUAL_AGES
+    against = []
     if abs(age - seen.raw_age) > FAR:
-        return (
+        against.append(
             f"the age told is {age:.1f}, the model says {seen.raw_age:.1f}: more than {FAR:.0f} "
-            "years apart; is it this person's age, in years? Force it if it is"
+            "years apart; is it this person's age, in years?"
+        )
+    if not low <= age <= high:
+        against.append(
+            f"the age told is {age:g}, and lessons from outside {low:.0f} to {high:.0f} years move "
+            "later ages far"
         )
     if protected > MOST_MOVED:
-        return (
+        against.append(
             f"ages of scans like those the model was trained on would move by {protected:.2f} "
-            f"years (root mean square), more than {MOST_MOVED:g}; check the ages taught here, or "
-            "force it"
+            f"years (root mean square), more than {MOST_MOVED:g}"
         )
-    return None
+    if seen.flags:
+        against.append(f"the scan is flagged: {seen.flags[0].text}")
+    return f"{'; '.join(against)}; force it if all is right" if against else None
 
 
 def _check_event(event: Event) -> None:
@@ -561,5 +573,10 @@ def _inputs(event: Event, members: int) -> np.ndarray:
 def _entry(event: Event) -> SiteEntry:
     details = event.details
     return SiteEntry(
-        event.seq, event.at, details["name"], details["age"], details["raw_age"], event.active
+        event.seq,
+        event.at,
+        details["name"],
+        details["age"],
+        max(0.0, details["raw_age"]),
+        event.active,
     )

@@ -70,10 +70,12 @@ class Estimate:
     """What is said of one brain; years.
 
     Attributes:
-        age: predicted, with what the site has taught; None if the scan is refused.
+        age: predicted, with what the site has taught, 0 or more; None if the scan is refused.
         low, high: ends of the interval around `age`; None where the model has too few residuals.
-        raw: before the site's teaching.
-        corrected: `age` without its bias on age, only if that was asked for.
+        raw: before the site's teaching, 0 or more.
+        corrected: `age` without its bias on age, if that was asked for; None for a flagged scan,
+            and where it or `age` lies beyond the trained ages: the bias is known of ordinary scans
+            of these ages alone.
         gap: `age` minus the known age; None if it is not known.
         flags: gravest first.
         out_of_distribution: distance of the intensities, see `Seen`.
@@ -185,29 +187,33 @@ class BrainAge:
         Args:
             seen: of `look`.
             site: what a scanner's labelled scans have taught.
-            bias: correction for `Estimate.corrected`, which is None without it, or if it needs the
-                person's age and that is not known.
+            bias: correction for `Estimate.corrected`, which is None without it, and if it needs
+                the person's age and that is not known.
             confidence: share of people whose age lies in the interval, 0 to 1.
 
         Raises:
             CalibrationError: a confidence outside of 0..1.
         """
+        raw = max(0.0, seen.raw_age)
         fatal = next((flag for flag in seen.flags if flag.fatal), None)
         if fatal is not None:
             return Estimate(
-                None, None, None, seen.raw_age, None, None, seen.flags, seen.distance, fatal.text
+                None, None, None, raw, None, None, seen.flags, seen.distance, fatal.text
             )
-        age = seen.raw_age
+        age = raw
         if site is not None:
-            age = max(0.0, age + float(site.corrections([seen])[0]))
+            age = max(0.0, seen.raw_age + float(site.corrections([seen])[0]))
         low, high = interval(self.model.conformal, age, confidence)
-        corrected = None
-        if bias is not None and not (bias.needs_age and seen.age is None):
-            known = None if seen.age is None else [seen.age]
-            corrected = float(bias.apply(np.array([age]), known)[0])
         gap = None if seen.age is None else age - seen.age
         flags = [*seen.flags, *self._beyond(age, seen.flags)]
-        return Estimate(age, low, high, seen.raw_age, corrected, gap, flags, seen.distance)
+        corrected = None
+        if bias is not None and not flags and not (bias.needs_age and seen.age is None):
+            known = None if seen.age is None else [seen.age]
+            without = float(bias.apply(np.array([age]), known)[0])
+            youngest, oldest = self.trained_ages
+            if youngest <= without <= oldest:
+                corrected = without
+        return Estimate(age, low, high, raw, corrected, gap, flags, seen.distance)
 
     def _beyond(self, age: float, flags: Sequence[Flag]) -> list[Flag]:
         """Whether a predicted age is none that the model has learnt from."""

@@ -85,8 +85,8 @@ SiteOption = Annotated[
 ]
 
 _COLUMNS = (
-    *("file", "participant_id", "predicted_age", "interval_low", "interval_high", "age", "gap"),
-    *("corrected_age", "untaught_age", *QC, "out_of_distribution", "flags", "notes", "error"),
+    *("file", "participant_id", "predicted_age", "flags", "interval_low", "interval_high", "age"),
+    *("gap", "corrected_age", "untaught_age", *QC, "out_of_distribution", "notes", "error"),
 )
 
 
@@ -101,11 +101,13 @@ Examples:
   enn brain predict ~/site-a --profile site-a --out ages.csv
 
 \b
-The table has, for each scan: the predicted age with its interval; age and gap
-(predicted minus known age) where the age is known; measures of quality; the distance
-to the training scans' intensities (1 is the farthest of these); why it was refused.
-corrected_age never replaces predicted_age; untaught_age is what the model says
-without what was taught under the profile.
+The table has, for each scan: the predicted age, what is odd about the scan (flags: do
+not rely on such an age), and the interval; age and gap (predicted minus known age)
+where the age is known; measures of quality; the distance to the training scans'
+intensities (1 is the farthest of these); why it was refused.
+corrected_age never replaces predicted_age; flagged scans and ages beyond the trained
+ones have none. untaught_age is what the model says without what was taught under the
+profile.
 Scans that were prepared before come from the cache: a run that was stopped goes on.
 Research use only, not a medical device.
 
@@ -259,6 +261,7 @@ def _row_of(
             "file": str(outcome.scan.path),
             "participant_id": outcome.scan.participant_id,
             "predicted_age": said and _years(said.age),
+            "flags": flag_text(said.flags) if said else "",
             "interval_low": said and _years(said.low),
             "interval_high": said and _years(said.high),
             "age": outcome.scan.age,
@@ -267,7 +270,6 @@ def _row_of(
             "untaught_age": said and _years(said.raw) if not error else None,
             **qc_columns(outcome),
             "out_of_distribution": said and _years(said.out_of_distribution),
-            "flags": flag_text(said.flags) if said else "",
             "notes": note_text(outcome),
             "error": error,
         }
@@ -317,6 +319,9 @@ def _line(row: dict[str, Any]) -> str:
     if row["error"]:
         return f"{file}: no age: {printable(row['error'])}"
     text = f"{file}: {row['predicted_age']:.1f} years"
+    if row["flags"]:
+        names = [each.partition(": ")[0] for each in row["flags"].split("; ")]
+        text += f" [flagged: {', '.join(names)}]"
     if row["interval_low"] is not None:
         text += f" ({row['interval_low']:.1f} to {row['interval_high']:.1f})"
     if row["gap"] is not None:

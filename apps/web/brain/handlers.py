@@ -182,9 +182,8 @@ class BrainHandlers:
     # -- scans -------------------------------------------------------------------------------
 
     def added(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
-        """After an upload: shows it."""
-        number = _data(event).get("scan")
-        return self.show(replace(screen, chosen=_number(number)), request)
+        """After an upload."""
+        return self.show(self._turned_to(screen, _data(event).get("scan"), request), request)
 
     def sample(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
         """One of the scans that are offered."""
@@ -208,7 +207,18 @@ class BrainHandlers:
                 raise
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
-        return self.show(replace(screen, chosen=scan.number), request)
+        return self.show(self._turned_to(screen, scan.number, request), request)
+
+    def _turned_to(self, screen: Screen, number: object, request: gr.Request) -> Screen:
+        """Shows a new scan, unless it has to wait for another of the session: that stays."""
+        try:
+            session = self.sessions.get(screen.session, visitor_of(request).known())
+        except EXPECTED:
+            return screen
+        before = [scan for scan in list(session.scans.values()) if scan.number != number]
+        if screen.chosen in session.scans and any(scan.busy for scan in before):
+            return screen
+        return replace(screen, chosen=_number(number))
 
     def choose(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
         """Another scan of the session."""
@@ -364,8 +374,10 @@ class BrainHandlers:
             return "working…"
         if scan.state == "failed":
             return "failed"
-        age = estimates[scan.number].age
-        return "no age" if age is None else f"{age:.1f} years"
+        said = estimates[scan.number]
+        if said.age is None:
+            return "no age"
+        return f"{said.age:.1f} years{' ⚠ doubtful' if said.flags else ''}"
 
     def _chosen(
         self,
@@ -439,7 +451,7 @@ class BrainHandlers:
         if not scans:
             return note_html("No scans yet.")
         rows = [_row(scan, estimates.get(scan.number)) for scan in scans]
-        heads = ("Scan", "Predicted age", "Interval", "True age", "Gap", "Quality")
+        heads = ("Scan", "Predicted age", "Flags", "Interval", "True age", "Gap")
         address = f"brain/tables/{session.token}?profile={screen.profile}"
         return (
             html.table_html(rows, heads, "All scans of this session")
@@ -501,14 +513,15 @@ def _row(scan: Scan, estimate: Estimate | None) -> tuple[str, ...]:
     if estimate is None:
         failed = f"failed: {scan.error}"
         said = {"waiting": "waiting", "working": "working…"}.get(scan.state, failed)
-        return scan.label, "–", "–", known, "–", said
+        return scan.label, "–", said, "–", known, "–"
     if estimate.age is None:
-        return scan.label, "–", "–", known, "–", f"refused: {estimate.error}"
+        return scan.label, "–", f"refused: {estimate.error}", "–", known, "–"
     low, high = estimate.low, estimate.high
     interval = "–" if low is None or high is None else f"{low:.0f} to {high:.0f}"
     gap = "–" if estimate.gap is None else f"{estimate.gap:+.1f}"
-    odd = ", ".join(flag.name.replace("_", " ") for flag in estimate.flags) or "good"
-    return scan.label, f"{estimate.age:.1f}", interval, known, gap, odd
+    odd = ", ".join(html.flag_word(flag) for flag in estimate.flags)
+    flags = f"⚠ {odd}" if odd else "none"
+    return scan.label, f"{estimate.age:.1f}", flags, interval, known, gap
 
 
 def _age(given: object, *, empty: bool) -> float | None:

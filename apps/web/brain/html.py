@@ -16,7 +16,7 @@ from apps.web.html import icon, notice_html
 if TYPE_CHECKING:
     from apps.web.brain.session import Scan, Step
     from neuro.age.predict import Estimate
-    from neuro.scans.quality import Quality
+    from neuro.scans.quality import Flag, Quality
 
 __all__ = [
     "LOGO",
@@ -25,6 +25,8 @@ __all__ = [
     "axis_svg",
     "empty_html",
     "failed_html",
+    "flag_word",
+    "flags_html",
     "gap_text",
     "progress_html",
     "quality_html",
@@ -245,6 +247,7 @@ def result_html(
         if estimate.low is not None and estimate.high is not None
         else "no interval: this model has too few test residuals"
     )
+    flags = flags_html(estimate.flags)
     rows = []
     taught = age - estimate.raw
     if abs(taught) >= 0.05:
@@ -254,6 +257,8 @@ def result_html(
         )
     if estimate.corrected is not None:
         rows.append(f"Corrected for the model's bias with age: {years(estimate.corrected)}")
+    elif estimate.flags:
+        rows.append("Not corrected for the model's bias with age: that is known of ordinary scans")
     notes = "".join(f"<li>{row}</li>" for row in rows)
     known = ""
     if scan.age is not None and estimate.gap is not None:
@@ -261,11 +266,29 @@ def result_html(
     origin = f'<p class="enn-note">{escape(scan.note)}</p>' if scan.note else ""
     return (
         f'<section class="enn-result" aria-label="Predicted age"><h2>Predicted age</h2>'
-        f'<p class="enn-age"><b data-part="age">{age:.1f}</b> years</p>'
+        f'<p class="enn-age"><b data-part="age">{age:.1f}</b> years{flags}</p>'
         f'<p class="enn-interval">{interval}</p>{known}'
         f"{axis_svg(estimate, scan.age, trained)}"
         f'<ul class="enn-rows">{notes}</ul>{origin}</section>'
     )
+
+
+def flags_html(flags: Sequence[Flag]) -> str:
+    """Beside a number: what makes it doubtful, the gravest in full."""
+    if not flags:
+        return ""
+    words = "".join(
+        f'<span class="enn-flag" title="{escape(flag.text)}">{escape(flag_word(flag))}</span>'
+        for flag in flags
+    )
+    return (
+        f' <span class="enn-flags">⚠ Doubtful: {words}<small>{escape(flags[0].text)}</small></span>'
+    )
+
+
+def flag_word(flag: Flag) -> str:
+    """ "brain volume"."""
+    return flag.name.replace("_", " ")
 
 
 def gap_text(gap: float, age: float) -> str:

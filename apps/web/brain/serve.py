@@ -35,6 +35,7 @@ __all__ = ["create_app", "offered_scans", "routes", "serve", "session_csv"]
 COLUMNS = (
     "scan",
     "predicted_age",
+    "qc_flags",
     "interval_low",
     "interval_high",
     "age",
@@ -44,7 +45,6 @@ COLUMNS = (
     "qc_dice",
     "qc_brain_ml",
     "qc_field_of_view",
-    "qc_flags",
     "out_of_distribution",
     "error",
 )

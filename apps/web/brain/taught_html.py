@@ -57,7 +57,7 @@ def form_html(scan: Scan, profile: str, lessons: int, *, problem: str = "") -> s
         "<h2>I know the true age</h2>"
         '<div class="enn-fields"><label>True age, years '
         f'<input type="number" data-part="age" min="0" max="120" step="any" inputmode="decimal" '
-        f'value="{known}" placeholder="63.4"></label>'
+        f'value="{known}" placeholder="e.g. 63.4"></label>'
         '<label>Name in the profile <input type="text" data-part="name" maxlength="60" '
         f'autocomplete="off" spellcheck="false" value="{escape(scan.label)}"></label></div>'
         '<div class="enn-buttons"><button type="button" class="enn-button" data-do="gap">Show the '
