@@ -207,7 +207,13 @@ class Site(Profile[_State]):
         return replace(lesson, seconds=time.perf_counter() - started)
 
     def teach(
-        self, seen: Seen, age: float, *, earlier: Sequence[Seen] = (), force: bool = False
+        self,
+        seen: Seen,
+        age: float,
+        *,
+        earlier: Sequence[Seen] = (),
+        force: bool = False,
+        uid: str | None = None,
     ) -> Lesson:
         """Learn the age of a scan; what is returned is on disk, unless it is refused.
 
@@ -216,8 +222,10 @@ class Site(Profile[_State]):
             age: of the person, years.
             earlier: scans whose predictions before and after are told.
             force: learn even if it is odd, or moves what the model knows of other scanners.
+            uid: 32 hex digits by which a lesson that arrives twice is known; a new one by default.
 
         Raises:
+            AlreadyTaught: a lesson of that uid was taught, even if it was undone or erased.
             SiteError: it cannot be taught at all.
             JournalError: the profile cannot be written.
         """
@@ -231,11 +239,12 @@ class Site(Profile[_State]):
                 if lesson.refused and not force:
                     return replace(lesson, seconds=time.perf_counter() - started)
             with self._writing() as (writing, state):
+                self._check_new(writing, uid)
                 lesson, event = self._draft(state, seen, age, earlier)
                 if lesson.refused and not force:
                     return replace(lesson, seconds=time.perf_counter() - started)
                 writing.deactivate(e.seq for e in state.events if e.subject == event.subject)
-                kept = writing.append(TEACH, event.subject, event.details, event.arrays)
+                kept = writing.append(TEACH, event.subject, event.details, event.arrays, uid=uid)
             self._taught[kept.uid] = self._features(seen)
             self._changed()
         lesson = replace(lesson, entry=kept.seq, refused=None)

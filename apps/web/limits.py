@@ -32,6 +32,7 @@ __all__ = [
     "LARGE_REQUESTS",
     "MARKED_PICTURES",
     "OPEN_PROFILES",
+    "OPEN_TABS",
     "PICTURE_BYTES",
     "PICTURE_PIXELS",
     "PROFILES_EACH",
@@ -71,6 +72,8 @@ BODY_SECONDS = 30.0  # for a body to arrive, and more for what has come at
 BODY_RATE = 16 * 1024  # bytes per second
 STREAM_SECONDS = 1800.0  # for a whole body
 ARRIVING_BYTES = 2**30  # of bodies that are not worked on yet; half of them from one network
+# Tabs that Gradio keeps something of, some 50 KB each. None needs it: their browsers keep it.
+OPEN_TABS = 256
 QUEUED = 128  # clicks and searches that wait
 QUEUED_EACH = 16  # of one visitor of a server that others can reach
 

@@ -25,12 +25,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.web.limits import (
     CONNECTIONS_EACH,
     LARGE_REQUESTS,
+    OPEN_TABS,
     REQUEST_BYTES,
     THREADS,
     Arriving,
@@ -57,6 +59,7 @@ __all__ = [
     "check_port",
     "configuration",
     "mount_page",
+    "page_id",
     "prepare_environment",
     "read_auth_file",
     "run",
@@ -110,8 +113,7 @@ GRADIO_ROUTES: tuple[Route, ...] = (
     Route("GET", r"/(?:static|svelte)/(?:[\w.@+~-]+/)*[\w.@+~-]+"),
     # These file names contain a hash of the content.
     Route("GET", r"/assets/(?:[\w.@+~-]+/)*[\w.@+~-]+", forever=True),
-    Route("GET", r"/gradio_api/(?:info/?|startup-events|theme\.css|queue/data)"),
-    Route("GET", r"/gradio_api/heartbeat/\w+"),
+    Route("GET", r"/gradio_api/(?:info/?|startup-events|theme\.css|queue/data|app_id)"),
     Route(
         "POST", r"/gradio_api/queue/join", max_body=REQUEST_BYTES, json_body=True, begins_visit=True
     ),
@@ -349,6 +351,17 @@ class Guard:
         return name if any(matches) else None
 
 
+def page_id(identity: str) -> int:
+    """The number by which an open page knows, after an outage, whether its server still is the one.
+
+    Args:
+        identity: of what is served, the same at every start of the server.
+    """
+    known = f"{version('eigen-suite')} {identity}"
+    # Browsers count exactly up to 2**53.
+    return int(sha256(known.encode()).hexdigest()[:13], 16)
+
+
 def mount_page(app: FastAPI, page: Any, *, theme: Any, head: str) -> FastAPI:
     """Put a page of Gradio on an application, without what pages do not need, and add /healthz.
 
@@ -362,6 +375,7 @@ def mount_page(app: FastAPI, page: Any, *, theme: Any, head: str) -> FastAPI:
     from apps.web.queue import share_queue
 
     share_queue(page)
+    page.state_session_capacity = OPEN_TABS
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AlreadyTaught",
     "JournalBusy",
     "JournalCorrupt",
     "JournalError",
@@ -16,6 +17,10 @@ __all__ = [
 
 class JournalError(RuntimeError):
     """A journal that cannot be used; one line, fit to show."""
+
+
+class AlreadyTaught(ValueError):
+    """A lesson that arrived a second time; one line, fit to show."""
 
 
 class JournalMissing(JournalError, FileNotFoundError):

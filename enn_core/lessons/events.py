@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["TEACH", "Event", "latest"]
+__all__ = ["ERASED", "TEACH", "Event", "latest"]
 
 TEACH = "teach"
 """Kind of the events that the user made by marking; any other kind is bookkeeping."""
+ERASED = "erased"
+"""Kind of what is left of an erased lesson: its uid alone, so that a page that never heard of the
+answer does not teach it again. It is never active and never exported."""
 
 MAX_SUBJECT = 20_000  # characters
 MAX_DETAILS = 2_000_000  # characters of JSON; 10,000 marks take 0.4 million

@@ -48,6 +48,7 @@ from enn_core.lessons.errors import (
     check_identity,
 )
 from enn_core.lessons.events import (
+    ERASED,
     TEACH,
     Event,
     check_texts,
@@ -281,8 +282,7 @@ class Journal(Closing):
             JournalError: if it cannot be written, or would be larger than `import_` reads.
         """
         (header, _), events = self.snapshot()
-        write_lessons(path, self.path, self.identity, header, events)
-        return len(events)
+        return write_lessons(path, self.path, self.identity, header, events)
 
     def import_(
         self,
@@ -310,7 +310,7 @@ class Journal(Closing):
             if accept is not None:
                 accept(header, events)
             with writing.using() as db:
-                known = dict(db.execute("SELECT uid, seq FROM events").fetchall())
+                known = dict(db.execute("SELECT uid, seq FROM events WHERE kind != 'erased'"))
             numbers: dict[int, int] = {}  # of the file's events in this journal
             new = 0
             for event in events:
@@ -387,6 +387,11 @@ class Writing:
         with self.using() as db:
             return _read_events(db, active)
 
+    def has(self, uid: str) -> bool:
+        """Whether an event is here, active or not, or was until it was erased."""
+        with self.using() as db:
+            return bool(db.execute("SELECT 1 FROM events WHERE uid = ?", (uid,)).fetchone())
+
     def append(
         self,
         kind: str,
@@ -406,10 +411,8 @@ class Writing:
             subject: up to 20,000 characters.
             details: JSON object, up to 2,000,000 characters.
             arrays: up to 8 and 32 MiB, float16 or float32, 1 to 4 axes, finite.
-            covers: seq of the "teach" events it was computed from; a "teach" event covers itself
-                without being told.
-            uid: a new one by default.
-            at: now by default.
+            covers: seq of the "teach" events it was computed from; such an event covers itself.
+            uid, at: a new one, and now, by default.
             active: False for one that is undone already.
 
         Returns:
@@ -438,6 +441,7 @@ class Writing:
             *packed,
         )
         with self.using() as db:
+            db.execute("DELETE FROM events WHERE uid = ? AND kind = ?", (uid, ERASED))
             db.execute(f"INSERT INTO events ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", row)
         self.changed = True
         return _event(row)

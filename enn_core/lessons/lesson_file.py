@@ -29,6 +29,7 @@ from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.lessons.errors import JournalCorrupt, JournalError, check_identity
 from enn_core.lessons.events import (
     DTYPES,
+    ERASED,
     MAX_ARRAY_BYTES,
     MAX_COVERS,
     Event,
@@ -54,8 +55,10 @@ def write_lessons(
     identity: Mapping[str, Any],
     header: Mapping[str, Any],
     events: Sequence[Event],
-) -> None:
+) -> int:
     """Write events, undone ones too, and the header's JSON object; see `Journal.export`.
+
+    What is left of erased ones stays behind.
 
     Args:
         path: the file; one that is there is replaced once the new one is complete on the disk.
@@ -64,9 +67,13 @@ def write_lessons(
         header: of the journal.
         events: of the journal.
 
+    Returns:
+        How many were written.
+
     Raises:
         JournalError: if it cannot be written, or would be larger than `read_lessons` reads.
     """
+    events = [event for event in events if event.kind != ERASED]
     content = {
         "format": _KIND,
         "version": FORMAT.number,
@@ -92,6 +99,7 @@ def write_lessons(
         raise JournalError(
             f"cannot export to {str(path)!r}: {reason}; choose another file"
         ) from None
+    return len(events)
 
 
 def read_lessons(

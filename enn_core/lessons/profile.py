@@ -15,9 +15,13 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 
 from enn_core.files.closing import Closing
-from enn_core.lessons.errors import JournalMissing
-from enn_core.lessons.events import TEACH, Event
+from enn_core.lessons.errors import AlreadyTaught, JournalMissing
+from enn_core.lessons.events import ERASED, TEACH, Event
 from enn_core.lessons.journal import Journal, Writing
+
+_STRIP = f"""UPDATE events SET kind = '{ERASED}', at = 0, subject = '', active = 0, covers = '[]',
+details = '{{}}', layout = '[]', data = x'' WHERE seq = ?"""
+MOST_ERASED = 10_000  # lessons whose uids are kept after they were erased
 
 
 class Known(Protocol):
@@ -175,15 +179,27 @@ class Profile(Closing, ABC, Generic[K]):
                 self._state = self._derive(writing.events(), version)
             yield writing, self._state
 
+    def _check_new(self, writing: Writing, uid: str | None) -> None:
+        """Raise AlreadyTaught if a lesson of that uid was taught, whatever became of it since."""
+        if uid is not None and writing.has(uid):
+            raise AlreadyTaught("these were learned already, they arrived twice")
+
     def _erase(self, chosen: Callable[[list[Event]], list[Event]]) -> list[Event]:
-        """Erase every trace of some events, chosen among all; returns them."""
+        """Erase every trace of some events, chosen among all, but their uids; returns them."""
         with self._lock:
             journal = self._existing()
             if journal is None:
                 return []
             with journal.writing() as writing:
-                events = chosen(writing.events(active=None))
-                writing.erase([event.seq for event in events])
+                held = writing.events(active=None)
+                events = chosen([event for event in held if event.kind != ERASED])
+                left = [event for event in held if event.kind == ERASED]
+                lessons = [event for event in events if event.kind == TEACH]
+                over = max(0, len(left) + len(lessons) - MOST_ERASED)
+                gone = [event for event in events if event.kind != TEACH]
+                writing.erase([event.seq for event in (*gone, *left[:over])])
+                with writing.using() as db:  # what is left has its number still, and its uid
+                    db.executemany(_STRIP, [(event.seq,) for event in lessons])
             self._changed()
         return events
 

@@ -201,6 +201,7 @@ class Teacher(Profile[Knowledge]):
         unmark: Iterable[int] = (),
         rule: str | None = None,
         force: bool = False,
+        uid: str | None = None,
     ) -> Lesson:
         """Learn from marks; what is returned is on disk.
 
@@ -211,8 +212,10 @@ class Teacher(Profile[Knowledge]):
             unmark: ids whose earlier marks for this query are taken back.
             rule: "adapter" (default) or "local"; a profile keeps to the rule of its first lesson.
             force: learn even if it hurts other queries.
+            uid: 32 hex digits by which a lesson that arrives twice is known; a new one by default.
 
         Raises:
+            AlreadyTaught: if a lesson of that uid was taught, even if it was undone or erased.
             TeachError, QueryError: if it cannot be taught, one line.
             IndexMismatch: if the index belongs to another model.
             JournalBusy: if another process keeps the profile locked.
@@ -227,11 +230,12 @@ class Teacher(Profile[Knowledge]):
                 if draft.lesson.refused and not force:
                     return _timed(draft.lesson, started)
             with self._writing() as (writing, state):
+                self._check_new(writing, uid)
                 draft = self._draft(index, request, state, self._chosen(rule))
                 if draft.lesson.refused and not force:
                     return _timed(draft.lesson, started)
                 event = writing.append(
-                    TEACH, request.query, draft.details, draft.arrays, draft.covers
+                    TEACH, request.query, draft.details, draft.arrays, draft.covers, uid=uid
                 )
             self._state = settled(draft.state, event)
         lesson = replace(draft.lesson, entry=event.seq, refused=None)

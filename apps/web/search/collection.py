@@ -6,7 +6,9 @@ server was started with. Searches go on meanwhile and see the new state once it 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -127,6 +129,12 @@ class Collection:
     def __len__(self) -> int:
         return len(self._searcher.index)
 
+    @property
+    def identity(self) -> str:
+        """Tells the index from every other one, at this start of the server and the next."""
+        index = self._searcher.index
+        return json.dumps([str(index.path), str(self.root), index.manifest], sort_keys=True)
+
     # -- searching ---------------------------------------------------------------------------
 
     def find(
@@ -241,6 +249,12 @@ class Collection:
         if entry.state != "indexed" or not entry.sha256:
             raise LookupError(f"image {id} is not indexed")
         return ImageRef(self.number, id, _version(entry))
+
+    def has(self, ref: ImageRef) -> bool:
+        """Whether the index has that version of an image."""
+        with contextlib.suppress(LookupError):
+            return ref.id < 2**63 and self.ref(ref.id) == ref
+        return False
 
     def read(self, ref: ImageRef) -> tuple[bytes, bool]:
         """The file behind a reference, and whether it still is the version that was indexed.

@@ -1,4 +1,4 @@
-"""What the search page does: handlers from what a visitor did to what the page shows.
+"""Searching and marking on the search page: from what a visitor did to what the page shows.
 
 Handlers hold only what all visitors share. A visitor's `Screen` comes in and goes out; whose
 teaching it is comes with the request.
@@ -7,19 +7,21 @@ teaching it is comes with the request.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from apps.web.html import header_html, note_html, notice_html
-from apps.web.limits import CAPTION_LINES, MARKED_PICTURES, QUERY_CHARACTERS
+from apps.web.limits import MARKED_PICTURES, QUERY_CHARACTERS
 from apps.web.search import html
-from apps.web.search.collection import Collection, Job, UpdateRunning, share
+from apps.web.search.collection import Collection
 from apps.web.search.pictures import ImageRef, Pictures, Uploads
 from apps.web.visitors import visitor_of
+from enn_core.lessons.errors import AlreadyTaught
 from retrieval.images import ImageError
 from retrieval.teach.profiles import DEFAULT, check_name
 
@@ -33,13 +35,16 @@ __all__ = [
     "Screen",
     "SearchHandlers",
     "check_profile",
+    "clean",
+    "field",
     "one_line",
 ]
 
-SHOWN_SKIPPED = 500
-
 # What teaching raises when it cannot be done, with a line fit to show.
 EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
+
+_UID = re.compile(r"[0-9a-f]{32}")
+_ELSEWHERE = "these marks were made in another collection, or by somebody else"
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,28 @@ class Query:
 
 @dataclass(frozen=True)
 class Marks:
-    """What a visitor says of pictures of one collection, by id, for a query."""
+    """What a visitor says of pictures of one collection, by id, for a query.
+
+    Attributes:
+        collection: its number.
+        text: the query.
+        good, bad, unmark: ids of the pictures.
+        uid: by which the marks are known if they arrive twice, see `Teacher.teach`.
+        profile: that learns.
+    """
 
     collection: int
     text: str
     good: tuple[int, ...] = ()
     bad: tuple[int, ...] = ()
     unmark: tuple[int, ...] = ()
+    uid: str | None = None
+    profile: str = DEFAULT
 
 
 @dataclass(frozen=True)
 class Screen:
-    """What one visitor's page shows.
+    """What one visitor's page shows; the browser keeps it (`apps.web.search.kept_screen`).
 
     Attributes:
         query: what was searched for last.
@@ -81,6 +96,7 @@ class Screen:
         taught: whether results are with what was taught.
         ids: pictures shown, best first.
         refused: marks that were not learned, in case the visitor insists.
+        place: of which indexes and visitor this is, see `SearchHandlers.place`.
     """
 
     query: Query = Query()
@@ -88,6 +104,7 @@ class Screen:
     taught: bool = True
     ids: tuple[int, ...] = ()
     refused: Marks | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ class _Body:
 
 
 class SearchHandlers:
-    """The handlers of searching, marking, captions and the collection.
+    """The handlers of searching and marking.
 
     Args:
         collections: at least one.
@@ -125,25 +142,35 @@ class SearchHandlers:
         self.uploads = uploads
         self.teachers = teachers
         self.title = title
+        self.identity = sha256("\n".join(c.identity for c in collections).encode()).hexdigest()
+
+    def place(self, request: gr.Request) -> str:
+        """Stands for these indexes and this visitor: what a page holds is for no others."""
+        scope = visitor_of(request).scope or ""
+        return sha256(f"{self.identity} {scope}".encode()).hexdigest()[:16]
 
     # -- searching ---------------------------------------------------------------------------
 
-    def open(
-        self, which: int, count: int, remembered: str, screen: Screen, request: gr.Request
-    ) -> tuple:
-        """A visitor arrives: `?q=words` searches at once, otherwise a look at the collection.
+    def _ref(self, token: object) -> ImageRef:
+        """The picture of a token of this server, or of one before it that is the same still.
 
-        What was typed while the page was still loading stays.
+        Whoever makes a token up has to know the content of the picture that it is about.
+
+        Raises:
+            LookupError: there is no such picture.
         """
-        asked = _clean(str(request.query_params.get("q", "")))
-        profile = self.teachers.called(_profile(remembered))
-        screen = replace(screen, query=Query(text=asked), profile=profile)
-        return self.show(screen, which, count, request, typed=not asked)
+        try:
+            return self.pictures.resolve(token)
+        except LookupError:
+            ref = self.pictures.read(token)
+            if ref.collection < len(self.collections) and self.collections[ref.collection].has(ref):
+                return ref
+            raise
 
     def search_text(
         self, text: str, which: int, count: int, screen: Screen, request: gr.Request
     ) -> tuple:
-        query = replace(screen.query, text=_clean(text))
+        query = replace(screen.query, text=clean(text))
         return self.show(replace(screen, query=query), which, count, request, typed=True)
 
     def again(self, which: int, count: int, screen: Screen, request: gr.Request) -> tuple:
@@ -152,7 +179,7 @@ class SearchHandlers:
     def search_example(
         self, which: int, count: int, screen: Screen, request: gr.Request, event: gr.EventData
     ) -> tuple:
-        query = Query(text=_clean(_field(event, "query")))
+        query = Query(text=clean(field(event, "query")))
         return self.show(replace(screen, query=query), which, count, request)
 
     def search_upload(
@@ -164,19 +191,19 @@ class SearchHandlers:
         request: gr.Request,
         event: gr.EventData,
     ) -> tuple:
-        query = Query(text=_clean(text), upload=_field(event, "token"))
+        query = Query(text=clean(text), upload=field(event, "token"))
         return self.show(replace(screen, query=query), which, count, request, typed=True)
 
     def search_without_picture(
         self, text: str, which: int, count: int, screen: Screen, request: gr.Request
     ) -> tuple:
-        query = Query(text=_clean(text))
+        query = Query(text=clean(text))
         return self.show(replace(screen, query=query), which, count, request, typed=True)
 
     def search_like(
         self, which: int, count: int, screen: Screen, request: gr.Request, event: gr.EventData
     ) -> tuple:
-        query = Query(like=_field(event, "token"))
+        query = Query(like=field(event, "token"))
         return self.show(replace(screen, query=query), which, count, request)
 
     def start_again(self, which: int, count: int, screen: Screen, request: gr.Request) -> tuple:
@@ -249,8 +276,9 @@ class SearchHandlers:
             )
         if not message and shown.ids and screen.query.words_only:
             message = html.MARK_HINT  # at the place of the first lesson, so that nothing jumps
-        screen = replace(screen, ids=shown.ids)
-        return text, picker, shown.status, message, shown.results + answer, screen
+        screen = replace(screen, ids=shown.ids, place=self.place(request))
+        results = shown.results + html.kept_html(_facts(screen)) + answer
+        return text, picker, shown.status, message, results, screen
 
     def teacher(self, which: int, screen: Screen, request: gr.Request) -> Teacher | None:
         """The visitor's teacher, up to date; None for one whom nothing tells from others yet."""
@@ -375,8 +403,7 @@ class SearchHandlers:
         serial = data.get("answer")
         number = serial if type(serial) is int and 0 <= serial < 2**53 else 0
         try:
-            check_profile(data, screen)
-            marks = self._marks(data)
+            marks = self._marks(data, screen, request)
         except EXPECTED as error:
             answer = _answer(number, refused=True)
             text = f"Not learned: {one_line(error)}"
@@ -387,6 +414,10 @@ class SearchHandlers:
         """Teach what was refused."""
         if screen.refused is None:
             return self.again(which, count, screen, request)
+        if screen.place != self.place(request):
+            return self.show(
+                replace(screen, refused=None), which, count, request, typed=True, lesson=_ELSEWHERE
+            )
         return self._learn(screen.refused, 0, which, count, screen, request, force=True)
 
     def undo_last(
@@ -435,9 +466,12 @@ class SearchHandlers:
     ) -> tuple:
         lesson: Lesson | str
         refused, learned, held = True, None, None
-        same = marks.text == screen.query.text and marks.collection == which
+        # Marks that waited may be for a profile, or a query, that is shown no more.
+        own = self.teachers.called(marks.profile) == self.teachers.called(screen.profile)
+        same = own and marks.text == screen.query.text and marks.collection == which
         try:
-            teacher = self.own_teacher(marks.collection, screen, request)
+            learning = replace(screen, profile=marks.profile)
+            teacher = self.own_teacher(marks.collection, learning, request)
             lesson = teacher.teach(
                 self.collections[marks.collection].index,
                 marks.text,
@@ -445,14 +479,19 @@ class SearchHandlers:
                 marks.bad,
                 unmark=marks.unmark,
                 force=force,
+                uid=marks.uid,
             )
             refused = lesson.refused is not None
             if same:
                 learned = teacher
                 if not refused:
                     held = {**dict.fromkeys(lesson.good, True), **dict.fromkeys(lesson.bad, False)}
+        except AlreadyTaught:
+            lesson, refused = "These marks were learned already.", False
         except EXPECTED as error:
             lesson = f"Not learned: {one_line(error)}"
+        if not own and not isinstance(lesson, str) and not refused:
+            lesson = f"Learned: marks that waited for the profile “{marks.profile}”."
         before = screen.ids if same and not refused and screen.taught else None
         screen = replace(
             screen,
@@ -468,14 +507,22 @@ class SearchHandlers:
             before=before,
             answer=_answer(number, refused=refused),
             lesson=lesson,
+            bad=refused,
             teacher=learned,
             marks=held,
         )
 
-    def _marks(self, data: dict[str, Any]) -> Marks:
-        """Marks as the page's script sent them, checked."""
+    def _marks(self, data: dict[str, Any], screen: Screen, request: gr.Request) -> Marks:
+        """Marks as the page's script sent them or kept them, checked."""
+        uid, profile = data.get("id"), data.get("profile")
+        if uid is not None and not (isinstance(uid, str) and _UID.fullmatch(uid)):
+            raise ValueError("the marks have no proper id; load the page again")
+        if "place" not in data:
+            check_profile(data, screen)
+        elif data["place"] != self.place(request):
+            raise ValueError(_ELSEWHERE)
         said, text = data.get("marks"), data.get("query")
-        words = _clean(text) if isinstance(text, str) else ""
+        words = clean(text) if isinstance(text, str) else ""
         if not isinstance(said, dict) or not 0 < len(said) <= MARKED_PICTURES:
             raise ValueError(f"1 to {MARKED_PICTURES} pictures can be marked at once")
         if not words:
@@ -484,105 +531,14 @@ class SearchHandlers:
         for token, what in said.items():
             if what not in ("good", "bad", "none"):
                 raise ValueError("a picture is good, bad, or neither")
-            refs[what].append(self.pictures.resolve(token))
+            refs[what].append(self._ref(token))
         numbers = {ref.collection for group in refs.values() for ref in group}
         if len(numbers) != 1:
             raise ValueError("the pictures are of several collections")
         ids = {what: tuple(ref.id for ref in group) for what, group in refs.items()}
-        return Marks(numbers.pop(), words, ids["good"], ids["bad"], ids["none"])
-
-    # -- captions tab ------------------------------------------------------------------------
-
-    def no_subject(self) -> str:
-        return html.message_html(
-            "No picture yet",
-            "Choose one on this page, or open a search result and press “Match captions”.",
+        return Marks(
+            numbers.pop(), words, ids["good"], ids["bad"], ids["none"], uid, check_name(profile)
         )
-
-    def describe_upload(self, lines: str, which: int, event: gr.EventData) -> tuple:
-        return self._describe(Query(upload=_field(event, "token")), lines, which)
-
-    def describe_found(self, lines: str, which: int, event: gr.EventData) -> tuple:
-        shown = self._describe(Query(like=_field(event, "token")), lines, which)
-        return (*shown, gr.Tabs(selected="captions"))
-
-    def describe_again(self, lines: str, subject: Query, which: int) -> tuple:
-        return self._describe(subject, lines, which)
-
-    def describe_nothing(self) -> tuple:
-        return html.picker_html(label="Choose a picture"), self.no_subject(), Query()
-
-    def _describe(self, subject: Query, lines: str, which: int) -> tuple:
-        """(picker, ranking, subject) for a picture and captions."""
-        image = self._picture(subject)
-        if image is None:
-            return self.describe_nothing()
-        url = f"uploads/{subject.upload}" if subject.upload else f"pictures/large/{subject.like}"
-        picker = html.picker_html(url)
-        captions = list(dict.fromkeys(filter(None, (_clean(c) for c in lines.splitlines()))))
-        if not captions:
-            text = "Write at least one caption, each on its own line."
-            return picker, html.message_html("No captions", text), subject
-        ranked = self.collections[which].caption(image, captions[:CAPTION_LINES])
-        average = sum(score for _, score in ranked) / len(ranked)
-        rows = [
-            (caption, score, max(2, round(100 * share(score, average, ranked[0][1]))))
-            for caption, score in ranked
-        ]
-        return picker, html.captions_html(rows), subject
-
-    def _picture(self, query: Query) -> bytes | None:
-        """The bytes of a query's picture, None if there is none (any more)."""
-        with contextlib.suppress(LookupError, OSError, ValueError):
-            if query.upload:
-                return self.uploads.get(query.upload)
-            if query.like:
-                ref = self.pictures.resolve(query.like)
-                return self.collections[ref.collection].read(ref)[0]
-        return None
-
-    # -- collection tab ----------------------------------------------------------------------
-
-    def header(self, which: int) -> str:
-        return header_html(self.title, self.subtitle(which), html.LOGO)
-
-    def subtitle(self, which: int) -> str:
-        collection = self.collections[which]
-        return f"{len(collection):,} pictures · {collection.name}"
-
-    def index_state(self, which: int) -> tuple:
-        """(header, tiles, job, skipped, update button, stop button, timer)."""
-        collection = self.collections[which]
-        facts = collection.stats()
-        tiles = html.tiles_html(
-            [
-                ("pictures can be searched", f"{len(collection):,}"),
-                ("files left out", f"{facts['skipped']:,}"),
-                ("size of the index", html.file_size(facts["bytes"])),
-                ("model", str(facts["model"])),
-            ]
-        )
-        now = collection.job
-        skipped = html.skipped_html(collection.skipped(SHOWN_SKIPPED), facts["skipped"])
-        can_update = collection.root is not None and not now.active
-        return (
-            self.header(which),
-            tiles,
-            _job_html(now, collection),
-            skipped,
-            gr.Button(interactive=can_update),
-            gr.Button(visible=now.active, interactive=now.state == "running"),
-            gr.Timer(active=now.active),
-        )
-
-    def start_update(self, which: int) -> tuple:
-        with contextlib.suppress(UpdateRunning, ValueError):
-            self.collections[which].start_update()
-        return self.index_state(which)
-
-    def stop_update(self, which: int) -> tuple:
-        self.collections[which].cancel_update()
-        return self.index_state(which)
 
 
 def check_profile(data: Any, screen: Screen) -> None:
@@ -605,20 +561,6 @@ def _answer(number: int, *, refused: bool) -> str:
     return f'<i hidden data-answer="{number}"{" data-refused" if refused else ""}></i>'
 
 
-def _job_html(job: Job, collection: Collection) -> str:
-    if job.active:
-        return html.progress_html(job.text, done=job.done, total=job.total)
-    if job.state == "idle":
-        text = (
-            f"Looks for new, changed and deleted pictures in the folder “{collection.root.name}” "
-            "that the server was started with. Searching goes on meanwhile."
-            if collection.root is not None
-            else "The server was started with an index alone, so there is no folder to read."
-        )
-        return note_html(text)
-    return notice_html(job.text, bad=job.state == "failed")
-
-
 def _asked(query: Query) -> str:
     text = _short(query.text)
     if query.upload or query.like:
@@ -626,25 +568,29 @@ def _asked(query: Query) -> str:
     return f"“{text}”"
 
 
+def _facts(screen: Screen) -> dict[str, object]:
+    """What a page that is loaded again sends back, see `read_opening`."""
+    query = screen.query
+    return {
+        "place": screen.place,
+        "text": query.text,
+        "upload": query.upload,
+        "like": query.like,
+        "taught": screen.taught,
+    }
+
+
 def _short(text: str) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def _profile(remembered: str) -> str:
-    """The profile that a browser remembers, if it can be one."""
-    try:
-        return check_name(remembered)
-    except ValueError:
-        return DEFAULT
-
-
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """One line of QUERY_CHARACTERS at most, without control characters and lone surrogates."""
     text = text[: 4 * QUERY_CHARACTERS].encode("utf-8", "ignore").decode()
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:QUERY_CHARACTERS]
 
 
-def _field(event: gr.EventData, name: str) -> str:
+def field(event: gr.EventData, name: str) -> str:
     """A text field of what the page's script sent; anything else is an empty text."""
     data = event._data
     value = data.get(name) if isinstance(data, dict) else None

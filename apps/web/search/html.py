@@ -7,7 +7,8 @@ are not used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import PurePosixPath
@@ -31,6 +32,7 @@ __all__ = [
     "chips_html",
     "counted",
     "file_size",
+    "kept_html",
     "lesson_html",
     "message_html",
     "picker_html",
@@ -186,6 +188,11 @@ def cards_html(
         f' data-query="{escape(query or "")}" data-profile="{escape(profile)}"' if markable else ""
     )
     return f'<ul class="enn-grid" aria-label="{escape(label)}"{marks}>{"".join(items)}</ul>'
+
+
+def kept_html(facts: Mapping[str, object]) -> str:
+    """What the page's script keeps, so that the page can be loaded again; nothing is shown."""
+    return f'<i hidden data-kept="{escape(json.dumps(facts))}"></i>'
 
 
 def _card(card: Card, rank: int, markable: bool) -> str:

@@ -1,7 +1,7 @@
 """The search page itself: its components, what they are wired to, and how it looks.
 
-`build` makes Gradio `Blocks` for collections that are open already. Each visitor's `Screen` lives
-in `gr.State`; what the handlers hold is shared by all visitors and only read.
+`build` makes Gradio `Blocks` for collections that are open already. Each visitor's `Screen` is kept
+by the browser; what the handlers hold is shared by all visitors and only read.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import gradio as gr
 
 from apps.web import limits
 from apps.web.html import header_html
+from apps.web.kept import kept
 from apps.web.search import html
 from apps.web.search.api import add_api
 from apps.web.search.collection import Collection
 from apps.web.search.handlers import Query, Screen
+from apps.web.search.kept_screen import read_query, read_screen, write
 from apps.web.search.pictures import Pictures, Uploads
 from apps.web.search.taught_handlers import TaughtHandlers
+from apps.web.server import page_id
 from apps.web.style import ASSETS, html_block, script, theme
 from retrieval.teach.profiles import DEFAULT
 
@@ -100,9 +103,9 @@ def build(
     latest: dict[str, Any] = {**hidden, "trigger_mode": "always_last", "concurrency_id": "search"}
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
-        screen = gr.State(Screen())
-        remembered = gr.Textbox(visible=False)  # the profile, from the browser's memory
-        subject = gr.State(Query())  # the picture of the captions tab
+        screen = kept(Screen(), read_screen, write)
+        remembered = gr.Textbox(visible=False)  # profile and more, from the browser's memory
+        subject = kept(Query(), read_query, write)  # the picture of the captions tab
         header = html_block(
             header_html(TITLE, page.subtitle(0), html.LOGO),
             js_on_load=script("header.js"),
@@ -256,10 +259,11 @@ def build(
             page.open,
             [which, count, remembered, screen],
             found,
-            js="(which, count, _, screen) => [which, count, window.enn.profile(), screen]",
+            js="(which, count, _, screen) => [which, count, window.enn.opening(), screen]",
             **hidden,
         )
         add_api(collections, teachers)
+    blocks.app_id = page_id(page.identity)
     blocks.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     return blocks
 

@@ -129,19 +129,15 @@ class Pictures:
 
     def resolve(self, token: object) -> ImageRef:
         """The image behind a token; raises LookupError for anything this process did not issue."""
-        try:
-            if not isinstance(token, str) or len(token) != 43:
-                raise ValueError
-            raw = base64.urlsafe_b64decode(token + "=")
-            if base64.urlsafe_b64encode(raw).decode() != token + "=":
-                raise ValueError  # another spelling of the same bytes
-        except (ValueError, binascii.Error) as error:
-            raise LookupError("unknown picture") from error
+        raw = _unpacked(token)
         packed, signature = raw[:16], raw[16:]
         if not hmac.compare_digest(signature, self._sign(packed)):
             raise LookupError("unknown picture")
-        collection, id = struct.unpack(">BQ", packed[:9])
-        return ImageRef(collection, id, packed[9:].hex())
+        return _reference(packed)
+
+    def read(self, token: object) -> ImageRef:
+        """What a token says, whoever issued it; raises LookupError if it is none."""
+        return _reference(_unpacked(token))
 
     def view(self, token: str, side: int) -> tuple[bytes, bool]:
         """A token's picture, at most `side` pixels long, and whether it may be kept for good.
@@ -163,6 +159,24 @@ class Pictures:
 
     def _sign(self, packed: bytes) -> bytes:
         return hmac.digest(self._key, packed, "sha256")[:16]
+
+
+def _unpacked(token: object) -> bytes:
+    """(32,) what a token packs and its signature, which is not looked at."""
+    try:
+        if not isinstance(token, str) or len(token) != 43:
+            raise ValueError
+        raw = base64.urlsafe_b64decode(token + "=")
+        if base64.urlsafe_b64encode(raw).decode() != token + "=":
+            raise ValueError  # another spelling of the same bytes
+    except (ValueError, binascii.Error) as error:
+        raise LookupError("unknown picture") from error
+    return raw
+
+
+def _reference(packed: bytes) -> ImageRef:
+    collection, id = struct.unpack(">BQ", packed[:9])
+    return ImageRef(collection, id, packed[9:16].hex())
 
 
 class Uploads:

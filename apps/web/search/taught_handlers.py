@@ -9,14 +9,15 @@ import gradio as gr
 from apps.web.html import notice_html
 from apps.web.search import taught_html
 from apps.web.search.effects_chart import effects_html
-from apps.web.search.handlers import EXPECTED, Screen, SearchHandlers, check_profile, one_line
+from apps.web.search.handlers import EXPECTED, Screen, check_profile, one_line
+from apps.web.search.tab_handlers import TabHandlers
 from apps.web.visitors import visitor_of
 from retrieval.teach.profiles import check_name
 
 __all__ = ["TaughtHandlers"]
 
 
-class TaughtHandlers(SearchHandlers):
+class TaughtHandlers(TabHandlers):
     """The handlers of the whole page: searching, and looking at what was taught.
 
     Those that change something also search again, so that no tab shows what no longer holds.
