@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gradio.queueing import Queue
 from gradio.server_messages import EventMessage, ServerMessage
 
-from apps.web.limits import QUEUED, QUEUED_EACH
+from apps.web.limits import OPEN_TABS, QUEUED, QUEUED_EACH
 from apps.web.turns import Seat, TooMany, Turns, check_share
 from apps.web.visitors import LOCAL, visitor_of
 
@@ -50,10 +50,19 @@ class FairQueue(Queue):
         # first that its next event is in line waits for its answer on the stream that closes.
         last = self._answered.get(tab, -1.0)
         closing = not self.pending_event_ids_session.get(tab)
+        self._forget_idle_tabs()
         pushed = await super().push(body, request, username)
         if closing and time.monotonic() - last < _CLOSING_SECONDS:
             await asyncio.sleep(_LATER_SECONDS)
         return pushed
+
+    def _forget_idle_tabs(self) -> None:
+        """Keeps something of OPEN_TABS at most, and of those that wait for an answer."""
+        tabs = self.pending_event_ids_session
+        for tab in list(tabs)[: max(0, len(tabs) - OPEN_TABS)]:
+            if not tabs[tab]:
+                del tabs[tab]
+                self.pending_messages_per_session.pop(tab, None)
 
     def send_message(self, event: Event, event_message: EventMessage) -> None:
         """Sends a message to a tab."""

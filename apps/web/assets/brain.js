@@ -3,20 +3,31 @@
 window.ennBrain = (() => {
   // The session is remembered by the tab, so that loading the page again keeps the scans; the site
   // profile is remembered by the browser.
+  const tab = window.enn.marks.newId();
   const remembered = () => {
     try {
       return JSON.stringify({
         session: sessionStorage.getItem("enn-brain-session") || "",
+        tab,
         site: localStorage.getItem("enn-brain-site") || "",
       });
-    } catch { return "{}"; } // private mode
+    } catch { return JSON.stringify({ tab }); } // private mode
   };
+  let open = "";
   const keepSession = (token) => {
+    open = token;
     try { sessionStorage.setItem("enn-brain-session", token); } catch { /* private mode */ }
   };
   window.enn.remember = (name) => {
     try { localStorage.setItem("enn-brain-site", name); } catch { /* private mode */ }
   };
+
+  // Scans of a tab that is closed go soon.
+  window.addEventListener("pagehide", () => {
+    if (!open) return;
+    const body = new Blob([JSON.stringify({ tab, session: open })], { type: "application/json" });
+    navigator.sendBeacon(new URL("brain/left", document.baseURI), body);
+  });
 
   // What the stage wants shown, for the viewer whenever that is ready.
   let show = () => {}, wanted = null;

@@ -5,7 +5,8 @@ element.addEventListener("click", (event) => {
   if (what === "accept") {
     const { scan, age, profile, force } = element.querySelector("[data-scan]").dataset;
     button.disabled = true;
-    trigger("accept", { scan: Number(scan), age, profile, force: force === "true" });
+    const id = window.enn.marks.newId();
+    trigger("accept", { scan: Number(scan), age, profile, force: force === "true", id });
   }
   if (what === "dismiss") trigger("dismiss");
   if (what === "undo") {

@@ -26,6 +26,84 @@ window.enn = (() => {
     try { localStorage.setItem(place, name); } catch { /* private mode */ }
   };
 
+  // What a tab showed is shown again when it is loaded again: by its visitor, or by Gradio after an
+  // outage; words that were asked for without an answer are asked for again.
+  const store = (place, key, value) => {
+    try {
+      if (value === undefined) return place().getItem(key) || "";
+      place().setItem(key, value);
+    } catch { /* private mode, or full */ }
+    return "";
+  };
+  const tab = () => sessionStorage, browser = () => localStorage;
+  const keep = (shown) => {
+    store(tab, "enn-shown", JSON.stringify({ at: location.href, shown }));
+    store(tab, "enn-words", "");
+  };
+  document.addEventListener("input", (event) => {
+    if (event.target.closest?.("#enn-text")) store(tab, "enn-words", event.target.value);
+  });
+  const opening = () => {
+    let shown = "";
+    try {
+      const kept = JSON.parse(store(tab, "enn-shown") || "{}");
+      const again = performance.getEntriesByType("navigation")[0]?.type === "reload";
+      if (again && kept.at === location.href && kept.shown) {
+        const text = store(tab, "enn-words") || kept.shown.text;
+        shown = JSON.stringify({ ...kept.shown, text });
+      }
+    } catch { /* not ours */ }
+    return JSON.stringify({ profile: profile(), shown });
+  };
+
+  // Marks wait in the browser until the server has answered them: list of {id, place, query,
+  // profile, marks}. Each is known by its id, so that it may be sent again.
+  const MARKS = "enn-marks", MOST = 200;
+  const waiting = () => {
+    try {
+      const all = JSON.parse(store(browser, MARKS) || "[]");
+      return Array.isArray(all) ? all.filter((each) => /^[0-9a-f]{32}$/.test(each?.id)
+        && each.marks && typeof each.marks === "object" && typeof each.place === "string") : [];
+    } catch { return []; }
+  };
+  const hold = (batch) => store(browser, MARKS, JSON.stringify(
+    [...waiting().filter((each) => each.id !== batch.id), batch].slice(-MOST)));
+  const release = (id) => store(browser, MARKS,
+    JSON.stringify(waiting().filter((each) => each.id !== id)));
+  // `crypto.randomUUID` is not there on plain http.
+  const newId = () => [...crypto.getRandomValues(new Uint8Array(16))]
+    .map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const discard = (place) => store(browser, MARKS,
+    JSON.stringify(waiting().filter((each) => each.place === place)));
+  const marks = { waiting, hold, release, newId };
+
+  // A line at the bottom of the window about marks that wait.
+  let line;
+  const counted = (count) => (count === 1 ? "1 mark is" : `${count} marks are`);
+  const tellWaiting = (count, elsewhere, place) => {
+    if (!line) {
+      line = document.createElement("div");
+      line.className = "enn-waiting";
+      line.setAttribute("role", "status");
+      document.body.append(line);
+    }
+    const texts = [];
+    if (count) texts.push(`Waiting for the server: ${counted(count)} kept in this browser.`);
+    if (elsewhere) {
+      texts.push(`${counted(elsewhere)} kept for another collection or visitor of this address.`);
+    }
+    line.textContent = texts.join(" ");
+    line.hidden = !texts.length;
+    if (elsewhere) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "enn-small";
+      button.textContent = "Discard them";
+      button.addEventListener("click", () => { discard(place); tellWaiting(count, 0, place); });
+      line.append(" ", button);
+    }
+  };
+
   // Tells screen readers; the region has to be there before its text.
   let voice;
   const say = (text) => {
@@ -171,5 +249,7 @@ window.enn = (() => {
   });
 
   applyTheme();
-  return { applyTheme, switchTheme, open, refresh, profile, remember, say };
+  return {
+    applyTheme, switchTheme, open, refresh, profile, remember, say, keep, opening, marks, tellWaiting,
+  };
 })();

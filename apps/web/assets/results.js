@@ -7,7 +7,8 @@ const markable = () => grid()?.dataset.query !== undefined;
 // Marks go to the server one batch at a time: what is clicked while one is on its way waits for
 // the answer. A button counts as pressed only when the server has answered that it is kept.
 let serial = 0, sent = null, timer = 0;
-let queue = [];        // [{query, profile, marks: {token: "good" | "bad" | "none"}}]
+let queue = [];        // [{id, place, query, profile, marks: {token: "good" | "bad" | "none"}}]
+let place = "";        // of which collections and visitor the page is: marks are for no others
 let known = {};        // marks of pictures that are no longer shown
 let query;             // what `known` belongs to
 let focused = null;    // {token, what, keyboard}: where the focus is, and how it came there
@@ -31,22 +32,59 @@ const mark = (token, what) => {
   note(document.activeElement);
   const { query: asked, profile } = grid().dataset;
   const last = queue.at(-1);
-  if (last?.query !== asked || last.profile !== profile) queue.push({ query: asked, profile, marks: {} });
   const now = pending(token) ?? kept(token);
+  // What was sent already may have been learned as it was.
+  const same = last?.query === asked && last.profile === profile && last.place === place;
+  if (!same || last.tried) {
+    queue.push({ id: window.enn.marks.newId(), place, query: asked, profile, marks: {} });
+  }
   queue.at(-1).marks[token] = now === what ? "none" : what;
+  window.enn.marks.hold(queue.at(-1));
   paint(token);
   flush();
 };
 const flush = () => {
   if (sent || !queue.length) return;
-  sent = { ...queue.shift(), answer: ++serial };
+  sent = { ...queue.shift(), answer: ++serial, tried: true };
   trigger("mark", sent);
-  timer = setTimeout(answered, 60000); // the server is gone; Gradio says so
+  clearTimeout(timer);
+  timer = setTimeout(late, 2500);
+};
+const count = (batches) => batches.reduce((sum, each) => sum + Object.keys(each.marks).length, 0);
+const tell = () => {
+  const all = window.enn.marks.waiting();
+  const here = all.filter((each) => each.place === place);
+  window.enn.tellWaiting(count(here), count(all) - count(here), place);
+};
+// No answer yet. Where the server is gone, Gradio loads the page again as soon as it is back; where
+// only the answer got lost, the marks are sent once more: they are learned once.
+const late = () => {
+  tell();
+  timer = setTimeout(() => { if (sent) { queue.unshift(sent); sent = null; flush(); } }, 60000);
+};
+// Marks of this page before it was loaded again, and of tabs that are closed.
+const resume = () => {
+  const known = new Set([sent, ...queue].map((each) => each?.id));
+  queue.push(...window.enn.marks.waiting()
+    .filter((each) => each.place === place && !known.has(each.id))
+    .map((each) => ({ ...each, tried: true })));
+  tell();
+  flush();
+};
+// What a profile is to forget is not taught anew.
+window.enn.forgotten = (profile) => {
+  queue = queue.filter((each) => each.profile !== profile);
+  for (const each of window.enn.marks.waiting()) {
+    if (each.place === place && each.profile === profile) window.enn.marks.release(each.id);
+  }
+  tell();
 };
 const answered = () => {
   clearTimeout(timer);
   const last = sent;
   sent = null;
+  if (last) window.enn.marks.release(last.id);
+  tell();
   if (last && !element.querySelector("[data-refused]") && last.query === query) {
     for (const token of Object.keys(last.marks)) if (!cardOf(token)) known[token] = last.marks[token];
   }
@@ -136,6 +174,14 @@ const glide = () => {
 window.addEventListener("resize", measure);
 
 watch("value", () => {
+  const facts = JSON.parse(element.querySelector("[data-kept]")?.dataset.kept ?? "null");
+  if (facts) window.enn.keep(facts);
+  const moved = facts && facts.place !== place;
+  if (moved) {
+    // Another server answers: what was marked on the page of the one before waits for that one.
+    place = facts.place;
+    queue = queue.filter((each) => each.place === place);
+  }
   const asked = grid()?.dataset.query;
   if (asked !== undefined && asked === query) glide();
   else {
@@ -145,6 +191,8 @@ watch("value", () => {
     if (box.top < 0) element.scrollIntoView({ block: "start" });
   }
   query = asked;
-  if (sent && Number(element.querySelector("[data-answer]")?.dataset.answer) === sent.answer) answered();
+  const number = Number(element.querySelector("[data-answer]")?.dataset.answer);
+  if (sent && number === sent.answer) answered();
+  if (moved) resume();
   window.enn.refresh();
 });

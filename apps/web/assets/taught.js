@@ -39,7 +39,10 @@ element.addEventListener("click", (event) => {
   if (what === "forget") {
     const sure = `Forget everything that the profile “${profile}” was taught? `
       + "It is erased from this server and cannot be brought back.";
-    if (window.confirm(sure)) trigger("forget", { profile });
+    if (window.confirm(sure)) {
+      window.enn.forgotten?.(profile);
+      trigger("forget", { profile });
+    }
   }
 });
 const show = () => {

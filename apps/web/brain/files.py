@@ -38,6 +38,7 @@ _PROFILE = r"/brain/profiles/[A-Za-z0-9._-]{1,64}"
 BRAIN_ROUTES: tuple[Route, ...] = (
     Route("GET", rf"/brain/{NIIVUE}".replace(".", r"\."), forever=True),
     Route("POST", rf"/brain/uploads/{_SESSION}", max_body=SCAN_BYTES, stream=True),
+    Route("POST", r"/brain/left", max_body=1024, json_body=True),
     Route("GET", rf"/brain/files/{_SESSION}/\d{{1,6}}/(?:{HEAD}|{BRAIN}|{EXPLANATION}|{PLANES})"),
     Route("GET", rf"/brain/tables/{_SESSION}", turns=True),
     Route("GET", _PROFILE, turns=True),
@@ -72,6 +73,13 @@ def add_brain_routes(
     @app.get(f"/brain/{NIIVUE}")
     def script() -> Response:
         return FileResponse(niivue, media_type="text/javascript")
+
+    @app.post("/brain/left")
+    async def left(request: Request) -> Response:
+        said = await request.json()
+        with contextlib.suppress(*_EXPECTED, AttributeError):
+            sessions.leave(str(said.get("tab")), said.get("session"), visitor_of(request).known())
+        return Response(status_code=204)
 
     @app.post("/brain/uploads/{token}")
     async def upload(token: str, request: Request) -> Response:

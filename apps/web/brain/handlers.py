@@ -7,10 +7,12 @@ profiles count comes with the request.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,10 @@ from apps.web.brain.html import Sample
 from apps.web.brain.session import Desk, Looked, Scan, Session, SessionError, Sessions, clean_label
 from apps.web.brain.worker import BRAIN, EXPLANATION, HEAD, PLANES
 from apps.web.html import note_html, notice_html
+from apps.web.kept import read_object
 from apps.web.limits import SCAN_BYTES
 from apps.web.visitors import visitor_of
+from enn_core.lessons.errors import AlreadyTaught
 from enn_core.lessons.places import DEFAULT, ProfileError, check_name
 
 if TYPE_CHECKING:
@@ -30,12 +34,14 @@ if TYPE_CHECKING:
     from neuro.age.predict import BrainAge, Estimate, Seen
     from neuro.teach import Site
 
-__all__ = ["BrainHandlers", "OfferedScan", "Screen"]
+__all__ = ["BrainHandlers", "OfferedScan", "Screen", "read_screen", "write_screen"]
 
 CONFIDENCE = 0.9
 
 # What is raised when something cannot be done, with a line fit to show.
 EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
+
+_UID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,30 @@ class Screen:
         session: secret of the session.
         chosen: number of the scan that is shown.
         profile: site profile that learns and counts.
-        state: of all scans when they were last shown.
+        state: of all scans when they were last shown, in short.
     """
 
     session: str = ""
     chosen: int | None = None
     profile: str = DEFAULT
-    state: tuple = ()
+    state: str = ""
+
+
+def write_screen(screen: Screen) -> str:
+    """A screen as text for `apps.web.kept.kept`."""
+    return json.dumps(asdict(screen))
+
+
+def read_screen(text: object) -> Screen:
+    """A screen that `write_screen` wrote; what is none of its parts is as on a new page."""
+    said = read_object(text)
+    session, state = said.get("session"), said.get("state")
+    return Screen(
+        session=session if isinstance(session, str) else "",
+        chosen=_number(said.get("chosen")),
+        profile=_profile(said.get("profile")),
+        state=state if isinstance(state, str) else "",
+    )
 
 
 class BrainHandlers:
@@ -93,25 +116,18 @@ class BrainHandlers:
 
     def open(self, remembered: str, screen: Screen, request: gr.Request) -> tuple:
         """(add, *page): a visitor arrives, perhaps with a session that still is there."""
-        try:
-            known = json.loads(remembered or "{}")
-            token, profile = str(known.get("session", "")), str(known.get("site", ""))
-        except (ValueError, AttributeError):
-            token, profile = "", ""
+        known = read_object(remembered)
+        token, profile, tab = (str(known.get(name, "")) for name in ("session", "site", "tab"))
         try:
             visitor = visitor_of(request)
             session = self.sessions.open(token, visitor.known(), visitor.network)
         except EXPECTED as error:
             return notice_html(_line(error), bad=True), *self._nothing(screen)
-        self.sessions.enter(str(request.session_hash), session)
+        self.sessions.enter(tab, session)
         chosen = max(session.scans, default=None)
         screen = Screen(session.token, chosen, _profile(profile))
         samples = [offered.sample for offered in self.offered.values()]
         return html.add_html(session.token, samples, SCAN_BYTES), *self.show(screen, request)
-
-    def leave(self, request: gr.Request) -> None:
-        """The tab is closed or loaded again."""
-        self.sessions.leave(str(request.session_hash))
 
     def show(
         self, screen: Screen, request: gr.Request, notice: str = "", preview: str = ""
@@ -259,7 +275,11 @@ class BrainHandlers:
             session, scan, seen, site = self._told(screen, request, event)
             others = _others(session, scan)
             insist = data.get("force") is True
-            lesson = site.teach(seen, _known(seen), earlier=_seen(others), force=insist)
+            lesson = site.teach(
+                seen, _known(seen), earlier=_seen(others), force=insist, uid=_uid(data)
+            )
+        except AlreadyTaught:
+            return self.show(screen, request, taught_html.lesson_html("Learned already."))
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         if lesson.entry is None:
@@ -449,10 +469,10 @@ class BrainHandlers:
         return ("", html.empty_html(), "", "", *rest)
 
 
-def _state(session: Session) -> tuple:
-    return tuple(
-        (s.number, s.state, s.shown, s.explaining, s.explained) for s in session.scans.values()
-    )
+def _state(session: Session) -> str:
+    scans = list(session.scans.values())
+    facts = [(s.number, s.state, s.shown, s.explaining, s.explained) for s in scans]
+    return sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def _others(session: Session, scan: Scan) -> list[Scan]:
@@ -508,11 +528,19 @@ def _data(event: gr.EventData) -> dict[str, Any]:
     return event._data if isinstance(event._data, dict) else {}
 
 
+def _uid(data: Mapping[str, Any]) -> str | None:
+    """By which a lesson is known that arrives twice."""
+    uid = data.get("id")
+    if uid is not None and not (isinstance(uid, str) and _UID.fullmatch(uid)):
+        raise SessionError("the lesson has no proper id; load the page again")
+    return uid
+
+
 def _number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _profile(name: str) -> str:
+def _profile(name: Any) -> str:
     """A profile that the browser remembers."""
     try:
         return check_name(name)

@@ -1,6 +1,6 @@
 """The brain page itself: its components, what they are wired to, and how it looks.
 
-Its look is that of the search page; each visitor's `Screen` lives in `gr.State`.
+Its look is that of the search page; each visitor's `Screen` is kept by the browser.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Any
 import gradio as gr
 
 from apps.web.brain import html
-from apps.web.brain.handlers import BrainHandlers, Screen
+from apps.web.brain.handlers import BrainHandlers, Screen, read_screen, write_screen
 from apps.web.html import header_html
+from apps.web.kept import kept
+from apps.web.server import page_id
 from apps.web.style import ASSETS, html_block, script, theme
 
 __all__ = ["TITLE", "build", "head", "theme"]
@@ -31,7 +33,7 @@ def build(page: BrainHandlers) -> gr.Blocks:
     )
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
-        screen = gr.State(Screen())
+        screen = kept(Screen(), read_screen, write_screen)
         remembered = gr.Textbox(visible=False)  # session and profile, from the browser's memory
         html_block(
             header_html(TITLE, subtitle, html.LOGO),
@@ -93,7 +95,7 @@ def build(page: BrainHandlers) -> gr.Blocks:
             js="(_, screen) => [window.ennBrain.remembered(), screen]",
             **hidden,
         )
-        blocks.unload(page.leave)
+    blocks.app_id = page_id(page.brain.sha256)
     blocks.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     return blocks
 

@@ -51,6 +51,8 @@ __all__ = [
 IDLE_SECONDS = 2 * 3600.0  # without any request; the help of `enn demo brain` tells it
 CLOSED_SECONDS = 90.0  # a tab that is loaded again comes back within these
 
+TABS_EACH = 64  # that are counted
+
 State = Literal["waiting", "working", "ready", "failed"]
 STARTING, LOOKING = "starting", "networks"
 _OWN_MACHINE = Seat("", LOCAL)
@@ -149,6 +151,7 @@ class Session:
         self.seat = Seat(network, owner)
         self.folder = folder
         self.scans: dict[int, Scan] = {}
+        self.tabs: dict[str, None] = {}  # what those that show it call themselves, oldest first
         self.used = time.monotonic()
         self.closed: float | None = None
         self.ended = False
@@ -223,7 +226,6 @@ class Sessions:
             root, self._kept = make_private_folder("enn-brain-")
         self.root = root
         self._sessions: dict[str, Session] = {}
-        self._tabs: dict[str, str] = {}  # what a tab calls itself -> its session
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._sweeper = threading.Thread(target=self._sweeps, name="sessions", daemon=True)
@@ -289,16 +291,27 @@ class Sessions:
             return session
 
     def enter(self, tab: str, session: Session) -> None:
-        """A tab shows a session."""
-        with self._lock:
-            self._tabs[tab] = session.token
+        """A tab shows a session.
 
-    def leave(self, tab: str) -> None:
-        """A tab was closed or is loaded again: its session goes unless it comes back soon."""
+        Args:
+            tab: what its browser calls it, anything.
+            session: one that is open.
+        """
         with self._lock:
-            token = self._tabs.pop(tab, "")
-            session = self._sessions.get(token)
-            if session is not None and token not in self._tabs.values():
+            session.tabs[tab[:64]] = None
+            while len(session.tabs) > TABS_EACH:  # those of a browser that crashed
+                del session.tabs[next(iter(session.tabs))]
+
+    def leave(self, tab: str, token: object, owner: str) -> None:
+        """A tab was closed or is loaded again: its session goes unless it comes back soon.
+
+        Raises:
+            SessionError: as `get`.
+        """
+        session = self.get(token, owner)
+        with self._lock:
+            session.tabs.pop(tab[:64], None)
+            if not session.tabs:
                 session.closed = time.monotonic()
 
     def end(self, token: object, owner: str) -> None:

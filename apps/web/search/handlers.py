@@ -537,7 +537,13 @@ class SearchHandlers:
             raise ValueError("the pictures are of several collections")
         ids = {what: tuple(ref.id for ref in group) for what, group in refs.items()}
         return Marks(
-            numbers.pop(), words, ids["good"], ids["bad"], ids["none"], uid, check_name(profile)
+            numbers.pop(),
+            words,
+            ids["good"],
+            ids["bad"],
+            ids["none"],
+            uid,
+            check_name(str(profile)),
         )
 
 

@@ -265,11 +265,13 @@ def test_sessions_are_their_owners_and_end_with_the_tab(tmp_path, monkeypatch):
         # Loaded again: the new tab comes before the old one is known to be gone.
         sessions.enter("old", session)
         sessions.enter("new", session)
-        sessions.leave("old")
+        sessions.leave("old", session.token, "ann")
         sessions.sweep()
         assert sessions.get(session.token, "ann") is session
-        sessions.leave("new")
-        sessions.leave("new")
+        with pytest.raises(SessionError):
+            sessions.leave("new", session.token, "bob")
+        sessions.leave("new", session.token, "ann")
+        sessions.leave("new", session.token, "ann")
         sessions.sweep()
         assert not session.folder.exists()
         with pytest.raises(SessionError):

@@ -1,0 +1,150 @@
+"""Many tabs at once, outages, and servers that are killed and started again under an open page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("playwright")
+
+from places import GALLERY
+from playwright.sync_api import Browser, BrowserContext
+from search_driver import SearchPage, Server
+
+from retrieval.model.loading import load
+from retrieval.teach.teacher import Teacher
+
+QUERY = "things to repair with"
+WRENCH = "gc_adjustable_wrench.webp"
+THUMB = f".enn-card[data-name='{WRENCH}'] .enn-thumb[data-do=good]"
+KEPT = "() => JSON.parse(localStorage.getItem('enn-marks') || '[]').length"
+TABS = 10
+
+
+@pytest.fixture
+def someone(chrome: Browser) -> Iterator[BrowserContext]:
+    context = chrome.new_context()
+    yield context
+    context.set_offline(False)
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("few")
+    for path in [GALLERY / WRENCH, *sorted(GALLERY.glob("*.webp"))[::20]]:
+        shutil.copy(path, folder / path.name)
+    return folder
+
+
+def _lessons(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("ENN_PROFILES", str(profiles))
+    with Teacher.open(load()) as teacher:
+        return len(teacher.history())
+
+
+def test_ten_tabs_of_one_browser_load_and_search(someone, server):
+    pages = [SearchPage(someone, server) for _ in range(TABS)]
+    for number, page in enumerate(pages):
+        page.search(f"a bird number {number}")
+    assert not [problem for page in pages for problem in page.problems]
+
+
+def test_a_search_during_an_outage_is_answered_after_it(someone, server):
+    page = SearchPage(someone, server)
+    page.search("a bird")
+    someone.set_offline(True)
+    page.page.fill("#enn-text :is(textarea, input)", "a red car")
+    with page.page.expect_event("requestfailed"):
+        page.page.press("#enn-text :is(textarea, input)", "Enter")
+    someone.set_offline(False)
+    page.wait_status("“a red car”")
+    page.search("a bird")
+
+
+def test_marks_of_an_outage_wait_and_are_learned_once(someone, few, tmp_path, monkeypatch):
+    server = Server(few, profiles=tmp_path)
+    try:
+        page = SearchPage(someone, server)
+        page.search(QUERY)
+        someone.set_offline(True)
+        page.page.click(THUMB)
+        page.page.wait_for_selector(".enn-waiting:has-text('1 mark is kept')")
+        assert page.page.evaluate(KEPT) == 1
+        someone.set_offline(False)
+        page.wait_marked(WRENCH, "good")
+        page.page.wait_for_function(f"({KEPT})() === 0")
+        page.page.wait_for_selector(".enn-waiting", state="hidden")
+    finally:
+        server.kill()
+    assert _lessons(tmp_path, monkeypatch) == 1
+
+
+def test_an_open_page_goes_on_after_a_kill_and_a_restart(someone, few, tmp_path, monkeypatch):
+    server = Server(few, profiles=tmp_path)
+    try:
+        page = SearchPage(someone, server)
+        page.profile("mine")
+        page.search(QUERY)
+        server.kill()
+        page.page.click(THUMB)
+        page.page.wait_for_selector(".enn-waiting:has-text('1 mark is kept')")
+        server = Server(few, profiles=tmp_path, port=server.port)
+        page.wait_marked(WRENCH, "good")
+        assert page.status.startswith(f"“{QUERY}”")
+        # Nobody noticed this one: the page was not loaded again, and knows what it shows.
+        server.kill()
+        server = Server(few, profiles=tmp_path, port=server.port)
+        page.page.click(THUMB)
+        page.wait_marked(WRENCH, None)
+        page.search("a bird")
+    finally:
+        server.kill()
+    monkeypatch.setenv("ENN_PROFILES", str(tmp_path))
+    with Teacher.open(load(), "mine") as teacher:
+        assert [(len(e.good), len(e.unmarked)) for e in teacher.history()] == [(1, 0), (0, 1)]
+    assert _lessons(tmp_path, monkeypatch) == 0  # of the usual profile
+
+
+def test_an_answer_that_is_lost_is_asked_for_again(someone, few, tmp_path, monkeypatch):
+    server = Server(few, profiles=tmp_path)
+    try:
+        page = SearchPage(someone, server)
+        page.search(QUERY)
+        keep = "localStorage.setItem('again', localStorage.getItem('enn-marks'))"
+        page.page.evaluate(f"document.addEventListener('click', () => setTimeout(() => {keep}))")
+        page.mark(WRENCH, "good")
+        page.page.evaluate("localStorage.setItem('enn-marks', localStorage.getItem('again'))")
+        assert page.page.evaluate(KEPT) == 1
+        page.page.reload()
+        page.wait_lesson("learned already")
+        assert page.page.evaluate(KEPT) == 0
+    finally:
+        server.kill()
+    assert _lessons(tmp_path, monkeypatch) == 1
+
+
+def test_marks_are_not_taught_to_another_collection(someone, few, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    shutil.copytree(few, other, ignore=shutil.ignore_patterns(".*"))
+    profiles = tmp_path / "profiles"
+    server = Server(few, profiles=profiles)
+    try:
+        page = SearchPage(someone, server)
+        page.search(QUERY)
+        server.kill()
+        page.page.click(THUMB)
+        page.page.wait_for_selector(".enn-waiting:has-text('1 mark is kept')")
+        server = Server(other, profiles=profiles, port=server.port)
+        page.page.wait_for_selector(".enn-waiting:has-text('another collection')")
+        page.search("a bird")
+        assert page.page.evaluate(KEPT) == 1
+        page.page.click("text=Discard them")
+        assert page.page.evaluate(KEPT) == 0
+    finally:
+        server.kill()
+    assert _lessons(profiles, monkeypatch) == 0
