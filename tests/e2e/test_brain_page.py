@@ -206,3 +206,13 @@ def test_a_real_head_from_upload_to_undo(webgl, tmp_path):
         assert not list(sessions.glob("enn-brain-*"))
     finally:
         server.kill()
+
+
+def test_ten_tabs_of_one_browser_load_and_work(visit):
+    pages = [visit() for _ in range(10)]
+    pages[-1].sample("MNI152")
+    pages[-1].wait_age()
+    for page in pages:  # every one of them is answered
+        page.tab("All scans")
+        page.sample("MNI152")
+        page.page.wait_for_selector(".enn-scan")

@@ -269,3 +269,71 @@ def test_only_the_sample_gallery_is_a_demo(tmp_path, monkeypatch, folders):
     monkeypatch.setattr(serve.server, "run", lambda *_, **__: None)
     serve.serve(folders=[tmp_path / name for name in folders], port=0)
     assert served[0].default == ("default" if folders else "demo")
+
+
+def _sent(page, screen, uid, *, scope="local", **more):
+    data = {
+        "marks": {_token(page, screen.ids[-1]): "good"},
+        "query": "red",
+        "answer": 1,
+        "profile": screen.profile,
+        "id": uid,
+        "place": screen.place,
+        **more,
+    }
+    return page.mark(0, 12, screen, _request(scope), _event(data))
+
+
+def test_marks_that_arrive_twice_are_learned_once_whatever_became_of_them(page):
+    screen = _searched(page)
+    uid = "0123456789abcdef" * 2
+    assert "Learned" in _sent(page, screen, uid)[LESSON]
+    again = _sent(page, screen, uid)
+    assert "learned already" in again[LESSON]
+    assert "data-refused" not in again[RESULTS]
+    teacher = page.own_teacher(0, screen, _request())
+    teacher.undo()
+    assert "learned already" in _sent(page, screen, uid)[LESSON]
+    assert not [entry for entry in teacher.history() if entry.active]
+    assert teacher.forget() == 1
+    assert teacher.history() == []
+    assert "learned already" in _sent(page, screen, uid)[LESSON]
+    assert teacher.history() == []
+    assert "Learned" in _sent(page, screen, uid[::-1])[LESSON]
+
+
+@pytest.mark.parametrize("uid", ["", "x" * 32, "0" * 31, "0" * 33, 5, ["0"], "0" * 31 + "\n"])
+def test_marks_with_an_odd_id_are_refused(page, uid):
+    screen = _searched(page)
+    assert "no proper id" in _sent(page, screen, uid)[LESSON]
+
+
+@pytest.mark.parametrize("place", ["", "0" * 16, None, 5])
+def test_marks_of_another_place_are_refused(page, place):
+    screen = _searched(page)
+    assert "another collection" in _sent(page, screen, "0" * 32, place=place)[LESSON]
+    assert page.own_teacher(0, screen, _request()).history() == []
+
+
+def test_marks_of_another_visitor_are_refused(page):
+    screen = _searched(page)
+    assert "another collection" in _sent(page, screen, "0" * 32, scope="visitor-bob")[LESSON]
+
+
+def test_marks_that_waited_are_for_the_profile_that_they_were_made_under(page):
+    screen = _searched(page)
+    shown = _sent(page, screen, "0" * 32, profile="elsewhere")
+    assert "“elsewhere”" in shown[LESSON]
+    assert page.own_teacher(0, screen, _request()).history() == []
+
+
+def test_pictures_are_known_after_a_restart_by_their_content(page):
+    screen = _searched(page)
+    id_ = screen.ids[-1]
+    token = _token(page, id_)
+    page.pictures._key = bytes(32)  # as of a process that was started anew
+    assert page._ref(token).id == id_
+    other = page.pictures.token(ImageRef(0, id_, "0" * 14))
+    page.pictures._key = bytes(range(32))
+    with pytest.raises(LookupError):
+        page._ref(other)
