@@ -23,7 +23,7 @@ from apps.web.search.pictures import ImageRef, Pictures, Uploads
 from apps.web.visitors import visitor_of
 from enn_core.lessons.errors import AlreadyTaught
 from retrieval.images import ImageError
-from retrieval.teach.profiles import DEFAULT, check_name
+from retrieval.teach.profiles import DEFAULT
 
 if TYPE_CHECKING:
     from apps.web.visitors import Shelf
@@ -546,7 +546,7 @@ class SearchHandlers:
             ids["bad"],
             ids["none"],
             uid,
-            check_name(str(profile)),
+            str(profile),  # checked where it is opened
         )
 
 
