@@ -208,11 +208,24 @@ def test_a_real_head_from_upload_to_undo(webgl, tmp_path):
         server.kill()
 
 
-def test_ten_tabs_of_one_browser_load_and_work(visit):
-    pages = [visit() for _ in range(10)]
-    pages[-1].sample("MNI152")
-    pages[-1].wait_age()
-    for page in pages:  # every one of them is answered
-        page.tab("All scans")
+def test_ten_tabs_of_one_browser_load_and_work_and_an_outage_passes(webgl, live):
+    context = webgl.new_context(reduced_motion="reduce")
+    try:
+        pages = [BrainPage(context, live.url) for _ in range(10)]
+        for page in pages:  # every one of them is answered
+            page.tab("Site profiles")
+            page.page.fill("#enn-site [data-part=name]", "here")
+            page.page.press("#enn-site [data-part=name]", "Enter")
+            page.page.wait_for_selector("#enn-site [data-profile=here]")
+        assert not [problem for page in pages for problem in page.problems]
+        page = pages[-1]
+        page.tab("Scan")
+        context.set_offline(True)
+        with page.page.expect_event("requestfailed"):
+            page.sample("MNI152")
+        with page.page.expect_event("load"):  # by itself
+            context.set_offline(False)
         page.sample("MNI152")
         page.page.wait_for_selector(".enn-scan")
+    finally:
+        context.close()

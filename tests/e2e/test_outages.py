@@ -41,9 +41,9 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _lessons(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def _lessons(profiles: Path, monkeypatch: pytest.MonkeyPatch, name: str = "default") -> int:
     monkeypatch.setenv("ENN_PROFILES", str(profiles))
-    with Teacher.open(load()) as teacher:
+    with Teacher.open(load(), name) as teacher:
         return len(teacher.history())
 
 
@@ -66,22 +66,19 @@ def test_a_search_during_an_outage_is_answered_after_it(someone, server):
     page.search("a bird")
 
 
-def test_marks_of_an_outage_wait_and_are_learned_once(someone, few, tmp_path, monkeypatch):
-    server = Server(few, profiles=tmp_path)
-    try:
-        page = SearchPage(someone, server)
-        page.search(QUERY)
-        someone.set_offline(True)
-        page.page.click(THUMB)
-        page.page.wait_for_selector(".enn-waiting:has-text('1 mark is kept')")
-        assert page.page.evaluate(KEPT) == 1
-        someone.set_offline(False)
-        page.wait_marked(WRENCH, "good")
-        page.page.wait_for_function(f"({KEPT})() === 0")
-        page.page.wait_for_selector(".enn-waiting", state="hidden")
-    finally:
-        server.kill()
-    assert _lessons(tmp_path, monkeypatch) == 1
+def test_marks_of_an_outage_wait_and_are_learned_once(someone, server, monkeypatch):
+    page = SearchPage(someone, server)
+    page.profile("outage")
+    page.search(QUERY)
+    someone.set_offline(True)
+    page.page.click(THUMB)
+    page.page.wait_for_selector(".enn-waiting:has-text('1 mark is kept')")
+    assert page.page.evaluate(KEPT) == 1
+    someone.set_offline(False)
+    page.wait_marked(WRENCH, "good")
+    page.page.wait_for_function(f"({KEPT})() === 0")
+    page.page.wait_for_selector(".enn-waiting", state="hidden")
+    assert _lessons(server.profiles, monkeypatch, "outage") == 1
 
 
 def test_an_open_page_goes_on_after_a_kill_and_a_restart(someone, few, tmp_path, monkeypatch):
@@ -110,22 +107,19 @@ def test_an_open_page_goes_on_after_a_kill_and_a_restart(someone, few, tmp_path,
     assert _lessons(tmp_path, monkeypatch) == 0  # of the usual profile
 
 
-def test_an_answer_that_is_lost_is_asked_for_again(someone, few, tmp_path, monkeypatch):
-    server = Server(few, profiles=tmp_path)
-    try:
-        page = SearchPage(someone, server)
-        page.search(QUERY)
-        keep = "localStorage.setItem('again', localStorage.getItem('enn-marks'))"
-        page.page.evaluate(f"document.addEventListener('click', () => setTimeout(() => {keep}))")
-        page.mark(WRENCH, "good")
-        page.page.evaluate("localStorage.setItem('enn-marks', localStorage.getItem('again'))")
-        assert page.page.evaluate(KEPT) == 1
-        page.page.reload()
-        page.wait_lesson("learned already")
-        assert page.page.evaluate(KEPT) == 0
-    finally:
-        server.kill()
-    assert _lessons(tmp_path, monkeypatch) == 1
+def test_an_answer_that_is_lost_is_asked_for_again(someone, server, monkeypatch):
+    page = SearchPage(someone, server)
+    page.profile("lost")
+    page.search(QUERY)
+    keep = "localStorage.setItem('again', localStorage.getItem('enn-marks'))"
+    page.page.evaluate(f"document.addEventListener('click', () => setTimeout(() => {keep}))")
+    page.mark(WRENCH, "good")
+    page.page.evaluate("localStorage.setItem('enn-marks', localStorage.getItem('again'))")
+    assert page.page.evaluate(KEPT) == 1
+    page.page.reload()
+    page.wait_lesson("learned already")
+    assert page.page.evaluate(KEPT) == 0
+    assert _lessons(server.profiles, monkeypatch, "lost") == 1
 
 
 def test_marks_are_not_taught_to_another_collection(someone, few, tmp_path, monkeypatch):
