@@ -214,6 +214,11 @@ class BrainAge:
             corrected = float(bias.apply(np.array([age]), known)[0])
         gap = None if seen.age is None else age - seen.age
         flags = [*seen.flags, *self._beyond(age, seen.flags)]
+        if fatal is not None:
+            text = (
+                "no age is given of such a scan unless it is asked for: the number may mean nothing"
+            )
+            flags.insert(0, Flag("refused", text, fatal=True))
         return Estimate(age, low, high, seen.raw_age, corrected, gap, flags, seen.distance)
 
     def _beyond(self, age: float, flags: Sequence[Flag]) -> list[Flag]:
