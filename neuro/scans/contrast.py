@@ -46,7 +46,10 @@ FITTED_TO = "fcd075fc0d560ddfc603510c7450ec84d40282e33f71887f72dbcbc22dcf2abd"
 """`weights_sha256` of the model whose training scans these numbers describe."""
 
 LIMIT = 2.0
-"""Of `deviation`: 4 % of the training scans are farther when they were not fitted to."""
+"""Of `deviation`. 2.6 % of the 151 training scans are farther, 8.6 % when they were left out of the
+fit; of these 89 % are at a gamma of 0.9, 86 % at 1.1 and all at 0.8 and 1.25. 2.2 would leave 4.6 %
+of ordinary brains, and miss a gamma of 0.9 that moves a brain's age by 6.5 years (it lies at 2.1).
+"""
 
 _MEAN = (
     *(-0.9465, -0.6946, -0.6269, -0.6944, -0.8500, -0.5503, -0.4547, -0.4254),
