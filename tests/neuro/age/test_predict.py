@@ -139,7 +139,7 @@ def test_scans_unlike_the_training_scans_are_flagged(brain, prepared, image, see
     assert seen.flags == []
     bright = dataclasses.replace(prepared, image=np.where(image > 0, 250, 0).astype(np.uint8))
     strange = brain.look(bright, age=7)
-    assert {flag.name for flag in strange.flags} == {"intensity", "age"}
+    assert {flag.name for flag in strange.flags} == {"intensity", "not_t1", "age"}
     assert strange.distance > 1
     old = dataclasses.replace(seen, raw_age=99.0)
     (flag,) = brain.estimate(old).flags
@@ -187,3 +187,13 @@ def test_a_model_describes_its_training_scans(image):
     assert described.population is not None
     assert described.population.count == 20
     assert describe_scans_(tiny_model(1), data.take(range(2))).reference is None
+
+
+def test_any_scan_gives_a_number_that_stays_marked(brain, prepared):
+    bad = dataclasses.replace(prepared, quality=dataclasses.replace(FINE, dice=0.5))
+    seen = brain.look(bad)
+    assert brain.estimate(seen).age is None
+    estimate = brain.estimate(seen, any_scan=True)
+    assert estimate.age == seen.raw_age
+    assert estimate.error == ""
+    assert [flag.name for flag in estimate.flags] == ["refused", "registration"]
