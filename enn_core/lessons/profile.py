@@ -200,6 +200,7 @@ class Profile(Closing, ABC, Generic[K]):
                 writing.erase([event.seq for event in (*gone, *left[:over])])
                 with writing.using() as db:  # what is left has its number still, and its uid
                     db.executemany(_STRIP, [(event.seq,) for event in lessons])
+                writing.changed |= bool(lessons)  # others that have it open look again
             self._changed()
         return events
 

@@ -22,6 +22,7 @@ import torch
 from enn_core.files.shipped import shipped
 from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal
 from neuro.age.model import BrainAgeModel, ModelError, answer, both_sides, weights_sha256
+from neuro.scans.contrast import FITTED_TO, deviation
 from neuro.scans.grid import as_input, crop, uncrop
 from neuro.scans.preprocess import Prepared
 from neuro.scans.quality import Flag, IntensityReference, judge
@@ -70,7 +71,8 @@ class Estimate:
     """What is said of one brain; years.
 
     Attributes:
-        age: predicted, with what the site has taught, 0 or more; None if the scan is refused.
+        age: predicted, with what the site has taught, 0 or more; None if the scan is refused,
+            unless any scan was asked for.
         low, high: ends of the interval around `age`; None where the model has too few residuals.
         raw: before the site's teaching, 0 or more.
         corrected: `age` without its bias on age, if that was asked for; None for a flagged scan,
@@ -170,6 +172,9 @@ class BrainAge:
             prepared.quality,
             image=prepared.image,
             distance=None if math.isnan(distance) else distance,
+            contrast=(
+                deviation(uncrop(crop(prepared.image))) if self.sha256 == FITTED_TO else None
+            ),
             age=age,
             trained_ages=self.trained_ages,
         )
@@ -181,6 +186,7 @@ class BrainAge:
         site: Corrects | None = None,
         bias: BiasCorrection | None = None,
         confidence: float = 0.9,
+        any_scan: bool = False,
     ) -> Estimate:
         """What is said of a brain.
 
@@ -190,13 +196,14 @@ class BrainAge:
             bias: correction for `Estimate.corrected`, which is None without it, and if it needs
                 the person's age and that is not known.
             confidence: share of people whose age lies in the interval, 0 to 1.
+            any_scan: give a number even where the scan is refused; its flags say why it is.
 
         Raises:
             CalibrationError: a confidence outside of 0..1.
         """
         raw = max(0.0, seen.raw_age)
         fatal = next((flag for flag in seen.flags if flag.fatal), None)
-        if fatal is not None:
+        if fatal is not None and not any_scan:
             return Estimate(
                 None, None, None, raw, None, None, seen.flags, seen.distance, fatal.text
             )
@@ -206,6 +213,11 @@ class BrainAge:
         low, high = interval(self.model.conformal, age, confidence)
         gap = None if seen.age is None else age - seen.age
         flags = [*seen.flags, *self._beyond(age, seen.flags)]
+        if fatal is not None:
+            text = (
+                "no age is given of such a scan unless it is asked for: the number may mean nothing"
+            )
+            flags.insert(0, Flag("refused", text, fatal=True))
         corrected = None
         if bias is not None and not flags and not (bias.needs_age and seen.age is None):
             known = None if seen.age is None else [seen.age]

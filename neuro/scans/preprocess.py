@@ -27,6 +27,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from neuro.scans.intensity import white_level
 from neuro.scans.quality import Quality, dice, field_of_view
 from neuro.scans.read import Volume, VolumeError
 from neuro.scans.template import FULL_SCALE, MNI_AFFINE, MNI_SHAPE, load_template
@@ -42,7 +43,7 @@ __all__ = [
     "to_uint8",
 ]
 
-VERSION = 1
+VERSION = 2
 """Of the steps below; whoever changes what they return increases it."""
 
 InputKind = Literal["head", "brain", "mni"]
@@ -61,7 +62,7 @@ class Prepared:
     """A brain on the template's grid.
 
     Attributes:
-        image: (99, 117, 95) uint8; `FULL_SCALE` is the 99th percentile of the brain.
+        image: (99, 117, 95) uint8; `FULL_SCALE` is the `white_level` of the brain.
         to_mni: (4, 4) voxel indices of the file -> mm in MNI space.
         quality: what was measured on the way.
         record: JSON: version, parameters, steps with seconds, the input and what was odd about it.
@@ -98,7 +99,7 @@ def parameters() -> dict[str, Any]:
             "template": f"nilearn MNI152 2 mm, {version('nilearn')}",
             "seed": _SEED,
         },
-        "intensity": {"percentile": 99, "value": FULL_SCALE},
+        "intensity": {"percentile": 99, "without": "what shines", "value": FULL_SCALE},
         "threads": _TORCH_THREADS,
     }
 
@@ -312,7 +313,7 @@ def register(
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """`FULL_SCALE` at the 99th percentile of what is above 0; what is brighter ends at 255.
+    """`FULL_SCALE` at the `white_level` of what is above 0; what is brighter ends at 255.
 
     A uint8 volume that is scaled so stays as it is.
 
@@ -322,7 +323,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     inside = image[image > 0]
     if not inside.size:
         raise VolumeError("holds no brain on the template's grid")
-    scaled = image * np.float32(FULL_SCALE / np.percentile(inside, 99))
+    scaled = image * np.float32(FULL_SCALE / white_level(inside))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 

@@ -109,6 +109,20 @@ def test_from_a_scan_to_a_taught_age_and_back(visit, live, tmp_path):
     page.page.click("#enn-lesson-box [data-do=dismiss]")
     page.page.wait_for_selector(".enn-preview-lesson", state="detached")
 
+    # What is typed until the answer is there stays.
+    page.page.evaluate(
+        """() => {
+          document.querySelector("#enn-form [type=submit]").click();
+          const input = document.querySelector("#enn-form [data-part=age]");
+          input.focus();
+          input.value = "77";
+          input.dispatchEvent(new Event("input", { bubbles: true }));
+        }"""
+    )
+    page.page.wait_for_selector(".enn-preview-lesson")
+    assert page.page.input_value("#enn-form [data-part=age]") == "77"
+    assert page.page.evaluate("document.activeElement.dataset.part") == "age"
+
     page.preview(first + 8)
     page.accept()
     taught = page.age

@@ -21,7 +21,7 @@ from retrieval.teach.teacher import Teacher
 QUERY = "things to repair with"
 WRENCH = "gc_adjustable_wrench.webp"
 THUMB = f".enn-card[data-name='{WRENCH}'] .enn-thumb[data-do=good]"
-KEPT = "() => JSON.parse(localStorage.getItem('enn-marks') || '[]').length"
+KEPT = "() => Object.keys(localStorage).filter(key => key.startsWith('enn-mark-')).length"
 TABS = 10
 
 
@@ -111,15 +111,31 @@ def test_an_answer_that_is_lost_is_asked_for_again(someone, server, monkeypatch)
     page = SearchPage(someone, server)
     page.profile("lost")
     page.search(QUERY)
-    keep = "localStorage.setItem('again', localStorage.getItem('enn-marks'))"
-    page.page.evaluate(f"document.addEventListener('click', () => setTimeout(() => {keep}))")
+    page.page.evaluate(
+        "document.addEventListener('click', () => setTimeout(() => {"
+        " const key = Object.keys(localStorage).find((name) => name.startsWith('enn-mark-'));"
+        " window.again = [key, localStorage.getItem(key)]; }))"
+    )
     page.mark(WRENCH, "good")
-    page.page.evaluate("localStorage.setItem('enn-marks', localStorage.getItem('again'))")
+    page.page.evaluate("localStorage.setItem(...window.again)")
     assert page.page.evaluate(KEPT) == 1
     page.page.reload()
     page.wait_lesson("learned already")
     assert page.page.evaluate(KEPT) == 0
     assert _lessons(server.profiles, monkeypatch, "lost") == 1
+
+
+def test_marks_wait_in_the_tab_where_nothing_can_be_stored(someone, server, monkeypatch):
+    page = SearchPage(someone, server)
+    page.profile("full")
+    page.search(QUERY)
+    page.page.evaluate(
+        "() => { Storage.prototype.setItem = () => { throw new DOMException('', 'Full'); }; }"
+    )
+    someone.set_offline(True)
+    page.page.click(THUMB)
+    page.page.wait_for_selector(".enn-waiting:has-text('1 mark is kept in this tab')")
+    assert page.page.evaluate(KEPT) == 0
 
 
 def test_marks_are_not_taught_to_another_collection(someone, few, tmp_path, monkeypatch):

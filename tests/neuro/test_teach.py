@@ -144,6 +144,30 @@ def test_an_impossible_age_is_refused(site, age):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("scan", "age", "why"),
+    [
+        (seen(1, raw=22.0), 19.9, "lessons from outside 20 to 90 years"),
+        (seen(1, raw=88.0), 90.1, "lessons from outside 20 to 90 years"),
+        (seen(1), 0, "more than 40 years apart"),
+        (
+            dataclasses.replace(seen(1), flags=[Flag("coarse", "its slices are 5 mm thick")]),
+            51,
+            "flagged: its slices are 5 mm thick",
+        ),
+    ],
+)
+def test_an_odd_lesson_needs_insistence(site, scan, age, why):
+    for lesson in (site.preview(scan, age), site.teach(scan, age)):
+        assert lesson.entry is None
+        assert why in lesson.refused
+        assert "\n" not in lesson.refused
+    assert not site.path.exists()
+    assert site.teach(scan, age, force=True).entry == 1
+    site.refresh()
+    assert len(site) == 1  # what was insisted on, or taught by an earlier release, counts
+
+
 def test_a_model_without_statistics_is_not_taught(brain, tmp_path):
     bare = dataclasses.replace(brain, model=BrainAgeModel(brain.model.members))
     with pytest.raises(SiteError, match="no statistics"):

@@ -98,6 +98,7 @@ Examples:
   enn brain predict ~/bids --out ages.csv --pictures qc --jobs 2
   enn brain predict list.csv --out ages.csv --bias cole
   enn brain predict sub-01/mri/brain.mgz --input brain
+  enn brain predict odd.nii.gz --any-scan
   enn brain predict ~/site-a --profile site-a --out ages.csv
 
 \b
@@ -153,6 +154,14 @@ def predict(
     jobs: JobsOption = 1,
     cache: CacheOption = None,
     no_cache: NoCacheOption = False,
+    any_scan: Annotated[
+        bool,
+        typer.Option(
+            "--any-scan",
+            help="Give a number even for scans that are refused as odd (not T1-weighted, upside "
+            "down, an impossible volume); the column flags says why they are.",
+        ),
+    ] = False,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> int:
@@ -182,8 +191,10 @@ def predict(
 
             save_picture(outcome.prepared.image, folder / f"{outcome.scan.name}.png")
         seen = brain.look(outcome.prepared, name=outcome.scan.name, age=outcome.scan.age)
-        said = brain.estimate(seen, site=taught, bias=correction, confidence=confidence)
-        return said, said.error
+        said = brain.estimate(
+            seen, site=taught, bias=correction, confidence=confidence, any_scan=any_scan
+        )
+        return said, f"{said.error} (--any-scan gives a number)" if said.error else ""
 
     rows = prepare(found, kind, jobs=jobs, cache=kept, stage="predicting", each=_row_of(estimate))
     _tell_gaps(brain, confidence, correction, rows)
@@ -300,6 +311,12 @@ def _tell_gaps(
         note(
             f"warning: {correction.method} needs the known age; {counted(missing, 'scan')} without "
             "one have no corrected_age"
+        )
+    held = sum(row["corrected_age"] is None and row["predicted_age"] is not None for row in rows)
+    if correction is not None and held - (missing if correction.needs_age else 0) > 0:
+        note(
+            "note: flagged scans, and ages beyond the trained ones, have no corrected_age: the "
+            "bias is known of ordinary scans alone"
         )
 
 

@@ -35,7 +35,7 @@ window.enn = (() => {
     } catch { /* private mode, or full */ }
     return "";
   };
-  const tab = () => sessionStorage, browser = () => localStorage;
+  const tab = () => sessionStorage;
   const keep = (shown) => {
     store(tab, "enn-shown", JSON.stringify({ at: location.href, shown }));
     store(tab, "enn-words", "");
@@ -56,25 +56,39 @@ window.enn = (() => {
     return JSON.stringify({ profile: profile(), shown });
   };
 
-  // Marks wait in the browser until the server has answered them: list of {id, place, query,
-  // profile, marks}. Each is known by its id, so that it may be sent again.
-  const MARKS = "enn-marks", MOST = 200;
+  // Marks wait in the browser until the server has answered them: {id, place, query, profile,
+  // marks}. Each is known by its id, so that it may be sent again; each has a key of its own, so
+  // that tabs do not write over each other's.
+  const MARK = "enn-mark-";
+  const unsaved = new Map(); // where nothing can be stored they wait as long as the tab is open
+  const whole = (each) => /^[0-9a-f]{32}$/.test(each?.id) && typeof each.place === "string"
+    && each.marks && typeof each.marks === "object";
   const waiting = () => {
+    const found = [...unsaved.values()];
     try {
-      const all = JSON.parse(store(browser, MARKS) || "[]");
-      return Array.isArray(all) ? all.filter((each) => /^[0-9a-f]{32}$/.test(each?.id)
-        && each.marks && typeof each.marks === "object" && typeof each.place === "string") : [];
-    } catch { return []; }
+      for (const key of Object.keys(localStorage).filter((name) => name.startsWith(MARK))) {
+        try { found.push(JSON.parse(localStorage.getItem(key))); } catch { /* not ours */ }
+      }
+    } catch { /* private mode */ }
+    return found.filter(whole).sort((one, other) => one.at - other.at);
   };
-  const hold = (batch) => store(browser, MARKS, JSON.stringify(
-    [...waiting().filter((each) => each.id !== batch.id), batch].slice(-MOST)));
-  const release = (id) => store(browser, MARKS,
-    JSON.stringify(waiting().filter((each) => each.id !== id)));
+  const release = (id) => {
+    unsaved.delete(id);
+    try { localStorage.removeItem(MARK + id); } catch { /* private mode */ }
+  };
+  const hold = (batch) => {
+    const held = { ...batch, at: Date.now() };
+    release(batch.id);
+    try { localStorage.setItem(MARK + batch.id, JSON.stringify(held)); } catch {
+      unsaved.set(batch.id, held);
+    }
+  };
   // `crypto.randomUUID` is not there on plain http.
   const newId = () => [...crypto.getRandomValues(new Uint8Array(16))]
     .map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  const discard = (place) => store(browser, MARKS,
-    JSON.stringify(waiting().filter((each) => each.place === place)));
+  const discard = (place) => {
+    for (const each of waiting()) if (each.place !== place) release(each.id);
+  };
   const marks = { waiting, hold, release, newId };
 
   // A line at the bottom of the window about marks that wait.
@@ -88,7 +102,8 @@ window.enn = (() => {
       document.body.append(line);
     }
     const texts = [];
-    if (count) texts.push(`Waiting for the server: ${counted(count)} kept in this browser.`);
+    const where = unsaved.size ? "tab, for the browser stores nothing: keep it open" : "browser";
+    if (count) texts.push(`Waiting for the server: ${counted(count)} kept in this ${where}.`);
     if (elsewhere) {
       texts.push(`${counted(elsewhere)} kept for another collection or visitor of this address.`);
     }

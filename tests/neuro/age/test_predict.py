@@ -16,7 +16,7 @@ from neuro.age.predict import BrainAge
 from neuro.dataset import BrainDataset
 from neuro.scans.grid import crop, uncrop
 from neuro.scans.preprocess import Prepared
-from neuro.scans.quality import IntensityReference, Quality
+from neuro.scans.quality import Flag, IntensityReference, Quality
 from neuro.scans.template import MNI_AFFINE, load_template
 from neuro.train import describe_scans_
 
@@ -104,6 +104,32 @@ def test_a_corrected_age_stands_apart(brain, seen):
     assert brain.estimate(unknown).gap is None
 
 
+def test_no_correction_where_the_bias_is_not_known(brain, seen):
+    bias = brain.model.bias
+    odd = dataclasses.replace(seen, flags=[Flag("coarse", "its slices are 5 mm thick")])
+    assert brain.estimate(odd, bias=bias).corrected is None
+    assert brain.estimate(odd, bias=bias).age == seen.raw_age
+    young, old = (dataclasses.replace(brain, trained_ages=ages) for ages in ((0, 1), (100, 120)))
+    for other in (young, old):
+        assert other.estimate(seen, bias=bias).corrected is None
+    steep = BiasCorrection("cole", 0.01, 10.0, 40)  # an age of thousands of years
+    assert (
+        dataclasses.replace(brain, trained_ages=(0, 120)).estimate(seen, bias=steep).corrected
+        is None
+    )
+
+
+def test_no_age_is_negative(brain, seen):
+    low = dataclasses.replace(seen, raw_age=-7.0)
+    for estimate in (
+        brain.estimate(low, bias=brain.model.bias),
+        brain.estimate(low, site=Taught()),
+    ):
+        assert (estimate.age, estimate.raw, estimate.low) == (0, 0, 0)
+        assert estimate.high > 0
+        assert estimate.corrected is None
+
+
 class Taught:
     def corrections(self, seen):
         return np.full(len(seen), -3.0)
@@ -139,7 +165,7 @@ def test_scans_unlike_the_training_scans_are_flagged(brain, prepared, image, see
     assert seen.flags == []
     bright = dataclasses.replace(prepared, image=np.where(image > 0, 250, 0).astype(np.uint8))
     strange = brain.look(bright, age=7)
-    assert {flag.name for flag in strange.flags} == {"intensity", "age"}
+    assert {flag.name for flag in strange.flags} == {"intensity", "not_t1", "age"}
     assert strange.distance > 1
     old = dataclasses.replace(seen, raw_age=99.0)
     (flag,) = brain.estimate(old).flags
@@ -187,3 +213,13 @@ def test_a_model_describes_its_training_scans(image):
     assert described.population is not None
     assert described.population.count == 20
     assert describe_scans_(tiny_model(1), data.take(range(2))).reference is None
+
+
+def test_any_scan_gives_a_number_that_stays_marked(brain, prepared):
+    bad = dataclasses.replace(prepared, quality=dataclasses.replace(FINE, dice=0.5))
+    seen = brain.look(bad)
+    assert brain.estimate(seen).age is None
+    estimate = brain.estimate(seen, any_scan=True)
+    assert estimate.age == seen.raw_age
+    assert estimate.error == ""
+    assert [flag.name for flag in estimate.flags] == ["refused", "registration"]

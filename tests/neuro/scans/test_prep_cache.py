@@ -46,7 +46,7 @@ def test_kept_and_found(tmp_path, path, prepared):
 def test_other_steps_are_other_brains(tmp_path, path, prepared, monkeypatch):
     cache = PrepCache(tmp_path / "cache")
     cache.add(prepared)
-    monkeypatch.setattr(neuro.scans.preprocess, "VERSION", 2)
+    monkeypatch.setattr(neuro.scans.preprocess, "VERSION", 0)
     neuro.scans.preprocess.parameters.cache_clear()
     try:
         assert cache.find(content_hash(path), "mni") is None

@@ -54,13 +54,15 @@ def test_field_of_view():
 @pytest.mark.parametrize(
     ("quality", "name", "fatal"),
     [
-        ({"dice": 0.88}, "registration", False),
+        ({"dice": 0.93}, "registration", False),
+        ({"dice": 0.911}, "registration", True),
         ({"dice": 0.5}, "registration", True),
         ({"dice": float("nan")}, "registration", True),
         ({"field_of_view": 0.9}, "field_of_view", False),
         ({"field_of_view": 0.5}, "field_of_view", True),
-        ({"brain_ml": 400.0}, "brain_volume", False),
-        ({"brain_ml": 2500.0}, "brain_volume", False),
+        ({"brain_ml": 400.0}, "brain_volume", True),
+        ({"brain_ml": 850.0}, "brain_volume", False),
+        ({"brain_ml": 2500.0}, "brain_volume", True),
         ({"stretch": (0.5, 1.1)}, "stretch", False),
         ({"spacing_mm": 6.0}, "coarse", False),
     ],
@@ -79,7 +81,7 @@ def test_flags_of_people_and_scanners():
     assert names == ["intensity", "age"]
     assert judge(GOOD, age=7) == []
     bad = judge(Quality(0.3, 400.0, 0.9, (0.9, 1.0), 1.0))
-    assert [flag.fatal for flag in bad] == [True, False, False]
+    assert [flag.fatal for flag in bad] == [True, True, False]
 
 
 def test_what_fits_after_much_stretching_is_no_brain():
@@ -149,3 +151,43 @@ def test_reference_of_real_brains():
     noisy = np.clip(images[-1] + np.random.default_rng(0).normal(0, 15, MNI_SHAPE), 0, 255)
     assert reference.distance(np.where(images[-1] > 0, noisy, 0).astype(np.uint8)) > 2
     assert len(intensity_features(images[0])) == 10
+
+
+def test_what_is_too_far_from_any_training_scan_is_refused():
+    """Old people at another scanner have 1.9 to 3.7, averaged templates up to 5.5."""
+    for distance, fatal in ((3.7, False), (5.5, False), (7.2, True), (float("inf"), True)):
+        (flag,) = judge(GOOD, distance=distance)
+        assert (flag.name, flag.fatal) == ("intensity", fatal)
+
+
+def test_what_lies_outside_of_the_scan_cannot_overlap():
+    cut = judge(Quality(0.89, 1400.0, 0.9, (0.95, 1.2), 1.2))
+    assert [(flag.name, flag.fatal) for flag in cut] == [("field_of_view", False)]
+
+
+def test_another_contrast_is_flagged_unless_the_distance_says_so():
+    (flag,) = judge(GOOD, contrast=-2.6)
+    assert (flag.name, flag.fatal) == ("contrast", False)
+    assert "flatter" in flag.text
+    assert [flag.name for flag in judge(GOOD, contrast=5.0, distance=1.5)] == ["intensity"]
+    assert judge(GOOD, contrast=1.2) == []
+    assert judge(GOOD, contrast=float("nan")) != []
+
+
+@pytest.mark.parametrize("power", [0.8, 1.0, 1.25])
+def test_a_t1_weighted_brain_is_one_whatever_its_gamma(power):
+    image = ((brain() / 200.0) ** power * 200).clip(0, 255).astype(np.uint8)
+    assert "not_t1" not in [flag.name for flag in judge(GOOD, image=image)]
+
+
+@pytest.mark.parametrize("kind", ["inverted", "t2", "pd"])
+def test_what_is_not_t1_weighted_is_refused(kind):
+    value = brain(noise=2.0) / 200.0
+    other = {
+        "inverted": 1.2 - value,
+        "t2": np.clip(1.1 - 0.75 * value, 0, None),
+        "pd": 0.55 + 0.25 * np.sin(np.clip(value, 0, 1) * np.pi) - 0.1 * value,
+    }[kind]
+    image = (np.where(value > 0, other, 0) * 200).clip(0, 255).astype(np.uint8)
+    flags = judge(GOOD, image=image)
+    assert ("not_t1", True) in [(flag.name, flag.fatal) for flag in flags]

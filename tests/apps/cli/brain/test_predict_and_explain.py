@@ -82,8 +82,8 @@ def test_the_table_tells_ages_and_why_there_is_none(table):
     assert table.code == 1
     assert list(table.rows) == ["cut", "sub-01", "sub-02", "sub-03"]
     first = table.rows["sub-01"]
-    assert list(first)[:8] == [
-        *("file", "participant_id", "predicted_age", "interval_low", "interval_high"),
+    assert list(first)[:9] == [
+        *("file", "participant_id", "predicted_age", "flags", "interval_low", "interval_high"),
         *("age", "gap", "corrected_age"),
     ]
     low, age, high = (

@@ -43,6 +43,7 @@ from apps.web.private_folder import make_private_folder
 from apps.web.turns import Seat
 from apps.web.visitors import Shelf, Visitor, remember
 from neuro.age.predict import Estimate
+from neuro.scans.quality import Flag
 from neuro.scans.template import MNI_AFFINE, MNI_SHAPE
 from neuro.teach import Lesson, Site, journal_of
 
@@ -404,6 +405,42 @@ def test_names_are_escaped_everywhere(tmp_path):
     for page in pages:
         assert "<img src=x" not in page
         assert "&lt;img" in page
+
+
+def test_flags_stand_beside_the_number(tmp_path):
+    scan = Scan(1, "a", "head", tmp_path, tmp_path / "scan")
+    flags = [Flag("brain_volume", "the brain has 650 mL"), Flag("coarse", EVIL)]
+    doubtful = Estimate(60.0, 50.0, 70.0, 55.0, None, 2.0, flags, 0.5)
+    said = brain_html.result_html(scan, doubtful, trained=(20.0, 82.0), profile="p", confidence=0.9)
+    beside = said.partition("</b> years")[2].partition("</p>")[0]
+    assert "brain volume" in beside
+    assert "the brain has 650 mL" in beside
+    assert "<img src=x" not in said
+    assert "Not corrected" in said
+    fine = Estimate(60.0, 50.0, 70.0, 55.0, 58.0, 2.0, [], 0.5)
+    said = brain_html.result_html(scan, fine, trained=(20.0, 82.0), profile="p", confidence=0.9)
+    assert "Doubtful" not in said
+    assert "Corrected for the model" in said
+
+
+def test_further_uploads_leave_the_scan_that_is_looked_at(live, page):
+    screen = _open(page)
+    session = live.sessions.get(screen.session, "local")
+    first, second, third = (session.add(name, "head") for name in "abc")
+    first.state, second.state, third.state = "waiting", "waiting", "waiting"
+    screen = page.added(screen, _request(), _event({"scan": first.number}))[SCREEN]
+    assert screen.chosen == first.number  # nothing was shown before
+    first.state = "working"
+    screen = page.added(screen, _request(), _event({"scan": second.number}))[SCREEN]
+    assert screen.chosen == first.number
+    first.state, second.state = "failed", "working"
+    screen = page.added(screen, _request(), _event({"scan": third.number}))[SCREEN]
+    assert screen.chosen == first.number
+    second.state = third.state = "failed"
+    fourth = session.add("d", "head")
+    shown = page.added(screen, _request(), _event({"scan": fourth.number}))
+    assert shown[SCREEN].chosen == fourth.number  # it is its turn at once
+    live.sessions.end(screen.session, "local")
 
 
 def test_the_axis_holds_every_age():
