@@ -215,10 +215,13 @@ class BrainHandlers:
             session = self.sessions.get(screen.session, visitor_of(request).known())
         except EXPECTED:
             return screen
-        before = [scan for scan in list(session.scans.values()) if scan.number != number]
-        if screen.chosen in session.scans and any(scan.busy for scan in before):
-            return screen
-        return replace(screen, chosen=_number(number))
+        wanted = _number(number)
+        scans = [scan for scan in list(session.scans.values()) if scan.number < (wanted or 0)]
+        busy = [scan.number for scan in scans if scan.busy]
+        if not busy:
+            return replace(screen, chosen=wanted)
+        # Of two uploads the second may be told before the browser knows that the first is shown.
+        return replace(screen, chosen=screen.chosen if screen.chosen in session.scans else busy[0])
 
     def choose(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
         """Another scan of the session."""

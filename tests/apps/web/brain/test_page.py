@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -433,6 +434,10 @@ def test_further_uploads_leave_the_scan_that_is_looked_at(live, page):
     first.state = "working"
     screen = page.added(screen, _request(), _event({"scan": second.number}))[SCREEN]
     assert screen.chosen == first.number
+    early = replace(screen, chosen=None)
+    assert page.added(early, _request(), _event({"scan": second.number}))[SCREEN].chosen == (
+        first.number
+    )
     first.state, second.state = "failed", "working"
     screen = page.added(screen, _request(), _event({"scan": third.number}))[SCREEN]
     assert screen.chosen == first.number
