@@ -27,7 +27,7 @@ from apps.cli.brain.group import (
     qc_columns,
     write_table,
 )
-from apps.cli.options import ForceOption, JsonOption, ProfileOption
+from apps.cli.options import JsonOption, ProfileOption
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,
@@ -162,7 +162,10 @@ def predict(
             "down, an impossible volume); the column flags says why they are.",
         ),
     ] = False,
-    force: ForceOption = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Overwrite the table of --out; without one, --any-scan."),
+    ] = False,
     json: JsonOption = False,
 ) -> int:
     """Predict ages from T1-weighted scans, with intervals and what is odd about each scan."""
@@ -177,8 +180,10 @@ def predict(
         refuse_overwrite(out, force)
         if out.suffix not in (".csv", ".tsv"):
             raise CommandError(f"--out is a table: give a name that ends with .csv, not {out.name}")
+    any_scan |= force and out is None
     found = find_scans(scans)
     brain = load_brain(model)
+    flagged: dict[str, str] = {}  # names of the flags, by file
     correction = choose_bias(brain, bias, calibration, site)
     taught = None if no_profile else open_site(brain, profile)
     folder = None if pictures is None else output_folder(pictures)
@@ -194,6 +199,7 @@ def predict(
         said = brain.estimate(
             seen, site=taught, bias=correction, confidence=confidence, any_scan=any_scan
         )
+        flagged[str(outcome.scan.path)] = ", ".join(flag.name for flag in said.flags)
         return said, f"{said.error} (--any-scan gives a number)" if said.error else ""
 
     rows = prepare(found, kind, jobs=jobs, cache=kept, stage="predicting", each=_row_of(estimate))
@@ -206,7 +212,7 @@ def predict(
         document = {"model": brain.sha256, "confidence": confidence, "scores": scores}
         emit_json({**document, "failed": failed, "scans": rows})
     else:
-        _say(rows, out, scores)
+        _say(rows, flagged, out, scores)
     return EXIT_SKIPPED if failed else EXIT_OK
 
 
@@ -320,10 +326,15 @@ def _tell_gaps(
         )
 
 
-def _say(rows: Sequence[dict[str, Any]], out: Path | None, scores: dict[str, Any] | None) -> None:
+def _say(
+    rows: Sequence[dict[str, Any]],
+    flagged: dict[str, str],
+    out: Path | None,
+    scores: dict[str, Any] | None,
+) -> None:
     if out is None:
         for row in rows:
-            emit(_line(row))
+            emit(_line(row, flagged.get(row["file"], "")))
     else:
         done = sum(not row["error"] for row in rows)
         emit(f"{counted(done, 'age')} of {counted(len(rows), 'scan')} in {printable(out)}")
@@ -331,14 +342,13 @@ def _say(rows: Sequence[dict[str, Any]], out: Path | None, scores: dict[str, Any
         emit(score_text(scores))
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], flagged: str) -> str:
     file = printable(row["file"])
     if row["error"]:
         return f"{file}: no age: {printable(row['error'])}"
     text = f"{file}: {row['predicted_age']:.1f} years"
-    if row["flags"]:
-        names = [each.partition(": ")[0] for each in row["flags"].split("; ")]
-        text += f" [flagged: {', '.join(names)}]"
+    if flagged:
+        text += f" [flagged: {flagged}]"
     if row["interval_low"] is not None:
         text += f" ({row['interval_low']:.1f} to {row['interval_high']:.1f})"
     if row["gap"] is not None:

@@ -132,6 +132,21 @@ def test_ages_are_printed_without_a_table(table, study, common):
     assert "40 residuals, too few for 99%" in done.err
 
 
+@pytest.mark.parametrize("insists", ["--any-scan", "--force"])
+def test_a_refused_scan_has_a_marked_number_on_insistence(table, study, common, insists):
+    lying = study / "scans" / "sub-03_T1w.nii.gz"
+    refused = run(lying, *common)
+    assert refused.code == 1
+    assert ": no age: the brain overlaps" in refused.out
+    done = run(lying, *common, insists)
+    assert done.code == 0
+    assert " years [flagged: refused, registration" in done.out
+    (row,) = json.loads(run(lying, *common, insists, "--json").out)["scans"]
+    assert row["predicted_age"] >= 0
+    assert row["flags"].startswith("refused: ")
+    assert (row["corrected_age"], row["error"]) == (None, "")
+
+
 def test_users_errors(table, study, common, tmp_path):
     def refused(*args: str | Path) -> str:
         done = run(*args)
