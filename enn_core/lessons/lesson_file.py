@@ -149,7 +149,8 @@ def read_lessons(
     for values in ({event.seq for event in events}, {event.uid for event in events}):
         if len(values) < len(events):
             raise _refused(name, "two of its events are the same")
-    return header, events
+    # Version 0.1 exports what is left of erased ones, too.
+    return header, [event for event in events if event.kind != ERASED]
 
 
 def _as_json(event: Event) -> dict[str, Any]:

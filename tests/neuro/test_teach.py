@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enn_core.lessons.errors import JournalCorrupt, JournalError, JournalMismatch
+from enn_core.lessons.errors import AlreadyTaught, JournalCorrupt, JournalError, JournalMismatch
 from neuro import site_rule
 from neuro import teach as teaching
 from neuro.age.model import BrainAgeModel, Member, features_of
@@ -125,6 +125,25 @@ def test_forget_erases(site):
     assert site.corrections([seen(100)])[0] == 0
     with pytest.raises(SiteError, match="no lesson 7"):
         site.forget(7)
+
+
+def test_a_lesson_that_arrives_twice_is_learnt_once(site, brain, tmp_path):
+    uid = "0a" * 16
+    site.teach(seen(100), 60.0, force=True, uid=uid)
+    for change in (lambda: None, site.undo, site.forget):
+        change()
+        with pytest.raises(AlreadyTaught, match="twice"):
+            site.teach(seen(100), 60.0, force=True, uid=uid)
+    assert (len(site), site.history()) == (0, [])
+    site.teach(seen(101), 61.0, force=True)
+    assert site.export(tmp_path / "one.json") == 1
+    with Site.open(brain, path=tmp_path / "other.sqlite") as other:
+        # As an earlier version writes it, that knows of no erased lessons.
+        content = json.loads((tmp_path / "one.json").read_text())
+        left = {**content["events"][0], "kind": "erased", "seq": 1, "uid": uid, "active": False}
+        content["events"].insert(0, {**left, "details": {}, "arrays": {}, "covers": []})
+        (tmp_path / "two.json").write_text(json.dumps(content))
+        assert other.import_(tmp_path / "two.json") == 1
 
 
 def test_export_and_import(site, brain, tmp_path):
