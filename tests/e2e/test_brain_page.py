@@ -240,6 +240,18 @@ def test_ten_tabs_of_one_browser_load_and_work_and_an_outage_passes(webgl, live)
         with page.page.expect_event("load"):  # by itself
             context.set_offline(False)
         page.sample("MNI152")
-        page.page.wait_for_selector(".enn-scan")
+        age = page.wait_age()
+
+        # An age that was told while the server was away is learned once it is back.
+        page.preview(age + 5)
+        context.set_offline(True)
+        with page.page.expect_event("requestfailed"):
+            page.page.click("#enn-lesson-box [data-do=accept]")
+        with page.page.expect_event("load"):
+            context.set_offline(False)
+        page.page.wait_for_selector(".enn-lesson:has-text('Learned')")
+        assert page.page.evaluate("sessionStorage.getItem('enn-brain-lesson')") is None
+        page.tab("Site profiles")
+        assert page.page.locator("#enn-site .enn-history li").count() == 1
     finally:
         context.close()

@@ -13,10 +13,27 @@ window.ennBrain = (() => {
       });
     } catch { return JSON.stringify({ tab }); } // private mode
   };
-  let open = "";
+  let open = "", opened = null;
+  const tellOpen = () => { if (open && opened) { opened(open); opened = null; } };
+  const whenOpen = (handler) => { opened = handler; tellOpen(); };
   const keepSession = (token) => {
     open = token;
     try { sessionStorage.setItem("enn-brain-session", token); } catch { /* private mode */ }
+    tellOpen();
+  };
+
+  // A lesson waits in the tab until it is answered. After an outage it is sent again: its id tells
+  // the server whether it was learned.
+  const LESSON = "enn-brain-lesson";
+  const hold = (lesson) => {
+    try { sessionStorage.setItem(LESSON, JSON.stringify({ ...lesson, session: open })); }
+    catch { /* private mode */ }
+  };
+  const held = () => {
+    try { return JSON.parse(sessionStorage.getItem(LESSON) || "null"); } catch { return null; }
+  };
+  const release = () => {
+    try { sessionStorage.removeItem(LESSON); } catch { /* private mode */ }
   };
   window.enn.remember = (name) => {
     try { localStorage.setItem("enn-brain-site", name); } catch { /* private mode */ }
@@ -34,5 +51,5 @@ window.ennBrain = (() => {
   const view = (facts) => { wanted = facts; show(facts); };
   const viewer = (handler) => { show = handler; if (wanted) show(wanted); };
 
-  return { remembered, keepSession, view, viewer };
+  return { remembered, keepSession, whenOpen, hold, held, release, view, viewer };
 })();

@@ -6,7 +6,9 @@ element.addEventListener("click", (event) => {
     const { scan, age, profile, force } = element.querySelector("[data-scan]").dataset;
     button.disabled = true;
     const id = window.enn.marks.newId();
-    trigger("accept", { scan: Number(scan), age, profile, force: force === "true", id });
+    const lesson = { scan: Number(scan), age, profile, force: force === "true", id };
+    window.ennBrain.hold(lesson);
+    trigger("accept", lesson);
   }
   if (what === "dismiss") trigger("dismiss");
   if (what === "undo") {
@@ -14,9 +16,20 @@ element.addEventListener("click", (event) => {
     trigger("undo", { entry: Number(button.dataset.entry), profile: button.dataset.profile });
   }
 });
+window.ennBrain.whenOpen((session) => {
+  const lesson = window.ennBrain.held();
+  if (!lesson) return;
+  if (lesson.session === session) trigger("accept", lesson);
+  else {
+    window.ennBrain.release();
+    window.enn.tell("The server has ended and with it the scans that it held: the age that was told "
+      + "last was not answered. See Site profiles for what was learned.");
+  }
+});
 watch("value", () => {
   const box = element.querySelector(".enn-preview-lesson, .enn-lesson, .enn-notice");
   if (!box) return;
+  window.ennBrain.release(); // answered
   window.enn.say(box.querySelector(".enn-told, .enn-protects")?.innerText ?? box.innerText);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   box.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });

@@ -94,21 +94,24 @@ window.enn = (() => {
   // A line at the bottom of the window about marks that wait.
   let line;
   const counted = (count) => (count === 1 ? "1 mark is" : `${count} marks are`);
-  const tellWaiting = (count, elsewhere, place) => {
+  const tell = (text) => {
     if (!line) {
       line = document.createElement("div");
       line.className = "enn-waiting";
       line.setAttribute("role", "status");
       document.body.append(line);
     }
+    line.textContent = text;
+    line.hidden = !text;
+  };
+  const tellWaiting = (count, elsewhere, place) => {
     const texts = [];
     const where = unsaved.size ? "tab, for the browser stores nothing: keep it open" : "browser";
     if (count) texts.push(`Waiting for the server: ${counted(count)} kept in this ${where}.`);
     if (elsewhere) {
       texts.push(`${counted(elsewhere)} kept for another collection or visitor of this address.`);
     }
-    line.textContent = texts.join(" ");
-    line.hidden = !texts.length;
+    tell(texts.join(" "));
     if (elsewhere) {
       const button = document.createElement("button");
       button.type = "button";
@@ -265,6 +268,6 @@ window.enn = (() => {
 
   applyTheme();
   return {
-    applyTheme, switchTheme, open, refresh, profile, remember, say, keep, opening, marks, tellWaiting,
+    applyTheme, switchTheme, open, refresh, profile, remember, say, keep, opening, marks, tell, tellWaiting,
   };
 })();
