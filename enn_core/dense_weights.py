@@ -223,7 +223,6 @@ def _settling(name: str) -> Callable[..., Any]:
 
 # What torch functions do is seen by `__torch_function__`, unless it is switched off.
 for _name in dir(Tensor):
-    if _name == "set_":
-        continue
-    if _name in _IN_PLACE or (_name.endswith("_") and not _name.startswith("_")):
+    _writes = _name in _IN_PLACE or (_name.endswith("_") and not _name.startswith("_"))
+    if _writes and _name not in vars(DenseWeight):  # `set_` is above
         setattr(DenseWeight, _name, _settling(_name))

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-__all__ = ["kept", "read_object"]
+from enn_core.lessons.places import DEFAULT, ProfileError, check_name
+
+__all__ = ["kept", "read_object", "read_profile"]
 
 T = TypeVar("T")
 
@@ -43,3 +45,11 @@ def read_object(text: object) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def read_profile(name: Any) -> str:
+    """A profile's name that a browser remembers; the usual one for what cannot be one."""
+    try:
+        return check_name(name)
+    except ProfileError:
+        return DEFAULT

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ERASED", "TEACH", "Event", "latest"]
+__all__ = ["ERASED", "TEACH", "Event", "is_uid", "latest"]
 
 TEACH = "teach"
 """Kind of the events that the user made by marking; any other kind is bookkeeping."""
@@ -86,9 +86,14 @@ def latest(events: Iterable[Event]) -> dict[str, Event]:
 # --- what may be stored, by an append as by an import --------------------------------------------
 
 
+def is_uid(value: object) -> bool:
+    """Whether an event may be known by it: 32 hex digits, in lower case."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32}", value) is not None
+
+
 def check_texts(uid: str, at: float, kind: str, subject: str) -> None:
     """Raise ValueError unless the plain fields of an event are within their limits."""
-    if not isinstance(uid, str) or not re.fullmatch(r"[0-9a-f]{32}", uid):
+    if not is_uid(uid):
         raise ValueError(f"uid must be 32 hex digits, got {_short(uid)}")
     if isinstance(at, bool) or not isinstance(at, int | float) or not 0 <= at <= LAST_SECOND:
         raise ValueError(f"at must be seconds since 1970, 0 to {LAST_SECOND}, got {_short(at)}")

@@ -83,6 +83,8 @@ PRAGMA application_id = {_APPLICATION};
 """
 
 _COLUMNS = "seq, uid, at, kind, subject, active, covers, details, layout, data"
+_STRIP = f"""UPDATE events SET kind = '{ERASED}', at = 0, subject = '', active = 0, covers = '[]',
+details = '{{}}', layout = '[]', data = x'' WHERE seq = ?"""
 
 Header = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -310,7 +312,7 @@ class Journal(Closing):
             if accept is not None:
                 accept(header, events)
             with writing.using() as db:
-                known = dict(db.execute("SELECT uid, seq FROM events WHERE kind != 'erased'"))
+                known = dict(db.execute("SELECT uid, seq FROM events WHERE kind != ?", (ERASED,)))
             numbers: dict[int, int] = {}  # of the file's events in this journal
             new = 0
             for event in events:
@@ -429,17 +431,8 @@ class Writing:
             last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
         seq = (last[0] if last else 0) + 1
         covered = {int(each) for each in covers} | ({seq} if kind == TEACH else set())
-        row = (
-            seq,
-            uid,
-            float(at),
-            kind,
-            subject,
-            int(active),
-            json.dumps(sorted(covered), separators=(",", ":")),
-            text,
-            *packed,
-        )
+        of = json.dumps(sorted(covered), separators=(",", ":"))
+        row = (seq, uid, float(at), kind, subject, int(active), of, text, *packed)
         with self.using() as db:
             db.execute("DELETE FROM events WHERE uid = ? AND kind = ?", (uid, ERASED))
             db.execute(f"INSERT INTO events ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", row)
@@ -454,14 +447,17 @@ class Writing:
         """Take events back that were undone; returns how many were inactive."""
         return self._switch(seqs, True)
 
-    def erase(self, seqs: Iterable[int] | None) -> int:
-        """Delete events, all if None; returns how many there were. See `Journal.forget`."""
+    def erase(self, seqs: Iterable[int] | None, *, keep_uid: bool = False) -> int:
+        """Delete events, all if None; returns how many there were. See `Journal.forget`.
+
+        With `keep_uid` the number and the uid of each stay, as an event of the kind ERASED.
+        """
         with self.using() as db:
             if seqs is None:
                 count = db.execute("DELETE FROM events").rowcount
             else:
-                rows = [(int(seq),) for seq in seqs]
-                count = db.executemany("DELETE FROM events WHERE seq = ?", rows).rowcount
+                statement = _STRIP if keep_uid else "DELETE FROM events WHERE seq = ?"
+                count = db.executemany(statement, [(int(seq),) for seq in seqs]).rowcount
             # Also when there were none: the bytes of an earlier erasure may still be held.
             db.execute("INSERT OR REPLACE INTO meta VALUES ('erasing', 1)")
         self.erased = True

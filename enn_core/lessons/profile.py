@@ -19,8 +19,6 @@ from enn_core.lessons.errors import AlreadyTaught, JournalMissing
 from enn_core.lessons.events import ERASED, TEACH, Event
 from enn_core.lessons.journal import Journal, Writing
 
-_STRIP = f"""UPDATE events SET kind = '{ERASED}', at = 0, subject = '', active = 0, covers = '[]',
-details = '{{}}', layout = '[]', data = x'' WHERE seq = ?"""
 MOST_ERASED = 10_000  # lessons whose uids are kept after they were erased
 
 
@@ -198,9 +196,7 @@ class Profile(Closing, ABC, Generic[K]):
                 over = max(0, len(left) + len(lessons) - MOST_ERASED)
                 gone = [event for event in events if event.kind != TEACH]
                 writing.erase([event.seq for event in (*gone, *left[:over])])
-                with writing.using() as db:  # what is left has its number still, and its uid
-                    db.executemany(_STRIP, [(event.seq,) for event in lessons])
-                writing.changed |= bool(lessons)  # others that have it open look again
+                writing.erase([event.seq for event in lessons], keep_uid=True)
             self._changed()
         return events
 

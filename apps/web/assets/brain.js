@@ -3,41 +3,29 @@
 window.ennBrain = (() => {
   // The session is remembered by the tab, so that loading the page again keeps the scans; the site
   // profile is remembered by the browser.
+  const { store, browser, tab: thisTab } = window.enn;
   const tab = window.enn.marks.newId();
-  const remembered = () => {
-    try {
-      return JSON.stringify({
-        session: sessionStorage.getItem("enn-brain-session") || "",
-        tab,
-        site: localStorage.getItem("enn-brain-site") || "",
-      });
-    } catch { return JSON.stringify({ tab }); } // private mode
-  };
+  const remembered = () => JSON.stringify({
+    session: store(thisTab, "enn-brain-session"), tab, site: store(browser, "enn-brain-site"),
+  });
   let open = "", opened = null;
   const tellOpen = () => { if (open && opened) { opened(open); opened = null; } };
   const whenOpen = (handler) => { opened = handler; tellOpen(); };
   const keepSession = (token) => {
     open = token;
-    try { sessionStorage.setItem("enn-brain-session", token); } catch { /* private mode */ }
+    store(thisTab, "enn-brain-session", token);
     tellOpen();
   };
 
   // A lesson waits in the tab until it is answered. After an outage it is sent again: its id tells
   // the server whether it was learned.
   const LESSON = "enn-brain-lesson";
-  const hold = (lesson) => {
-    try { sessionStorage.setItem(LESSON, JSON.stringify({ ...lesson, session: open })); }
-    catch { /* private mode */ }
-  };
+  const hold = (lesson) => store(thisTab, LESSON, JSON.stringify({ ...lesson, session: open }));
   const held = () => {
-    try { return JSON.parse(sessionStorage.getItem(LESSON) || "null"); } catch { return null; }
+    try { return JSON.parse(store(thisTab, LESSON) || "null"); } catch { return null; }
   };
-  const release = () => {
-    try { sessionStorage.removeItem(LESSON); } catch { /* private mode */ }
-  };
-  window.enn.remember = (name) => {
-    try { localStorage.setItem("enn-brain-site", name); } catch { /* private mode */ }
-  };
+  const release = () => store(thisTab, LESSON, null);
+  window.enn.remember = (name) => store(browser, "enn-brain-site", name);
 
   // Scans of a tab that is closed go soon.
   window.addEventListener("pagehide", () => {

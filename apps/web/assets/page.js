@@ -1,41 +1,37 @@
 // Shared by the page's components; loaded once, from the document's head.
 "use strict";
 window.enn = (() => {
+  // What a browser's store holds under a key, "" for nothing; with a value, what it is to hold,
+  // null for nothing. It is given as a function: already looking at it may be forbidden.
+  const store = (of, key, value) => {
+    try {
+      if (value === undefined) return of().getItem(key) || "";
+      if (value === null) of().removeItem(key);
+      else of().setItem(key, value);
+    } catch { /* private mode, or full */ }
+    return "";
+  };
+  const tab = () => sessionStorage, browser = () => localStorage;
 
   // Light or dark: the visitor's choice, else what the system prefers (Gradio's default).
-  const remembered = () => {
-    try { return localStorage.getItem("enn-theme"); } catch { return null; }
-  };
   const applyTheme = () => {
-    const choice = remembered();
+    const choice = store(browser, "enn-theme");
     if (choice && document.body) document.body.classList.toggle("dark", choice === "dark");
   };
   const switchTheme = () => {
     const dark = !document.body.classList.contains("dark");
-    try { localStorage.setItem("enn-theme", dark ? "dark" : "light"); } catch { /* private mode */ }
+    store(browser, "enn-theme", dark ? "dark" : "light");
     document.body.classList.toggle("dark", dark);
   };
 
   // The profile is remembered by the browser, for the demo apart from other pages of this address.
   const usual = document.querySelector('meta[name="enn-profile"]')?.content || "default";
   const place = usual === "default" ? "enn-profile" : `enn-profile-${usual}`;
-  const profile = () => {
-    try { return localStorage.getItem(place) || ""; } catch { return ""; }
-  };
-  const remember = (name) => {
-    try { localStorage.setItem(place, name); } catch { /* private mode */ }
-  };
+  const profile = () => store(browser, place);
+  const remember = (name) => store(browser, place, name);
 
   // What a tab showed is shown again when it is loaded again: by its visitor, or by Gradio after an
   // outage; words that were asked for without an answer are asked for again.
-  const store = (place, key, value) => {
-    try {
-      if (value === undefined) return place().getItem(key) || "";
-      place().setItem(key, value);
-    } catch { /* private mode, or full */ }
-    return "";
-  };
-  const tab = () => sessionStorage;
   const keep = (shown) => {
     store(tab, "enn-shown", JSON.stringify({ at: location.href, shown }));
     store(tab, "enn-words", "");
@@ -74,7 +70,7 @@ window.enn = (() => {
   };
   const release = (id) => {
     unsaved.delete(id);
-    try { localStorage.removeItem(MARK + id); } catch { /* private mode */ }
+    store(browser, MARK + id, null);
   };
   const hold = (batch) => {
     const held = { ...batch, at: Date.now() };
@@ -268,6 +264,7 @@ window.enn = (() => {
 
   applyTheme();
   return {
-    applyTheme, switchTheme, open, refresh, profile, remember, say, keep, opening, marks, tell, tellWaiting,
+    store, tab, browser, applyTheme, switchTheme, open, refresh, profile, remember, say, keep, opening,
+    marks, tell, tellWaiting,
   };
 })();

@@ -7,7 +7,6 @@ profiles count comes with the request.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,12 @@ from apps.web.brain.html import Sample
 from apps.web.brain.session import Desk, Looked, Scan, Session, SessionError, Sessions, clean_label
 from apps.web.brain.worker import BRAIN, EXPLANATION, HEAD, PLANES
 from apps.web.html import note_html, notice_html
-from apps.web.kept import read_object
+from apps.web.kept import read_object, read_profile
 from apps.web.limits import SCAN_BYTES
 from apps.web.visitors import visitor_of
 from enn_core.lessons.errors import AlreadyTaught
-from enn_core.lessons.places import DEFAULT, ProfileError, check_name
+from enn_core.lessons.events import is_uid
+from enn_core.lessons.places import DEFAULT, check_name
 
 if TYPE_CHECKING:
     from apps.web.visitors import Shelf
@@ -40,8 +40,6 @@ CONFIDENCE = 0.9
 
 # What is raised when something cannot be done, with a line fit to show.
 EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
-
-_UID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def read_screen(text: object) -> Screen:
     return Screen(
         session=session if isinstance(session, str) else "",
         chosen=_number(said.get("chosen")),
-        profile=_profile(said.get("profile")),
+        profile=read_profile(said.get("profile")),
         state=state if isinstance(state, str) else "",
     )
 
@@ -125,7 +123,7 @@ class BrainHandlers:
             return notice_html(_line(error), bad=True), *self._nothing(screen)
         self.sessions.enter(tab, session)
         chosen = max(session.scans, default=None)
-        screen = Screen(session.token, chosen, _profile(profile))
+        screen = Screen(session.token, chosen, read_profile(profile))
         samples = [offered.sample for offered in self.offered.values()]
         return html.add_html(session.token, samples, SCAN_BYTES), *self.show(screen, request)
 
@@ -547,21 +545,13 @@ def _data(event: gr.EventData) -> dict[str, Any]:
 def _uid(data: Mapping[str, Any]) -> str | None:
     """By which a lesson is known that arrives twice."""
     uid = data.get("id")
-    if uid is not None and not (isinstance(uid, str) and _UID.fullmatch(uid)):
+    if uid is not None and not is_uid(uid):
         raise SessionError("the lesson has no proper id; load the page again")
     return uid
 
 
 def _number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _profile(name: Any) -> str:
-    """A profile that the browser remembers."""
-    try:
-        return check_name(name)
-    except ProfileError:
-        return DEFAULT
 
 
 def _line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ teaching it is comes with the request.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from apps.web.search.collection import Collection
 from apps.web.search.pictures import ImageRef, Pictures, Uploads
 from apps.web.visitors import visitor_of
 from enn_core.lessons.errors import AlreadyTaught
+from enn_core.lessons.events import is_uid
 from retrieval.images import ImageError
 from retrieval.teach.profiles import DEFAULT
 
@@ -43,7 +43,6 @@ __all__ = [
 # What teaching raises when it cannot be done, with a line fit to show.
 EXPECTED = (LookupError, ValueError, RuntimeError, OSError)
 
-_UID = re.compile(r"[0-9a-f]{32}")
 _ELSEWHERE = "these marks were made in another collection, or by somebody else"
 
 
@@ -517,7 +516,7 @@ class SearchHandlers:
     def _marks(self, data: dict[str, Any], screen: Screen, request: gr.Request) -> Marks:
         """Marks as the page's script sent them or kept them, checked."""
         uid, profile = data.get("id"), data.get("profile")
-        if uid is not None and not (isinstance(uid, str) and _UID.fullmatch(uid)):
+        if uid is not None and not is_uid(uid):
             raise ValueError("the marks have no proper id; load the page again")
         visitor_of(request).known()
         if "place" not in data:

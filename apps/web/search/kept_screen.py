@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
 
-from apps.web.kept import read_object
+from apps.web.kept import read_object, read_profile
 from apps.web.limits import MARKED_PICTURES
 from apps.web.search.handlers import Marks, Query, Screen, clean
-from retrieval.teach.profiles import DEFAULT, ProfileError, check_name
 
 __all__ = ["read_opening", "read_query", "read_screen", "write"]
 
@@ -35,7 +33,7 @@ def read_screen(text: object) -> Screen:
     said = read_object(text)
     return Screen(
         query=_query(said.get("query")),
-        profile=_profile(said.get("profile")),
+        profile=read_profile(said.get("profile")),
         taught=said.get("taught") is not False,
         ids=_ids(said.get("ids")),
         refused=_marks(said.get("refused")),
@@ -69,7 +67,7 @@ def _marks(said: object) -> Marks | None:
         return None
     good, bad, unmark = (_ids(said.get(name)) for name in ("good", "bad", "unmark"))
     return Marks(
-        collection, clean(text), good, bad, unmark, _word(uid), _profile(said.get("profile"))
+        collection, clean(text), good, bad, unmark, _word(uid), read_profile(said.get("profile"))
     )
 
 
@@ -77,13 +75,6 @@ def _ids(said: object) -> tuple[int, ...]:
     if not isinstance(said, list) or len(said) > MARKED_PICTURES:
         return ()
     return tuple(id for id in said if type(id) is int and 0 <= id < 2**63)
-
-
-def _profile(said: Any) -> str:
-    try:
-        return check_name(said)
-    except ProfileError:
-        return DEFAULT
 
 
 def _word(said: object) -> str | None:

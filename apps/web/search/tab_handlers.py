@@ -8,12 +8,12 @@ from dataclasses import replace
 import gradio as gr
 
 from apps.web.html import header_html, note_html, notice_html
+from apps.web.kept import read_profile
 from apps.web.limits import CAPTION_LINES
 from apps.web.search import html
 from apps.web.search.collection import Collection, Job, UpdateRunning, share
 from apps.web.search.handlers import Query, Screen, SearchHandlers, clean, field
 from apps.web.search.kept_screen import read_opening
-from retrieval.teach.profiles import DEFAULT, check_name
 
 __all__ = ["TabHandlers"]
 
@@ -33,7 +33,7 @@ class TabHandlers(SearchHandlers):
         """
         asked = clean(str(request.query_params.get("q", "")))
         profile, kept = read_opening(remembered)
-        profile = self.teachers.called(_profile(profile))
+        profile = self.teachers.called(read_profile(profile))
         screen = replace(screen, query=Query(text=asked), profile=profile)
         if kept is not None:
             screen = replace(screen, query=self._again(kept), taught=kept.taught)
@@ -155,11 +155,3 @@ def _job_html(job: Job, collection: Collection) -> str:
         )
         return note_html(text)
     return notice_html(job.text, bad=job.state == "failed")
-
-
-def _profile(remembered: str) -> str:
-    """The profile that a browser remembers, if it can be one."""
-    try:
-        return check_name(remembered)
-    except ValueError:
-        return DEFAULT
