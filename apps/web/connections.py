@@ -196,6 +196,16 @@ class _Connection(H11Protocol):
         if not self.idle:
             self._unwatch()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP; whoever works on its request must not answer, too."""
+        if not self.idle:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
+        super().send_400_response(msg)
+
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing: the request is answered like any other, and strangers write no log."""
 

@@ -81,6 +81,36 @@ def test_marks_of_an_outage_wait_and_are_learned_once(someone, server, monkeypat
     assert _lessons(server.profiles, monkeypatch, "outage") == 1
 
 
+def test_a_mark_taken_back_before_it_was_sent_is_not_the_end_of_others(
+    someone, server, monkeypatch
+):
+    page = SearchPage(someone, server)
+    page.profile("hasty")
+    page.search(QUERY)
+    names = page.names
+    someone.set_offline(True)
+    for place in (0, 1, 2, 2):  # the first is on its way, and the others wait together
+        page.page.click(f".enn-card[data-name='{names[place]}'] .enn-thumb[data-do=good]")
+    page.page.wait_for_selector(".enn-waiting:has-text('2 marks are kept')")
+    someone.set_offline(False)
+    page.page.wait_for_function(f"({KEPT})() === 0")
+    page.wait_marked(names[1], "good")
+    assert page.marks == {names[0]: "good", names[1]: "good"}
+    assert _lessons(server.profiles, monkeypatch, "hasty") == 2
+    page.page.evaluate(  # one click after the other, before any answer
+        """(name) => { const thumb = document.querySelector(
+             `.enn-card[data-name='${name[0]}'] .enn-thumb[data-do=bad]`); thumb.click();
+           const other = document.querySelector(
+             `.enn-card[data-name='${name[1]}'] .enn-thumb[data-do=good]`);
+           other.click(); other.click(); }""",
+        [names[0], names[3]],
+    )
+    page.wait_marked(names[0], "bad")
+    page.page.wait_for_function(f"({KEPT})() === 0")
+    assert not page.page.query_selector(".enn-pending")
+    assert "Not learned" not in page.lesson
+
+
 def test_an_open_page_goes_on_after_a_kill_and_a_restart(someone, few, tmp_path, monkeypatch):
     server = Server(few, profiles=tmp_path)
     try:

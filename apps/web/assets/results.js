@@ -38,8 +38,14 @@ const mark = (token, what) => {
   if (!same || last.tried) {
     queue.push({ id: window.enn.marks.newId(), place, query: asked, profile, marks: {} });
   }
-  queue.at(-1).marks[token] = now === what ? "none" : what;
-  window.enn.marks.hold(queue.at(-1));
+  const batch = queue.at(-1);
+  const earlier = [...queue.slice(0, -1)].reverse().find((each) => token in each.marks) ?? sent;
+  const next = now === what ? "none" : what;
+  // What is as it was before is no mark: the server has nothing to take back.
+  if (next === (earlier?.marks[token] ?? kept(token))) delete batch.marks[token];
+  else batch.marks[token] = next;
+  if (Object.keys(batch.marks).length) window.enn.marks.hold(batch);
+  else window.enn.marks.release(queue.pop().id);
   paint(token);
   flush();
 };

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from retrieval.teach.profiles import DEFAULT
 
 if TYPE_CHECKING:
     from apps.web.visitors import Shelf
+    from retrieval.index.eigen_index import EigenIndex
     from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.teach.teacher import Lesson, Teacher
 
@@ -74,6 +75,7 @@ class Marks:
         good, bad, unmark: ids of the pictures.
         uid: by which the marks are known if they arrive twice, see `Teacher.teach`.
         profile: that learns.
+        lost: marks of pictures that are no longer there, besides these.
     """
 
     collection: int
@@ -83,6 +85,27 @@ class Marks:
     unmark: tuple[int, ...] = ()
     uid: str | None = None
     profile: str = DEFAULT
+    lost: int = 0
+
+    def still_there(self, index: EigenIndex, marked: Container[int]) -> Marks:
+        """Without what cannot be learned, if anything else is left.
+
+        Marks wait in browsers while pictures are deleted and other tabs take marks back; one of
+        them must not be the end of the others.
+
+        Args:
+            index: the collection's.
+            marked: pictures with a mark for the query.
+        """
+        entries = index.entries_of([*self.good, *self.bad])
+        here = {id_ for id_, entry in entries.items() if entry.state == "indexed"}
+        good = tuple(id_ for id_ in self.good if id_ in here)
+        bad = tuple(id_ for id_ in self.bad if id_ in here)
+        unmark = tuple(id_ for id_ in self.unmark if id_ in marked)
+        if not (good or bad or unmark):
+            return self
+        lost = self.lost + len(self.good) + len(self.bad) - len(good) - len(bad)
+        return replace(self, good=good, bad=bad, unmark=unmark, lost=lost)
 
 
 @dataclass(frozen=True)
@@ -473,8 +496,10 @@ class SearchHandlers:
         try:
             learning = replace(screen, profile=marks.profile)
             teacher = self.own_teacher(marks.collection, learning, request)
+            index = self.collections[marks.collection].index
+            marks = marks.still_there(index, teacher.marks(marks.text))
             lesson = teacher.teach(
-                self.collections[marks.collection].index,
+                index,
                 marks.text,
                 marks.good,
                 marks.bad,
@@ -483,6 +508,9 @@ class SearchHandlers:
                 uid=marks.uid,
             )
             refused = lesson.refused is not None
+            if marks.lost:
+                gone = dict.fromkeys(range(-marks.lost, 0), "no longer in the collection")
+                lesson = replace(lesson, ignored={**lesson.ignored, **gone})
             if same:
                 learned = teacher
                 if not refused:
@@ -530,10 +558,17 @@ class SearchHandlers:
         if not words:
             raise ValueError("only searches in words can be taught")
         refs: dict[str, list[ImageRef]] = {"good": [], "bad": [], "none": []}
+        lost: list[LookupError] = []
         for token, what in said.items():
             if what not in ("good", "bad", "none"):
                 raise ValueError("a picture is good, bad, or neither")
-            refs[what].append(self._ref(token))
+            try:
+                refs[what].append(self._ref(token))
+            except LookupError as error:
+                self.pictures.read(token)  # what is no token at all is refused
+                lost.append(error)
+        if len(lost) == len(said):
+            raise lost[0]
         numbers = {ref.collection for group in refs.values() for ref in group}
         if len(numbers) != 1:
             raise ValueError("the pictures are of several collections")
@@ -546,6 +581,7 @@ class SearchHandlers:
             ids["none"],
             uid,
             str(profile),  # checked where it is opened
+            len(lost),
         )
 
 

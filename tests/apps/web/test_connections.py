@@ -315,6 +315,22 @@ def test_an_upgrade_is_a_request_like_any_other(start, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("path", ["/uploads", "/stream", "/page"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_body_that_is_no_http_is_answered_once_and_leaves_no_trace(start, capfd, path, at_once):
+    server = start()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    one = server.connect(head + b"ZZ\r\n" if at_once else head + b"1\r\na\r\n")
+    if not at_once:
+        with contextlib.suppress(ConnectionError):
+            one.sendall(b"ZZ\r\n")
+    assert _code(_rest(one)) in (0, 400, 404, 405, 411)
+    assert _code(server.ask(_get())) == 200
+    server.stop()
+    text = capfd.readouterr().err
+    assert "Traceback" not in text, text
+
+
 def test_who_is_no_trusted_proxy_speaks_for_itself(start):
     running = start(proxies="192.0.2.1")
     assert b"127.0.0.1" in running.ask(_get("/who", more="X-Forwarded-For: 192.0.2.7\r\n"))

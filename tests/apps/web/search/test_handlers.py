@@ -87,6 +87,24 @@ def test_a_mark_is_learned_and_answered(page):
     assert "data-mark" not in again[RESULTS]
 
 
+def test_a_mark_that_cannot_be_learned_is_not_the_end_of_the_others(page):
+    index = page.collections[0].index
+    screen = _searched(page)
+    first, gone, other = (_token(page, id_) for id_ in screen.ids[:3])
+    (index.root / index.entries_of([screen.ids[1]])[screen.ids[1]].path).unlink()
+    index.update(None, Colours())
+    changed = ImageRef(0, screen.ids[3], "0" * len(page.collections[0].ref(screen.ids[3]).version))
+    elsewhere = Pictures(lambda ref: (b"", True)).token(changed)
+    for number, odd in enumerate(({other: "none"}, {gone: "good"}, {elsewhere: "bad"})):
+        text = f"red {number}"
+        shown = _mark(page, screen, {first: "good", **odd}, text=text)
+        assert "data-refused" not in shown[RESULTS]
+        teacher = page.own_teacher(0, screen, _request())
+        assert teacher.marks(text) == {screen.ids[0]: True}
+    shown = _mark(page, _searched(page), {first: "good", gone: "bad"})
+    assert "1 picture was left out: no longer in the collection" in shown[LESSON]
+
+
 def _badges(results: str) -> list[int]:
     """Places that pictures went up (negative: down), of those that have a badge, best first."""
     found = re.findall("[▲▼][0-9]+", results)
