@@ -89,14 +89,15 @@ class PrepareBrain:
         self.prepare = Preprocessor()
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds `file` and `error`; `image` is (1, 80, 96, 80) float32, 0 if there is an error."""
+        """Adds `file`, `flags`, `error`; `image` is (1, 80, 96, 80) float32, 0 if it failed."""
         from neuro.scans.batch import prepare_scan
 
-        image, error = np.zeros((1, *GRID), np.float32), ""
+        image, odd, error = np.zeros((1, *GRID), np.float32), "", ""
         try:
             prepared, _ = prepare_scan(item["image"], self.kind, preprocessor=self.prepare)
             image = as_input(crop(prepared.image)[None])[0]
             flags = judge(prepared.quality, image=prepared.image)
+            odd = "; ".join(f"{flag.name}: {flag.text}" for flag in flags)
             error = next((flag.text for flag in flags if flag.fatal), "")
         except VolumeError as failure:
             error = str(failure)
@@ -104,6 +105,7 @@ class PrepareBrain:
             **item,
             "file": str(item["image"]),
             "image": torch.from_numpy(image),
+            "flags": odd,
             "error": error,
         }
 
@@ -116,7 +118,7 @@ class AgeTable:
         dataset: of `PrepareBrain`'s items.
         inferer: a MONAI inferer.
         device: where to compute.
-        path: CSV file to write, with file, predicted_age and error.
+        path: CSV file to write, with file, predicted_age, flags and error.
     """
 
     def __init__(
@@ -135,10 +137,11 @@ class AgeTable:
             age = ""
             if not item["error"]:
                 said = self.inferer(item["image"][None].to(self.device), network)
-                age = f"{float(said):.2f}"
-            rows.append({"file": item["file"], "predicted_age": age, "error": item["error"]})
+                age = f"{max(0.0, float(said)):.2f}"
+            row = {"file": item["file"], "predicted_age": age}
+            rows.append(row | {"flags": item["flags"], "error": item["error"]})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(rows, self.path, ["file", "predicted_age", "error"])
+        write_table(rows, self.path, ["file", "predicted_age", "flags", "error"])
         return rows
 
 

@@ -41,6 +41,7 @@ from enn_core.lessons.profile import Profile
 from neuro.age.model import features_of
 from neuro.age.population import Population
 from neuro.age.predict import BrainAge, Seen
+from neuro.scans.quality import Flag
 from neuro.site_rule import MOST_MOVED, Correction, Taught
 
 __all__ = [
@@ -356,16 +357,19 @@ class Site(Profile[_State]):
         before, then = (self._corrections(c, others) for c in (state.correction, after))
         raw = np.array([each.raw_age for each in earlier], np.float64)
         protected = after.protected()
+        now = max(0.0, seen.raw_age + float(before_own[0]))
+        # That the model has learnt from no such ages is said of the age told, not of the scan.
+        flags = [*(flag for flag in seen.flags if flag.name != "age"), *self._brain.beyond(now)]
         lesson = Lesson(
             entry=None,
             name=seen.name,
             age=age,
-            before=max(0.0, seen.raw_age + float(before_own[0])),
+            before=now,
             after=max(0.0, seen.raw_age + float(after_own[0])),
             earlier_before=np.maximum(0.0, raw + before),
             earlier_after=np.maximum(0.0, raw + then),
             protected=protected,
-            refused=_verdict(seen, age, protected),
+            refused=_verdict(seen.raw_age, age, protected, flags),
             stored_bytes=stored.nbytes,
             seconds=0.0,
         )
@@ -498,13 +502,13 @@ def _checked(seen: Seen, age: float) -> float:
     return age
 
 
-def _verdict(seen: Seen, age: float, protected: float) -> str | None:
+def _verdict(predicted: float, age: float, protected: float, flags: Sequence[Flag]) -> str | None:
     """Why it is not learnt unless forced: all of it, so that who forces it knows what."""
     low, high = USUAL_AGES
     against = []
-    if abs(age - seen.raw_age) > FAR:
+    if abs(age - predicted) > FAR:
         against.append(
-            f"the age told is {age:.1f}, the model says {seen.raw_age:.1f}: more than {FAR:.0f} "
+            f"the age told is {age:.1f}, the model says {predicted:.1f}: more than {FAR:.0f} "
             "years apart; is it this person's age, in years?"
         )
     if not low <= age <= high:
@@ -517,9 +521,9 @@ def _verdict(seen: Seen, age: float, protected: float) -> str | None:
             f"ages of scans like those the model was trained on would move by {protected:.2f} "
             f"years (root mean square), more than {MOST_MOVED:g}"
         )
-    if seen.flags:
-        against.append(f"the scan is flagged: {seen.flags[0].text}")
-    return f"{'; '.join(against)}; force it if all is right" if against else None
+    if flags:
+        against.append(f"the scan is flagged: {flags[0].text}")
+    return "; ".join(against) or None
 
 
 def _check_event(event: Event) -> None:

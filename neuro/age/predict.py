@@ -82,6 +82,7 @@ class Estimate:
         flags: gravest first.
         out_of_distribution: distance of the intensities, see `Seen`.
         error: why the scan is refused; "" if it is not.
+        uncorrected: why there is no `corrected`, if a correction was asked for; "" if there is one.
     """
 
     age: float | None
@@ -93,6 +94,7 @@ class Estimate:
     flags: list[Flag]
     out_of_distribution: float
     error: str = ""
+    uncorrected: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,25 +214,37 @@ class BrainAge:
             age = max(0.0, seen.raw_age + float(site.corrections([seen])[0]))
         low, high = interval(self.model.conformal, age, confidence)
         gap = None if seen.age is None else age - seen.age
-        flags = [*seen.flags, *self._beyond(age, seen.flags)]
+        flags = list(seen.flags)
+        if not any(flag.name == "age" for flag in flags):
+            flags += self.beyond(age)
         if fatal is not None:
             text = (
                 "no age is given of such a scan unless it is asked for: the number may mean nothing"
             )
             flags.insert(0, Flag("refused", text, fatal=True))
-        corrected = None
-        if bias is not None and not flags and not (bias.needs_age and seen.age is None):
-            known = None if seen.age is None else [seen.age]
-            without = float(bias.apply(np.array([age]), known)[0])
-            youngest, oldest = self.trained_ages
-            if youngest <= without <= oldest:
-                corrected = without
-        return Estimate(age, low, high, raw, corrected, gap, flags, seen.distance)
+        corrected, why = self._corrected(age, seen.age, flags, bias)
+        return Estimate(age, low, high, raw, corrected, gap, flags, seen.distance, uncorrected=why)
 
-    def _beyond(self, age: float, flags: Sequence[Flag]) -> list[Flag]:
-        """Whether a predicted age is none that the model has learnt from."""
+    def _corrected(
+        self, age: float, known: float | None, flags: Sequence[Flag], bias: BiasCorrection | None
+    ) -> tuple[float | None, str]:
+        """`Estimate.corrected` and, without it, the reason."""
+        if bias is None:
+            return None, ""
+        if flags:
+            return None, "the scan or its age is flagged, and the bias is known of ordinary scans"
+        if bias.needs_age and known is None:
+            return None, f"{bias.method} needs the known age"
+        without = float(bias.apply(np.array([age]), None if known is None else [known])[0])
         youngest, oldest = self.trained_ages
-        if youngest <= age <= oldest or any(flag.name == "age" for flag in flags):
+        if youngest <= without <= oldest:
+            return without, ""
+        return None, f"it would be beyond the trained ages, {youngest:.0f} to {oldest:.0f}"
+
+    def beyond(self, age: float) -> list[Flag]:
+        """What is odd about a predicted age: that the model has learnt from no such ages."""
+        youngest, oldest = self.trained_ages
+        if youngest <= age <= oldest:
             return []
         text = (
             f"the model has learnt from ages {youngest:.0f} to {oldest:.0f}, {age:.0f} lies "

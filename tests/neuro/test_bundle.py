@@ -13,7 +13,7 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.bundle.properties import MetaProperties
 from tiny_brain_models import tiny_model
 
-from neuro.bundle import write_bundle
+from neuro.bundle import AgeTable, write_bundle
 from neuro.scans.batch import prepare_scan
 from neuro.scans.grid import as_input, crop
 from neuro.scans.template import MNI_AFFINE, load_template
@@ -79,8 +79,19 @@ def test_monai_predicts_what_the_model_predicts(bundle, model, tmp_path):
     wanted = model.predict(crop(prepared.image)[None]).ages[0]
     assert float(good["predicted_age"]) == pytest.approx(wanted, abs=0.02)
     assert (shifted["predicted_age"], broken["predicted_age"]) == ("", "")
+    assert list(good)[:3] == ["file", "predicted_age", "flags"]
     assert "Dice" in shifted["error"]
     assert broken["error"]
     with torch.no_grad():
         said = workflow.network_def(torch.from_numpy(as_input(crop(image)[None])))
     assert said.shape == (1, 1)
+
+
+def test_no_age_of_the_table_is_negative_and_flags_stand_beside_it(tmp_path):
+    item = {"file": "a.nii", "image": torch.zeros(1, 2), "flags": "coarse: 5 mm", "error": ""}
+    told = AgeTable(
+        torch.nn.Identity(), [item], lambda x, _: x.sum() - 7, "cpu", str(tmp_path / "ages.csv")
+    ).run()
+    assert told == [
+        {"file": "a.nii", "predicted_age": "0.00", "flags": "coarse: 5 mm", "error": ""}
+    ]

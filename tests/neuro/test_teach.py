@@ -187,6 +187,23 @@ def test_an_odd_lesson_needs_insistence(site, scan, age, why):
     assert len(site) == 1  # what was insisted on, or taught by an earlier release, counts
 
 
+@pytest.mark.parametrize("age", [85.0, 90.0, 20.0])
+def test_an_ordinary_scan_is_taught_any_age_from_20_to_90(brain, tmp_path, age):
+    """That the model has learnt from fewer ages is said of the age, not of the scan."""
+    narrow = dataclasses.replace(brain, trained_ages=(40.0, 70.0))
+    flag = Flag("age", "the model has learnt from ages 40 to 70, this person is another")
+    scan = dataclasses.replace(seen(1, raw=55.0), flags=[flag])
+    with Site.open(narrow, path=tmp_path / "narrow.sqlite") as site:
+        assert "flagged" not in (site.preview(scan, age).refused or "")
+
+
+def test_a_predicted_age_beyond_the_trained_ones_flags_the_scan(brain, tmp_path):
+    narrow = dataclasses.replace(brain, trained_ages=(40.0, 70.0))
+    with Site.open(narrow, path=tmp_path / "narrow.sqlite") as site:
+        refused = site.preview(seen(1, raw=30.0), 41.0).refused
+        assert "the scan is flagged: the model has learnt from ages 40 to 70, 30 lies" in refused
+
+
 def test_a_model_without_statistics_is_not_taught(brain, tmp_path):
     bare = dataclasses.replace(brain, model=BrainAgeModel(brain.model.members))
     with pytest.raises(SiteError, match="no statistics"):

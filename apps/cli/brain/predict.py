@@ -287,11 +287,19 @@ def _row_of(
             "untaught_age": said and _years(said.raw) if not error else None,
             **qc_columns(outcome),
             "out_of_distribution": said and _years(said.out_of_distribution),
-            "notes": note_text(outcome),
+            "notes": _notes(outcome, said),
             "error": error,
         }
 
     return row
+
+
+def _notes(outcome: Outcome, said: Estimate | None) -> str:
+    """How the scan was read, and why no age is corrected that was to be."""
+    notes = note_text(outcome)
+    if said is None or not said.uncorrected:
+        return notes
+    return f"{notes} no corrected age: {said.uncorrected}".strip()
 
 
 def _years(value: float | None) -> float | None:

@@ -178,7 +178,7 @@ def _say_lesson(lesson: Lesson, earlier: list[Seen], profile: str) -> None:
         "of it, the name, both ages; never the scan"
     )
     if lesson.refused:
-        note(f"refused: {printable(lesson.refused)}")
+        note(f"refused: {printable(lesson.refused)}; --force learns it all the same")
 
 
 def _errors(lesson: Lesson, earlier: list[Seen]) -> tuple[float, float]:

@@ -4,6 +4,7 @@ const problem = (text) => { const line = part("problem"); if (line) line.textCon
 const sending = (text) => { const line = part("sending"); if (line) line.textContent = text; };
 const queue = [];
 let busy = false;
+let first = null; // scan of the files that are sent in one go
 
 const send = (file) => new Promise((resolve) => {
   const box = part("add");
@@ -22,8 +23,10 @@ const send = (file) => new Promise((resolve) => {
     let answer;
     try { answer = JSON.parse(request.responseText); }
     catch { answer = { error: request.responseText.trim() }; }
-    if (answer.scan) trigger("added", { scan: answer.scan });
-    else problem(answer.error || "The server did not take this file.");
+    if (answer.scan) {
+      trigger("added", { scan: answer.scan, after: first });
+      first ??= answer.scan;
+    } else problem(answer.error || "The server did not take this file.");
     resolve();
   };
   request.onerror = () => {
@@ -45,6 +48,7 @@ const add = async (files) => {
   }
   if (busy) return;
   busy = true;
+  first = null;
   while (queue.length) await send(queue.shift());
   busy = false;
   sending("");

@@ -180,8 +180,10 @@ class BrainHandlers:
     # -- scans -------------------------------------------------------------------------------
 
     def added(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
-        """After an upload."""
-        return self.show(self._turned_to(screen, _data(event).get("scan"), request), request)
+        """After an upload, perhaps of one of several files."""
+        data = _data(event)
+        turned = self._turned_to(screen, data.get("scan"), request, after=data.get("after"))
+        return self.show(turned, request)
 
     def sample(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
         """One of the scans that are offered."""
@@ -207,15 +209,25 @@ class BrainHandlers:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         return self.show(self._turned_to(screen, scan.number, request), request)
 
-    def _turned_to(self, screen: Screen, number: object, request: gr.Request) -> Screen:
-        """Shows a new scan, unless it has to wait for another of the session: that stays."""
+    def _turned_to(
+        self, screen: Screen, number: object, request: gr.Request, *, after: object = None
+    ) -> Screen:
+        """Shows a new scan, unless another of the session is looked at meanwhile: that stays.
+
+        Args:
+            screen: as it is.
+            number: of the new scan.
+            request: of the visitor.
+            after: number of the first scan that was given together with it, if that is another.
+        """
         try:
             session = self.sessions.get(screen.session, visitor_of(request).known())
         except EXPECTED:
             return screen
         wanted = _number(number)
         scans = [scan for scan in list(session.scans.values()) if scan.number < (wanted or 0)]
-        busy = [scan.number for scan in scans if scan.busy]
+        # One that had to wait for none was turned to; of files given together, the first.
+        busy = [scan.number for scan in scans if scan.busy or scan.number == _number(after)]
         if not busy:
             return replace(screen, chosen=wanted)
         # Of two uploads the second may be told before the browser knows that the first is shown.

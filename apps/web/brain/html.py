@@ -257,8 +257,8 @@ def result_html(
         )
     if estimate.corrected is not None:
         rows.append(f"Corrected for the model's bias with age: {years(estimate.corrected)}")
-    elif estimate.flags:
-        rows.append("Not corrected for the model's bias with age: that is known of ordinary scans")
+    elif estimate.uncorrected:
+        rows.append(f"Not corrected for the model's bias with age: {escape(estimate.uncorrected)}")
     notes = "".join(f"<li>{row}</li>" for row in rows)
     known = ""
     if scan.age is not None and estimate.gap is not None:

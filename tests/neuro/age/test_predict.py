@@ -97,10 +97,12 @@ def test_a_corrected_age_stands_apart(brain, seen):
     estimate = brain.estimate(seen, bias=brain.model.bias)
     assert estimate.age == seen.raw_age
     assert estimate.corrected == pytest.approx((seen.raw_age - 10) / 0.8)
+    assert (estimate.uncorrected, brain.estimate(seen).uncorrected) == ("", "")
     needs_age = BiasCorrection("beheshti", -0.2, 10.0, 40)
     assert brain.estimate(seen, bias=needs_age).corrected is not None
     unknown = dataclasses.replace(seen, age=None)
     assert brain.estimate(unknown, bias=needs_age).corrected is None
+    assert "known age" in brain.estimate(unknown, bias=needs_age).uncorrected
     assert brain.estimate(unknown).gap is None
 
 
@@ -109,14 +111,14 @@ def test_no_correction_where_the_bias_is_not_known(brain, seen):
     odd = dataclasses.replace(seen, flags=[Flag("coarse", "its slices are 5 mm thick")])
     assert brain.estimate(odd, bias=bias).corrected is None
     assert brain.estimate(odd, bias=bias).age == seen.raw_age
+    assert "flagged" in brain.estimate(odd, bias=bias).uncorrected
     young, old = (dataclasses.replace(brain, trained_ages=ages) for ages in ((0, 1), (100, 120)))
     for other in (young, old):
         assert other.estimate(seen, bias=bias).corrected is None
     steep = BiasCorrection("cole", 0.01, 10.0, 40)  # an age of thousands of years
-    assert (
-        dataclasses.replace(brain, trained_ages=(0, 120)).estimate(seen, bias=steep).corrected
-        is None
-    )
+    far = dataclasses.replace(brain, trained_ages=(0, 120)).estimate(seen, bias=steep)
+    assert (far.corrected, far.flags) == (None, [])
+    assert "beyond the trained ages, 0 to 120" in far.uncorrected
 
 
 def test_no_age_is_negative(brain, seen):

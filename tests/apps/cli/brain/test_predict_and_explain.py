@@ -147,6 +147,30 @@ def test_a_refused_scan_has_a_marked_number_on_insistence(table, study, common, 
     assert (row["corrected_age"], row["error"]) == (None, "")
 
 
+def test_why_no_age_is_corrected_stands_in_the_table(study, common):
+    scan = study / "scans" / "sub-01_T1w.nii.gz"
+    steep = BiasCorrection("cole", 0.01, 10.0, 40)
+    brain = BrainAge.load(study / "model.safetensors")
+    Calibration({"a": steep}, brain.sha256).save(study / "steep.json")
+    done = run(scan, *common, "--calibration", study / "steep.json", "--json")
+    (row,) = json.loads(done.out)["scans"]
+    assert (row["corrected_age"], row["flags"]) == (None, "")
+    assert "no corrected age: it would be" in row["notes"]
+
+
+def test_a_flag_stands_beside_the_age_of_a_map(study, common, tmp_path):
+    (tmp_path / "young").mkdir()
+    scan = tmp_path / "young" / "sub-01_T1w.nii.gz"
+    scan.write_bytes((study / "scans" / "sub-01_T1w.nii.gz").read_bytes())
+    (tmp_path / "young" / "participants.tsv").write_text("participant_id\tage\nsub-01\t12\n")
+    done = run_command(
+        *("explain", tmp_path / "young", "--out", tmp_path / "why", "--method", "gradient"),
+        *("--json", *common),
+    )
+    (row,) = json.loads(done.out)["scans"]
+    assert row["flags"].startswith("age: ")
+
+
 def test_users_errors(table, study, common, tmp_path):
     def refused(*args: str | Path) -> str:
         done = run(*args)
@@ -184,6 +208,7 @@ def test_explaining_writes_a_map_on_the_scans_own_grid(table, study, common, tmp
     assert done.code == 1
     first, refused_one = json.loads(done.out)["scans"]
     assert first["predicted_age"] == float(table.rows["sub-01"]["predicted_age"])
+    assert list(first)[:3] == ["file", "predicted_age", "flags"]
     assert refused_one["map"] is None
     assert "overlaps the template's" in refused_one["error"]
     written = nib.load(tmp_path / "why" / first["map"])

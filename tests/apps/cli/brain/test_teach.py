@@ -145,7 +145,9 @@ def test_refusals_are_one_line(study, model, scan, tmp_path):
 def test_a_far_age_is_refused_unless_forced(study, model, scan):
     done = run("teach", study.one, "--age", "5", *scan)
     assert done.code == 1
-    assert "years apart" in done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("refused: ")]
+    assert "years apart" in line
+    assert "--force" in line
     assert document("history", *model) == []
 
 

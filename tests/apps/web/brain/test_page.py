@@ -411,13 +411,13 @@ def test_names_are_escaped_everywhere(tmp_path):
 def test_flags_stand_beside_the_number(tmp_path):
     scan = Scan(1, "a", "head", tmp_path, tmp_path / "scan")
     flags = [Flag("brain_volume", "the brain has 650 mL"), Flag("coarse", EVIL)]
-    doubtful = Estimate(60.0, 50.0, 70.0, 55.0, None, 2.0, flags, 0.5)
+    doubtful = Estimate(60.0, 50.0, 70.0, 55.0, None, 2.0, flags, 0.5, uncorrected="it is flagged")
     said = brain_html.result_html(scan, doubtful, trained=(20.0, 82.0), profile="p", confidence=0.9)
     beside = said.partition("</b> years")[2].partition("</p>")[0]
     assert "brain volume" in beside
     assert "the brain has 650 mL" in beside
     assert "<img src=x" not in said
-    assert "Not corrected" in said
+    assert "Not corrected for the model's bias with age: it is flagged" in said
     fine = Estimate(60.0, 50.0, 70.0, 55.0, 58.0, 2.0, [], 0.5)
     said = brain_html.result_html(scan, fine, trained=(20.0, 82.0), profile="p", confidence=0.9)
     assert "Doubtful" not in said
@@ -445,6 +445,14 @@ def test_further_uploads_leave_the_scan_that_is_looked_at(live, page):
     fourth = session.add("d", "head")
     shown = page.added(screen, _request(), _event({"scan": fourth.number}))
     assert shown[SCREEN].chosen == fourth.number  # it is its turn at once
+    # Of files given together the first is shown: the next ones arrive while it is looked at.
+    fourth.state, fifth = "failed", session.add("e", "head")
+    further = _event({"scan": fifth.number, "after": fourth.number})
+    assert page.added(shown[SCREEN], _request(), further)[SCREEN].chosen == fourth.number
+    early = replace(shown[SCREEN], chosen=None)
+    assert page.added(early, _request(), further)[SCREEN].chosen == fourth.number
+    session.remove(fourth.number)
+    assert page.added(early, _request(), further)[SCREEN].chosen == fifth.number
     live.sessions.end(screen.session, "local")
 
 
