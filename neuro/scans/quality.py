@@ -211,12 +211,14 @@ def judge(
     if image is not None:
         flags += _of_contrast(image)
     if distance is not None and not distance <= _DISTANCE[0]:
+        beyond = not distance <= _DISTANCE[1]
         flags.append(
             Flag(
                 "intensity",
                 f"its intensities are {distance:.1f} times as far from the training scans' as the "
-                "farthest of these: another scanner, sequence or age",
-                fatal=not distance <= _DISTANCE[1],
+                "farthest of these: another scanner, sequence or age"
+                + ("; is it T1-weighted, without a contrast agent?" if beyond else ""),
+                fatal=beyond,
             )
         )
     elif contrast is not None and not abs(contrast) <= LIMIT:

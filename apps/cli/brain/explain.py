@@ -16,6 +16,7 @@ from apps.cli.brain.group import (
     NoCacheOption,
     ScansArgument,
     cache_folder,
+    flag_text,
     load_brain,
     output_folder,
     prepare,
@@ -56,7 +57,8 @@ Examples:
 \b
 Writes to --out, for each scan: NAME_METHOD.nii.gz (a map on the scan's own grid, for
 any viewer) and NAME_METHOD.png (slices of the registered brain, what makes it look
-older in red); explain.csv has the predicted ages and why a scan was refused.
+older in red); explain.csv has the predicted ages, what is odd about a scan (flags), and
+why one was refused.
 occlusion hides one place after the other and tells the years that each adds (minutes);
 gradient tells the years for 10 % more brightness in 1 cm3 (seconds). Both show what the
 model reacts to, which need not be what ages.
@@ -106,7 +108,7 @@ def explain(
         if said.age is None:
             return row | {"error": said.error}
         ready[outcome.scan.name] = outcome.prepared
-        return row | {"predicted_age": round(said.age, 2)}
+        return row | {"predicted_age": round(said.age, 2), "flags": flag_text(said.flags)}
 
     rows = prepare(found, kind, jobs=jobs, cache=kept, stage="preparing", each=each)
     with stoppable("stopped; the maps that are written stay"), ProgressLine() as line:
@@ -120,7 +122,7 @@ def explain(
                 )
                 row["map"], top = _write(scan, ready[scan.name], values, method, folder)
                 row["largest"] = round(top, 3)
-    columns = ("file", "predicted_age", "map", "largest", "error")
+    columns = ("file", "predicted_age", "flags", "map", "largest", "error")
     rows = [{name: row[name] for name in columns} for row in rows]
     write_table(folder / "explain.csv", columns, rows)
     failed = sum(bool(row["error"]) for row in rows)
