@@ -517,8 +517,10 @@ def _verdict(seen: Seen, age: float, protected: float) -> str | None:
             f"ages of scans like those the model was trained on would move by {protected:.2f} "
             f"years (root mean square), more than {MOST_MOVED:g}"
         )
-    if seen.flags:
-        against.append(f"the scan is flagged: {seen.flags[0].text}")
+    # The age told is judged above, whatever ages the model has learnt from.
+    odd = [flag.text for flag in seen.flags if flag.name != "age"]
+    if odd:
+        against.append(f"the scan is flagged: {odd[0]}")
     return f"{'; '.join(against)}; force it if all is right" if against else None
 
 

@@ -187,6 +187,12 @@ def test_an_odd_lesson_needs_insistence(site, scan, age, why):
     assert len(site) == 1  # what was insisted on, or taught by an earlier release, counts
 
 
+def test_an_age_that_lessons_may_have_needs_no_insistence(site):
+    """The shipped model has learnt from ages 20 to 82."""
+    flags = [Flag("age", "the model has learnt from ages 20 to 82, this person is 90")]
+    assert site.teach(dataclasses.replace(seen(1, raw=80.0), flags=flags), 90).entry == 1
+
+
 def test_a_model_without_statistics_is_not_taught(brain, tmp_path):
     bare = dataclasses.replace(brain, model=BrainAgeModel(brain.model.members))
     with pytest.raises(SiteError, match="no statistics"):
