@@ -204,6 +204,12 @@ def test_a_predicted_age_beyond_the_trained_ones_flags_the_scan(brain, tmp_path)
         assert "the scan is flagged: the model has learnt from ages 40 to 70, 30 lies" in refused
 
 
+def test_an_age_that_lessons_may_have_needs_no_insistence(site):
+    """The shipped model has learnt from ages 20 to 82."""
+    flags = [Flag("age", "the model has learnt from ages 20 to 82, this person is 90")]
+    assert site.teach(dataclasses.replace(seen(1, raw=80.0), flags=flags), 90).entry == 1
+
+
 def test_a_model_without_statistics_is_not_taught(brain, tmp_path):
     bare = dataclasses.replace(brain, model=BrainAgeModel(brain.model.members))
     with pytest.raises(SiteError, match="no statistics"):

@@ -166,13 +166,16 @@ def look_at(
     scans = labelled_scans(inputs)
     found: dict[str, tuple[Any, ...]] = {}
 
-    def use(scan: Scan, prepared: Prepared) -> None:
+    def use(scan: Scan, prepared: Prepared) -> str | None:
         seen = brain.look(prepared, name=scan.name, age=scan.age)
         said = brain.estimate(seen, site=site, confidence=confidence)
+        if said.age is None:
+            return said.error
         plain = None
         if unmirrored:
             plain = brain.model.predict(crop(prepared.image)[None], mirror=False).by_head[0]
         found[scan.name] = (said, seen.by_head, plain)
+        return None
 
     failed = prepare_labelled(scans, kind, jobs=jobs, cache=cache, stage="predicting", use=use)
     used = [scan for scan in scans if scan.name in found]

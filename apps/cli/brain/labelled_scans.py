@@ -60,7 +60,7 @@ def find_table(inputs: Sequence[Path], column: str) -> Path | None:
 
 
 def read_table(path: Path, column: str) -> Labelled:
-    """Rows of a table that have both ages.
+    """Rows of a table that have both ages, without those of refused scans (`--any-scan`).
 
     Raises:
         CommandError: it has no column age, or no such row.
@@ -70,12 +70,18 @@ def read_table(path: Path, column: str) -> Labelled:
     header = _header(path) or []
     if "age" not in header:
         raise CommandError(f"{quote(path)} has no column age; known ages are needed")
-    rows = []
+    rows, refused = [], 0
     with path.open(newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file, delimiter=_delimiter(path)):
             predicted, age = _number(row.get(column)), _number(row.get("age"))
-            if math.isfinite(predicted) and math.isfinite(age):
+            if not (math.isfinite(predicted) and math.isfinite(age)):
+                continue
+            if (row.get("flags") or "").startswith("refused: "):
+                refused += 1
+            else:
                 rows.append((row, predicted, age))
+    if refused:
+        note(f"left out: {counted(refused, 'row')} of refused scans, whose ages may mean nothing")
     if not rows:
         raise CommandError(f"{quote(path)} has no row with both age and {column}")
     ends = {
@@ -135,13 +141,14 @@ def prepare_labelled(
     jobs: int,
     cache: Path | None,
     stage: str,
-    use: Callable[[Scan, Prepared], None],
+    use: Callable[[Scan, Prepared], str | None],
 ) -> list[dict[str, Any]]:
     """Prepare scans and use those that nothing speaks against.
 
     Args:
         scans, kind, jobs, cache, stage: see `apps.cli.brain.group.prepare`.
-        use: called with each of them, as soon as it is prepared.
+        use: called with each of them, as soon as it is prepared; says why it cannot be used after
+            all, if so.
 
     Returns:
         `file` and `error` of those that were left out.
@@ -156,8 +163,7 @@ def prepare_labelled(
         if outcome.prepared is not None:
             flags = judge(outcome.prepared.quality, image=outcome.prepared.image)
             error = next((flag.text for flag in flags if flag.fatal), "")
-            if not error:
-                use(outcome.scan, outcome.prepared)
+            error = error or use(outcome.scan, outcome.prepared) or ""
         return {"file": str(outcome.scan.path), "flags": "", "error": error}
 
     rows = prepare(scans, kind, jobs=jobs, cache=cache, stage=stage, each=each)

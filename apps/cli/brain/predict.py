@@ -183,7 +183,7 @@ def predict(
     any_scan |= force and out is None
     found = find_scans(scans)
     brain = load_brain(model)
-    flagged: dict[str, str] = {}  # names of the flags, by file
+    flagged: dict[str, str] = {}  # names of the flags, by scan: a list may give a file twice
     correction = choose_bias(brain, bias, calibration, site)
     taught = None if no_profile else open_site(brain, profile)
     folder = None if pictures is None else output_folder(pictures)
@@ -199,7 +199,7 @@ def predict(
         said = brain.estimate(
             seen, site=taught, bias=correction, confidence=confidence, any_scan=any_scan
         )
-        flagged[str(outcome.scan.path)] = ", ".join(flag.name for flag in said.flags)
+        flagged[outcome.scan.name] = ", ".join(flag.name for flag in said.flags)
         return said, f"{said.error} (--any-scan gives a number)" if said.error else ""
 
     rows = prepare(found, kind, jobs=jobs, cache=kept, stage="predicting", each=_row_of(estimate))
@@ -212,7 +212,7 @@ def predict(
         document = {"model": brain.sha256, "confidence": confidence, "scores": scores}
         emit_json({**document, "failed": failed, "scans": rows})
     else:
-        _say(rows, flagged, out, scores)
+        _say(rows, [flagged.get(scan.name, "") for scan in found], out, scores)
     return EXIT_SKIPPED if failed else EXIT_OK
 
 
@@ -336,13 +336,13 @@ def _tell_gaps(
 
 def _say(
     rows: Sequence[dict[str, Any]],
-    flagged: dict[str, str],
+    flagged: Sequence[str],
     out: Path | None,
     scores: dict[str, Any] | None,
 ) -> None:
     if out is None:
-        for row in rows:
-            emit(_line(row, flagged.get(row["file"], "")))
+        for row, names in zip(rows, flagged, strict=True):
+            emit(_line(row, names))
     else:
         done = sum(not row["error"] for row in rows)
         emit(f"{counted(done, 'age')} of {counted(len(rows), 'scan')} in {printable(out)}")

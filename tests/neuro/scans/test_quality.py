@@ -75,6 +75,16 @@ def test_flags(quality, name, fatal):
     assert "\n" not in flag.text
 
 
+@pytest.mark.parametrize(("share", "fatal"), [(0.02, False), (0.028, True)])
+def test_a_brain_that_shines_is_flagged_and_refused_where_much_of_it_does(share, fatal):
+    image = np.rint(load_template()[0] * 200).astype(np.uint8)
+    inside = np.flatnonzero(image)
+    np.put(image, inside[np.random.default_rng(0).random(inside.size) < share], 255)
+    (flag,) = judge(GOOD, image=image)
+    assert (flag.name, flag.fatal) == ("bright", fatal)
+    assert "contrast agent" in flag.text
+
+
 def test_flags_of_people_and_scanners():
     assert judge(GOOD, distance=0.9, age=20, trained_ages=(20, 82)) == []
     names = [flag.name for flag in judge(GOOD, distance=1.5, age=7, trained_ages=(20, 82))]

@@ -171,6 +171,14 @@ def test_a_flag_stands_beside_the_age_of_a_map(study, common, tmp_path):
     assert row["flags"].startswith("age: ")
 
 
+def test_flags_of_one_file_of_two_people_are_each_ones_own(study, common, tmp_path):
+    scan = study / "scans" / "sub-01_T1w.nii.gz"
+    (tmp_path / "list.csv").write_text(f"file,participant_id,age\n{scan},A,5\n{scan},B,50\n")
+    done = run(tmp_path / "list.csv", *common)
+    assert done.code == 0
+    assert ["[flagged: age]" in line for line in done.out.splitlines()[:2]] == [True, False]
+
+
 def test_users_errors(table, study, common, tmp_path):
     def refused(*args: str | Path) -> str:
         done = run(*args)
@@ -194,6 +202,21 @@ def test_users_errors(table, study, common, tmp_path):
         (("--calibration", study / "a.json", "--bias", "cole"), "cannot be made of"),
     ):
         assert expected in refused(scans, *common, *extra)
+
+
+def test_what_is_odd_stands_beside_the_age_of_a_map(study, common, tmp_path):
+    scan = study / "scans" / "sub-01_T1w.nii.gz"
+    (tmp_path / "list.csv").write_text(f"file,age\n{scan},5\n")
+    done = run_command(
+        *("explain", tmp_path / "list.csv", "--out", tmp_path / "why", "--method", "gradient"),
+        *common,
+    )
+    assert done.code == 0
+    assert "odd: " in done.err
+    with (tmp_path / "why" / "explain.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert list(row)[:3] == ["file", "predicted_age", "flags"]
+    assert row["flags"].startswith("age: the model has learnt from")
 
 
 def test_explaining_writes_a_map_on_the_scans_own_grid(table, study, common, tmp_path):

@@ -26,6 +26,7 @@ from neuro.age.calibrate import Calibration  # noqa: E402
 from neuro.age.model import BrainAgeModel  # noqa: E402
 from neuro.age.predict import BrainAge  # noqa: E402
 from neuro.age.published_weights import published_names  # noqa: E402
+from neuro.scans.quality import IntensityReference  # noqa: E402
 from neuro.scans.template import MNI_AFFINE, load_template  # noqa: E402
 
 COMMAND = typer.main.get_command(app)
@@ -206,6 +207,49 @@ def test_evaluation_of_scans(scored):
     assert {path.name for path in scored.folder.iterdir()} == {
         *("ages.csv", "scores.csv", "by_decade.csv", "agreement.png", "left_out.csv"),
     }
+
+
+@pytest.fixture
+def one_far(study, tmp_path, monkeypatch) -> Path:
+    """A model by which the intensities of the first scan that it looks at are unlike all others."""
+    distances = iter([99.0, *[0.5] * 6])
+    monkeypatch.setattr(IntensityReference, "distance", lambda self, image: next(distances))
+    count = 10
+    tiny_model(
+        reference=IntensityReference(np.zeros(count), np.eye(count), 1.0, 20),
+    ).save(tmp_path / "far.safetensors")
+    return tmp_path / "far.safetensors"
+
+
+def test_evaluation_leaves_out_what_the_model_refuses(study, common, one_far, tmp_path):
+    out = tmp_path / "o"
+    done = run("evaluate", study / "scans", "--out", out, *common, "--model", one_far, "--variants")
+    assert done.code == 1, done.err
+    assert "(6 known ages)" in done.out
+    (row,) = read(out / "left_out.csv")
+    assert "99.0 times as far" in row["error"]
+    assert "contrast agent?" in row["error"]
+    assert len(read(out / "ages.csv")) == 6
+
+
+def test_calibration_leaves_out_what_the_model_refuses(study, common, one_far, tmp_path):
+    done = run(
+        *("calibrate", study / "scans", "--out", tmp_path / "c.json", "--method", "offset"),
+        *("--json", "--model", one_far, *common),
+    )
+    assert done.code == 1, done.err
+    said = json.loads(done.out)
+    assert (said["sites"][0]["n"], len(said["left_out"])) == (6, 1)
+
+
+def test_rows_of_refused_scans_are_left_out_of_a_table(tmp_path):
+    lines = ["file,predicted_age,flags,age", "x,90,refused: no age is given of it,20"]
+    lines += [f"{age},{age + 3},intensity: it is far,{age}" for age in (30, 40, 50)]
+    (tmp_path / "ages.csv").write_text("\n".join(lines) + "\n")
+    done = run("calibrate", tmp_path / "ages.csv", "--out", tmp_path / "c.json", "--method=offset")
+    assert done.code == 0, done.err
+    assert "left out: 1 row of refused scans" in done.err
+    assert "intercept +3.00 years from 3 scans" in done.out
 
 
 def test_evaluation_of_a_table_says_the_same(scored, tmp_path):
