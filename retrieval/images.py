@@ -71,6 +71,9 @@ _one_large = threading.Lock()
 _SLOW_COST = 16
 _COSTS = {"JPEG2000": 4}  # it is decoded into 32-bit numbers, all of it at once
 
+# Bytes that a pixel takes while it is decoded and made RGB, at the least.
+_PIXEL_BYTES = 8
+
 # Without waiting: a pipe may have taken the place of a file that was found.
 _READ_FLAGS = os.O_RDONLY
 for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
@@ -91,15 +94,20 @@ class TooManyPixels(ImageError):
 
     Attributes:
         width, height: the file's.
-        needed: value of `max_pixels` with which it is read.
+        needed: value of `max_pixels` with which it is read; None if no value would do, since this
+            machine's memory does not hold so many.
     """
 
     def __init__(self, width: int, height: int, max_pixels: int, *, cost: int = 1) -> None:
-        super().__init__(
-            f"{width} x {height} pixels are more than the limit of {max_pixels / cost / 1e6:,.0f} "
-            "megapixels"
-        )
-        self.width, self.height, self.needed = width, height, width * height * cost
+        pixels, fits = width * height, width * height <= _pixels_in_memory()
+        limits = []
+        if pixels * cost > max_pixels:
+            limits.append(f"the limit of {max_pixels / cost / 1e6:,.0f} megapixels")
+        if not fits:
+            limits.append("this machine's memory holds")
+        super().__init__(f"{width} x {height} pixels are more than {', and than '.join(limits)}")
+        self.width, self.height = width, height
+        self.needed = pixels * cost if fits else None
 
 
 @dataclass(frozen=True)
@@ -409,10 +417,14 @@ def decode_with_size(
         return _decode(bytes(data), draft_size, max_pixels, reduce)
     except ImageError:
         raise
-    # The decoders raise almost anything on damaged data: OSError, SyntaxError, struct.error,
-    # OverflowError, ZeroDivisionError, MemoryError ...
+    except MemoryError:
+        raise ImageError("there is not enough memory to decode it") from None
+    # The decoders raise almost anything on damaged data: struct.error, IndexError, OverflowError,
+    # ZeroDivisionError ... What they say themselves is about the file, not the decoder.
     except Exception as error:
-        raise ImageError(f"damaged image: {_one_line(error)}") from None
+        own = isinstance(error, OSError | SyntaxError) and error.__cause__ is None
+        reason = _one_line(error) if own else "it is cut off, or its header is garbled"
+        raise ImageError(f"damaged image: {reason}") from None
 
 
 def _decode(
@@ -424,7 +436,7 @@ def _decode(
     with contextlib.closing(_open(stream, data[:HEAD_BYTES])) as image:
         slow = any(tile[0] in Image.DECODERS for tile in image.tile)
         cost = _SLOW_COST if slow else _COSTS.get(image.format, 1)
-        limit = max_pixels // cost
+        limit = min(max_pixels // cost, _pixels_in_memory())
         width, height = image.size
         if width * height == 0:
             raise ImageError("image without pixels")
@@ -465,7 +477,7 @@ def _decode_heic(data: bytes, max_pixels: int) -> Decoded:
         raise ImageError("HEIC needs the package pillow-heif, which is missing") from None
     heif = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
     width, height = heif.size
-    if width * height > max_pixels:
+    if width * height > min(max_pixels, _pixels_in_memory()):
         raise TooManyPixels(width, height, max_pixels)
     if width * height == 0:
         raise ImageError("image without pixels")
@@ -473,6 +485,14 @@ def _decode_heic(data: bytes, max_pixels: int) -> Decoded:
         rgb = _to_rgb(heif.to_pillow())
     rgb.info = {}
     return Decoded(rgb, width, height)
+
+
+def _pixels_in_memory() -> int:
+    """How many pixels of one picture this machine's whole memory could hold."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _PIXEL_BYTES
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return 2**40
 
 
 def _gate(pixels: int) -> contextlib.AbstractContextManager[Any]:

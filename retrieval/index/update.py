@@ -432,7 +432,9 @@ class _Run:
             )
             pixels = np.asarray(preprocess(decoded.image))
         except TooManyPixels as error:
-            reason = f"{error}; `enn search index --max-pixels {error.needed}` reads it"
+            reason = str(error)
+            if error.needed is not None:
+                reason += f"; `enn search index --max-pixels {error.needed}` reads it"
             return replace(loaded, error=reason, width=error.width, height=error.height)
         except ImageError as error:
             return replace(loaded, error=str(error))

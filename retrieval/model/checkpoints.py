@@ -37,8 +37,9 @@ from retrieval.model.architecture import (
     transformers_architecture,
 )
 from retrieval.model.clip_layouts import ClipWeights, LayoutError, read_layout
-from retrieval.model.hub import local_first
+from retrieval.model.hub import is_out_of_reach, local_first
 from retrieval.model.preprocess import Preprocess
+from retrieval.model.published import has_architecture, has_tag
 from retrieval.model.torchscript import is_torchscript, read_torchscript
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ _WEIGHTS = (
     "pytorch_model.bin",
 )
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
+_AWAY = (
+    "cannot fetch {}: the hub cannot be reached and its local cache does not have it; give a local "
+    "weights file or directory (on a slow line: HF_HUB_ETAG_TIMEOUT=30)"
+)
 _HUB = "hf-hub:"
 _DIRECTORY = "local-dir:"
 
@@ -205,8 +210,6 @@ def load_open_clip(name: str, checkpoint: str | None, device: str) -> OpenClip:
     Raises:
         ModelError: if anything is missing or does not fit.
     """
-    import open_clip
-
     if name.startswith((_HUB, _DIRECTORY)):
         if checkpoint is not None:
             raise ModelError(f"{name} brings its own weights; leave checkpoint {checkpoint!r} out")
@@ -218,8 +221,12 @@ def load_open_clip(name: str, checkpoint: str | None, device: str) -> OpenClip:
         if tail and checkpoint is not None:
             raise ModelError(f"{name} already names its weights; leave {checkpoint!r} out")
         arch, source = arch.replace("/", "-"), checkpoint or tail or None
-        _check_architecture(arch, source)
         full = f"{arch}:{source}"
+        if source is not None and has_architecture(arch) and has_tag(source) and is_out_of_reach():
+            raise ModelError(_AWAY.format(full))
+        _check_architecture(arch, source)
+    import open_clip
+
     try:
         with _quiet():
             if source is not None and not open_clip.get_pretrained_cfg(arch, source):
@@ -487,10 +494,7 @@ def _explain(name: str, error: Exception) -> str:
     text = " ".join(str(link) for link in chain).lower()
     words = ("connect", "resolve", "offline", "timed out", "urlopen", "network", "locate the file")
     if any(word in text for word in words):
-        return (
-            f"cannot fetch {name}: the hub cannot be reached and its local cache does not have it; "
-            "give a local weights file or directory (on a slow line: HF_HUB_ETAG_TIMEOUT=30)"
-        )
+        return _AWAY.format(name)
     return f"cannot load {name}: {one_line(error)}"
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["answers", "local_first"]
+__all__ = ["answers", "is_out_of_reach", "local_first"]
 
 _T = TypeVar("_T")
 
 SECONDS = 2.0
 """How long the hub may take for its first answer, name lookup included."""
+
+_OTHER_CACHE = Path("~/.cache/clip")
 
 # A proxy whose own way out is broken; huggingface_hub would ask again and again.
 _AWAY = (502, 503, 504)
@@ -57,6 +60,15 @@ def answers() -> bool:
     thread.start()
     thread.join(seconds)
     return heard.is_set()
+
+
+def is_out_of_reach() -> bool:
+    """Whether no published weights can be had: none were ever fetched here, and no hub answers."""
+    from huggingface_hub import constants
+
+    # The second is open_clip's own, for weights that do not come from the hub.
+    places = (Path(constants.HF_HUB_CACHE).glob("models--*"), _OTHER_CACHE.expanduser().glob("*"))
+    return not any(next(files, None) for files in places) and not answers()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import re
@@ -37,6 +36,7 @@ from retrieval.model.checkpoints import (
     weights_hash,
 )
 from retrieval.model.preprocess import Preprocess
+from retrieval.model.published import has_architecture
 from retrieval.model.retrieval_model import RetrievalModel
 from retrieval.model.runtime import ImageRuntime
 
@@ -178,11 +178,7 @@ def _is_hub_id(name: str) -> bool:
     path = Path(name).expanduser()
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) or path.exists():
         return False
-    # Not by open_clip's own list: importing it takes longer than the hub's answer.
-    package = importlib.util.find_spec("open_clip")
-    configs = Path((package and package.origin) or "").parent / "model_configs"
-    known = (configs / f"{name.replace('/', '-')}.json").is_file()
-    return not known and path.suffix not in (".json", *SUFFIXES)
+    return not has_architecture(name) and path.suffix not in (".json", *SUFFIXES)
 
 
 def _is_tower(directory: Path) -> bool:

@@ -260,6 +260,23 @@ def test_own_cap_is_independent_of_pils(monkeypatch) -> None:
         decode(encoded(quarters(), "PNG"), max_pixels=100)
 
 
+@pytest.mark.parametrize("side", [2**31, 10**9, 2**24])
+@pytest.mark.parametrize("limit", [images.MAX_PIXELS, 2**63])
+def test_a_claim_that_no_memory_holds_gets_no_advice(side: int, limit: int) -> None:
+    with pytest.raises(images.TooManyPixels, match="memory") as caught:
+        decode(b"P5 %d %d 255\n" % (side, side), max_pixels=limit)
+    assert caught.value.needed is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n\0", b"RIFF\0\0\0\0WEBP", b"BM\0", b"II*\0"]
+)
+def test_a_file_cut_behind_its_first_bytes_speaks_to_people(data: bytes) -> None:
+    with pytest.raises(ImageError, match=r"damaged|not a JPEG") as caught:
+        decode(data)
+    assert not any(word in str(caught.value) for word in ("buffer", "unpack", "index", "0x"))
+
+
 def test_no_plugin_is_registered() -> None:
     pytest.importorskip("pillow_heif")
     heic(quarters())

@@ -336,4 +336,5 @@ def _say_report(report: UpdateReport, directory: Path) -> None:
     pace = f", {rate} pictures/s" if report.embedded else ""
     emit(f"  took {report.seconds:.1f} s{pace}")
     if not report.total and not report.skipped_total:
-        note("warning: the folder holds no pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC, AVIF …)")
+        kinds = "JPEG, PNG, WebP, TIFF, GIF, HEIC, AVIF …"
+        note(f"warning: the folder holds no pictures ({kinds}); is its disk there?")

@@ -58,7 +58,7 @@ def info(
         ("vectors", f"{stats['dim']} numbers each, computed in {stats['precision']}"),
         ("size", size(stats["bytes"])),
         ("search", "approximate, then exact" if stats["ann"] else "exact"),
-        ("created", f"{stats['created']} (format {stats['format']})"),
+        ("created", f"{stats['created']} (layout {stats['format']})"),
     ]
     if stats["kept"]:
         kept = f"{stats['kept']:,} deleted, vectors until {stats['kept_until']} at the latest"

@@ -108,6 +108,8 @@ def query(
         if image is not None:
             raise CommandError(f"{quote(named)} is a picture, and --image gives another; give one")
         words, image = "", named
+    elif image is None:
+        _note_missing(words)
     directory = find_index(index)
     with _open(directory, profile, no_profile) as searcher:
         started = time.perf_counter()
@@ -183,6 +185,14 @@ def picture_named(words: str) -> Path | None:
     if not (path.suffix or path.parent.name) or not os.path.isfile(words):
         return None
     return path if path.suffix.lower() in SUFFIXES or is_picture(path) else None
+
+
+def _note_missing(words: str) -> None:
+    """Tell who gave what looks like a picture's path that there is none."""
+    from retrieval.formats import SUFFIXES
+
+    if Path(words).suffix.lower() in SUFFIXES and not os.path.lexists(words):
+        note(f"there is no file {quote(words)}: these are pictures that fit the words")
 
 
 def check_picture(path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ import clip_cases as cases
 import pytest
 
 from retrieval.model.loading import ModelError, load
+from retrieval.model.published import has_architecture, has_tag
 
 SECONDS = 3.0
 
@@ -111,6 +115,34 @@ def test_an_unreachable_hub_is_told_in_seconds(endpoint, away, name, capfd):
         assert time.perf_counter() - started < SECONDS
     assert "\n" not in str(caught.value)
     assert "Retrying" not in capfd.readouterr().err
+
+
+def test_a_published_tag_is_answered_without_importing_open_clip(tmp_path):
+    """Importing it takes longer than the answer about a hub may."""
+    code = (
+        "import sys; from retrieval.model.loading import ModelError, load\n"
+        "try: load('ViT-B-32:openai')\n"
+        "except ModelError as error: print(error, 'open_clip' in sys.modules)"
+    )
+    with refusing() as address:
+        kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
+        place = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**kept, **place}, capture_output=True, text=True
+        )
+    assert done.stdout.startswith("cannot fetch ViT-B-32:openai: the hub cannot be reached")
+    assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("tag", "known"), [("openai", True), ("LAION2B-s34b_b79k", True), ("laion", False), ("", False)]
+)
+def test_published_names_are_open_clips(tag, known):
+    import open_clip
+
+    assert has_tag(tag) is known
+    assert all(has_architecture(name) for name in open_clip.list_models())
+    assert all(has_tag(tag) for _, tag in open_clip.list_pretrained())
 
 
 def test_a_name_that_does_not_resolve_is_told_in_seconds(endpoint, unnamed):

@@ -188,6 +188,7 @@ def test_empty_folder(tmp_path):
     done = run("index", tmp_path)
     assert done.code == 0
     assert "the folder holds no pictures" in done.err
+    assert "is its disk there?" in done.err
     done = run("query", "a duck", "--index", tmp_path)
     assert (done.code, done.out) == (0, "")
     assert "no pictures yet" in done.err
@@ -426,6 +427,8 @@ def test_words_stay_words_whatever_lies_here(indexed, tmp_path, monkeypatch):
         done = run("query", text, "--index", indexed, "--json")
         assert json.loads(done.out)["image"] is None
         assert "is a picture" not in done.err
+        # Whoever meant a file hears that it is not there.
+        assert ("there is no file" in done.err) is text.endswith(".jpg")
     Path("broken.jpg").write_bytes(b"no picture")
     assert "'broken.jpg' cannot be read" in refused("query", "broken.jpg", "--index", indexed)
     shutil.copy("duck", "duck.webp")
