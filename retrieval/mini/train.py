@@ -186,6 +186,8 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.epoch, self.step, self.log = state["epoch"], state["step"], state["log"]
+        if self.log:  # killed between the two, a row stood in this file alone
+            write_table(self.log, self.output / "log.csv")
 
     def _save(self) -> None:
         state = {

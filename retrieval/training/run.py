@@ -11,7 +11,6 @@ import copy
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from torchvision.transforms.v2 import MixUp
 
 from enn_core import orthogonality_error, param_groups
 from enn_core.averages import keep_as_they_are
+from enn_core.files.atomic import clear_strays, own_name
 from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tables import write_table
 from enn_core.files.tensors import read_state, write_state
@@ -420,6 +420,8 @@ class _Run:
         self.student.load_state_dict(state["student"])
         self.mean.load_state_dict(state["mean"])
         self.step, self.log = state["step"], state["log"]
+        if self.log and not self.rank:  # killed between the two, a row stood in this file alone
+            write_table(self.log, self.output / "log.csv")
         for learner, saved in zip(self.learners, state["optimizers"], strict=True):
             if learner.optimizer is not None:
                 learner.optimizer.load_state_dict(saved)
@@ -466,7 +468,8 @@ class _Run:
             result["holdout"] = self.recalls()
         if not self.rank:
             averaged: Any = self.mean.module
-            new = Path(tempfile.mkdtemp(prefix=".model-", dir=self.output))
+            clear_strays(self.output, ".model.")
+            new = self.output / own_name(".model")
             try:
                 averaged.eval().save(new, self._settings())
                 new.chmod(0o755)

@@ -358,6 +358,8 @@ class _Run:
         self.rule.load_state_dict(state["rule"])
         self.step, self.log = state["step"], state["log"]
         self.losses, self.seconds = state["losses"][self.rank], state["seconds"]
+        if self.log and not self.rank:  # killed between the two, a row stood in this file alone
+            write_table(self.log, self.output / "log.csv")
 
     def keep_settings(self) -> None:
         """Write the settings of a new run."""

@@ -402,6 +402,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, one_thread):
     check_same_run(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_row_that_a_kill_kept_from_the_log_is_written(tmp_path):
+    train(config(stop_after=2), output=tmp_path)
+    log = tmp_path / "log.csv"
+    rows = log.read_bytes()
+    log.write_bytes(b"".join(rows.splitlines(keepends=True)[:-1]))  # the checkpoint came first
+    train(config(stop_after=2), output=tmp_path)
+    assert log.read_bytes() == rows
+
+
 def test_another_run_is_not_continued(tmp_path):
     train(config(stop_after=1), output=tmp_path)
     with pytest.raises(ClassifyError) as caught:
