@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from retrieval.index.writer import Writer
 __all__ = ["ROWS", "ImportFileError", "export_parquet", "import_parquet", "manifest_of"]
 
 _METADATA_KEY = b"eigen-index"
+_DIGEST_KEY = b"eigen-index-sha256"
 _PLAIN = ("id", "sha256", "size", "mtime_ns", "read_ns", "width", "height")
 ROWS = 4096  # at once
 _UNIT_TOLERANCE = 1e-3
@@ -41,7 +43,8 @@ def export_parquet(
 
     Columns: id, path (relative to the photo folder; a name that is not UTF-8 has replacement
     characters, and path_bytes holds the real one), sha256, size, mtime_ns, read_ns, width, height,
-    vector (r float32, unit norm). The metadata entry `eigen-index` holds the index's manifest.
+    vector (r float32, unit norm). The metadata entry `eigen-index` holds the index's manifest,
+    `eigen-index-sha256` a digest of all that is imported again.
 
     Args:
         manifest: of the index.
@@ -73,8 +76,14 @@ def export_parquet(
     schema = pa.schema(fields, metadata={_METADATA_KEY: json.dumps(manifest).encode()})
     target = Path(path)
     count = 0
-    with replacing(target) as new, open(new, "wb") as file, pq.ParquetWriter(file, schema) as out:
+    digest = hashlib.sha256(schema.metadata[_METADATA_KEY])
+    with (
+        replacing(target) as new,
+        open(new, "wb") as file,
+        pq.ParquetWriter(file, schema, write_page_checksum=True) as out,
+    ):
         for entries, vectors in blocks:
+            _digest(digest, entries, vectors)
             paths = [encode_path(entry.path) for entry in entries]
             flat = pa.array(vectors.reshape(-1), pa.float32())
             columns: dict[str, Any] = {
@@ -89,7 +98,15 @@ def export_parquet(
                 columns[name] = [getattr(entry, name) for entry in entries]
             out.write_table(pa.table(columns, schema=schema))
             count += len(entries)
+        out.add_key_value_metadata({_DIGEST_KEY: digest.hexdigest()})
     return count
+
+
+def _digest(digest: hashlib._Hash, entries: Iterable[Entry], vectors: np.ndarray) -> None:
+    """Add rows to a digest: what `_row` makes of them, however many are read at a time."""
+    for entry, vector in zip(entries, vectors, strict=True):
+        digest.update(repr((entry.path, *(getattr(entry, name) for name in _PLAIN))).encode())
+        digest.update(np.ascontiguousarray(vector, "<f4"))
 
 
 def manifest_of(path: str | os.PathLike[str]) -> Manifest:
@@ -125,13 +142,21 @@ def import_parquet(writer: Writer, path: str | os.PathLike[str]) -> int:
         writer.manifest.check(_manifest(file, path), "this file")
         dim = writer.manifest.dim
         seen: set[str] = set()
-        for entries, _ in _checked(file, path, dim):
+        digest = hashlib.sha256(file.schema_arrow.metadata[_METADATA_KEY])
+        for entries, vectors in _checked(file, path, dim):
+            _digest(digest, entries, vectors)
             for entry in entries:
                 if entry.path in seen:
                     raise ImportFileError(
                         f"{str(path)!r} holds the path {entry.path!r} twice; export it again"
                     )
                 seen.add(entry.path)
+        # Files of 0.1 have none.
+        wanted = file.metadata.metadata.get(_DIGEST_KEY, digest.hexdigest().encode())
+        if wanted != digest.hexdigest().encode():
+            raise ImportFileError(
+                f"{str(path)!r} is damaged: its content does not fit its digest; export it again"
+            )
         count = 0
         with writer.guard():
             for entries, vectors in _checked(file, path, dim):
@@ -166,7 +191,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     # A Python file: any path works, and a missing one is the usual error.
     with open(path, "rb") as stream:
         try:
-            file = pq.ParquetFile(stream)
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, error) from None
         with file:

@@ -212,3 +212,35 @@ def test_export_to_an_impossible_place_leaves_nothing(index, tmp_path) -> None:
     with pytest.raises(OSError, match="directory"):
         index.export_parquet(tmp_path / "taken.parquet")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_flipped_bytes_are_told_in_one_line_or_change_nothing(
+    seed, index, exported, model, tmp_path
+) -> None:
+    draw = np.random.default_rng(seed)
+    content = bytearray(exported.read_bytes())
+    for place in draw.integers(len(content), size=1 + seed % 3):
+        content[place] ^= int(draw.integers(1, 256))
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(content)
+    other = EigenIndex.create(tmp_path / "other", model)
+    told = None
+    try:
+        other.import_parquet(damaged)
+    except (ImportFileError, IndexMismatch) as error:
+        told = str(error)
+    if told is None:
+        assert_same_ranking(ranking(other, queries()[0]), ranking(index, queries()[0]))
+    else:
+        assert ("damaged.parquet" in told or "this file" in told, "\n" in told) == (True, False)
+        assert len(other) == 0
+
+
+def test_an_export_without_a_digest_is_imported(exported, model, tmp_path) -> None:
+    """As 0.1 wrote it."""
+    table = pq.read_table(exported)
+    metadata = {b"eigen-index": table.schema.metadata[b"eigen-index"]}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "old.parquet")
+    other = EigenIndex.create(tmp_path / "other", model)
+    assert other.import_parquet(tmp_path / "old.parquet") == 11
