@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -190,3 +191,27 @@ def test_weights_are_found_beside_the_code_or_in_their_package(bare, monkeypatch
     assert shipped("apps/gallery", "it", "wait") == apart
     (bare / "apps" / "gallery").mkdir(parents=True)
     assert shipped("apps/gallery", "it", "wait") == bare / "apps" / "gallery"
+
+
+@pytest.mark.parametrize(
+    "place", ["neuro/weights/brain-age-ixi.safetensors", "retrieval/weights/long-eclip-mini"]
+)
+def test_damaged_weights_are_named(bare, place):
+    """One flipped bit of a weight is no error of any reader."""
+    from neuro.age.predict import BrainAge
+    from retrieval.model.loading import load
+
+    copy = bare / place
+    source = ROOT / place
+    copy.parent.mkdir(parents=True)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, copy)
+    use = BrainAge.load if source.is_file() else lambda: load("long-eclip-mini")
+    use()
+    for file in [copy] if copy.is_file() else sorted(copy.glob("[cm]*.*")):
+        whole = file.read_bytes()
+        half = bytearray(whole)
+        half[len(half) // 2] ^= 1
+        file.write_bytes(half)
+        with pytest.raises(ValueError, match=f"{file.name}' is not what was released"):
+            use()
+        file.write_bytes(whole)

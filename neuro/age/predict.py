@@ -269,14 +269,19 @@ def interval(
     return max(0.0, float(low)), float(high)
 
 
+_SHIPPED_SHA256 = "147044a2de033f86d5bb937508fba3670d82709409ad6cc0729a00f0ec5e314d"
+
+
 def shipped_weights() -> Path:
     """The model file that comes with the package.
 
     Raises:
         NotInstalledError: this installation has none.
+        ShippedDamage: it has another one than this version was released with.
     """
     return shipped(
         "neuro/weights/brain-age-ixi.safetensors",
         "the brain-age model",
         "give a file of `enn brain train`",
+        {"": _SHIPPED_SHA256},
     )

@@ -91,7 +91,8 @@ def load(
         if name == MINI:
             if given is None:
                 place = f"retrieval/weights/{MINI}"
-                given = str(shipped(place, f"the model {MINI}", "name another model"))
+                what = f"the model {MINI}"
+                given = str(shipped(place, what, "name another model", _MINI_SHA256))
             return _load_tower(MINI, Path(given), device, images)
         if _is_directory(name, directory):
             if given is not None:
@@ -120,6 +121,12 @@ def load(
         raise
     except ValueError as error:
         raise ModelError(one_line(error)) from error
+
+
+_MINI_SHA256 = {
+    "config.json": "135a105edd14f120d20f6682d1864123156bfea899e2ba21d52e31b493a2e7db",
+    "model.safetensors": "2950f3d585c97ec8ee3c958dca9c46c24f2117302d92dd32e26aa663fd64ba50",
+}
 
 
 def list_models() -> list[str]:

@@ -6,7 +6,6 @@ context are cut; how many were is counted in `truncated` and logged.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from enn_core.files.digests import file_sha256
 from enn_core.files.tensors import read_tensors
 from retrieval.model.checkpoints import ModelError
 from retrieval.model.clip_towers import CausalText
@@ -74,8 +74,7 @@ def find_minilm() -> Path:
         weights = folder / "model.safetensors"
         if not weights.is_file() or not (folder / "tokenizer.json").is_file():
             continue
-        with weights.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(weights)
         if found == MINILM_SHA256:
             return folder
     if found:
