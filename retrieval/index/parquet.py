@@ -106,7 +106,7 @@ def _digest(digest: hashlib._Hash, entries: Iterable[Entry], vectors: np.ndarray
     """Add rows to a digest: what `_row` makes of them, however many are read at a time."""
     for entry, vector in zip(entries, vectors, strict=True):
         digest.update(repr((entry.path, *(getattr(entry, name) for name in _PLAIN))).encode())
-        digest.update(np.ascontiguousarray(vector, "<f4"))
+        digest.update(np.ascontiguousarray(vector, "<f4").tobytes())
 
 
 def manifest_of(path: str | os.PathLike[str]) -> Manifest:
