@@ -48,6 +48,7 @@ __all__ = [
     "SESSIONS",
     "SESSIONS_EACH",
     "SESSIONS_NEAR",
+    "SESSIONS_SURE",
     "STREAM_SECONDS",
     "THREADS",
     "WAITING_EACH",
@@ -91,7 +92,8 @@ BRAIN_LESSONS_BYTES = 256 * 2**20  # some 300 lessons
 
 SESSIONS = 64
 SESSIONS_EACH = 32  # of one visitor of a server that others can reach
-SESSIONS_NEAR = 48  # of one network
+SESSIONS_NEAR = 48  # of one network; with others there, as large a part of what they leave
+SESSIONS_SURE = 4  # of one network, while there is room at all
 SCANS_EACH = 40  # of a session
 WAITING_SCANS = 24  # of all sessions
 WAITING_EACH = 8  # of one visitor of a server that others can reach

@@ -8,9 +8,11 @@ it. No session that holds scans ever goes for a newcomer.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections import Counter
@@ -26,6 +28,7 @@ from apps.web.limits import (
     SESSIONS,
     SESSIONS_EACH,
     SESSIONS_NEAR,
+    SESSIONS_SURE,
     WAITING_EACH,
     WAITING_SCANS,
 )
@@ -259,7 +262,7 @@ class Sessions:
         near = [session for session in everyone if session.seat.network == network]
         if owner != LOCAL and len(own) >= SESSIONS_EACH:
             crowd, whose = own, f"you have {len(own)} sessions with scans"
-        elif network and len(near) >= SESSIONS_NEAR:
+        elif network and len(near) >= _share(len(everyone) - len(near)):
             crowd, whose = near, f"{len(near)} sessions of your network hold scans"
         elif len(everyone) >= SESSIONS:
             crowd, whose = everyone, f"all {len(everyone)} hold scans"
@@ -323,17 +326,15 @@ class Sessions:
     def room(self, seat: Seat) -> int:
         """Bytes that may still be uploaded by somebody: of all, and half of all from elsewhere."""
         with self._lock:
-            sessions = list(self._sessions.values())
-        sizes = [_size(session.folder) for session in sessions]
-        left = ALL_SCANS_BYTES - _size(self.root)  # imports lie there too, while they arrive
-        if seat.visitor == LOCAL:
-            return left
-        near = [s.seat == seat or (s.seat.network == seat.network != "") for s in sessions]
-        return min(
-            left,
-            ALL_SCANS_BYTES // 2
-            - sum(n for n, is_near in zip(sizes, near, strict=True) if is_near),
-        )
+            seats = {session.folder: session.seat for session in self._sessions.values()}
+        total = near = 0
+        for path in _listed(self.root):  # imports lie there too, while they arrive
+            size, whose = _size(path), seats.get(path)
+            total += size
+            if whose is not None and (whose == seat or whose.network == seat.network != ""):
+                near += size
+        left = ALL_SCANS_BYTES - total
+        return left if seat.visitor == LOCAL else min(left, ALL_SCANS_BYTES // 2 - near)
 
     def close(self) -> None:
         """Deletes everything."""
@@ -518,9 +519,27 @@ def _fail(scan: Scan, text: str) -> None:
         scan.error, scan.state = text, "failed"
 
 
-def _size(folder: Path) -> int:
+def _share(others: int) -> int:
+    """How many sessions a network may have beside those of others: three quarters of what is left.
+
+    Cookies cost nothing, and a session that holds scans is not ended for a newcomer: two networks
+    that take all they can leave room for others.
+    """
+    return max(SESSIONS_SURE, (SESSIONS - others) * SESSIONS_NEAR // SESSIONS)
+
+
+def _listed(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return list(folder.iterdir())
+    return []
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder, some of which may go meanwhile."""
+    within = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
     total = 0
-    for path in folder.rglob("*"):
+    for file in within or [path]:
         with contextlib.suppress(OSError):
-            total += path.stat().st_size
+            info = file.stat()
+            total += info.st_size if stat.S_ISREG(info.st_mode) else 0
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -33,16 +34,25 @@ from live_brain_server import LiveBrainServer, tiny_brain
 from starlette.requests import Request
 
 from apps.web.brain import html as brain_html
+from apps.web.brain import session as brain_session
 from apps.web.brain import taught_html as brain_taught_html
 from apps.web.brain.files import BRAIN_ROUTES, NIIVUE
 from apps.web.brain.handlers import BrainHandlers, Screen
 from apps.web.brain.serve import session_csv
 from apps.web.brain.session import Desk, Scan, SessionError, Sessions, clean_label
 from apps.web.brain.worker import Worker, WorkerError
-from apps.web.limits import SCAN_BYTES, SESSIONS, SESSIONS_EACH, SESSIONS_NEAR, WAITING_EACH
+from apps.web.limits import (
+    ALL_SCANS_BYTES,
+    SCAN_BYTES,
+    SESSIONS,
+    SESSIONS_EACH,
+    SESSIONS_NEAR,
+    WAITING_EACH,
+)
 from apps.web.private_folder import make_private_folder
 from apps.web.turns import Seat
 from apps.web.visitors import Shelf, Visitor, remember
+from enn_core.lessons.places import LOCAL
 from neuro.age.predict import Estimate
 from neuro.scans.quality import Flag
 from neuro.scans.template import MNI_AFFINE, MNI_SHAPE
@@ -526,6 +536,39 @@ def test_a_visitor_and_a_network_have_a_share_of_the_sessions(sessions):
     with pytest.raises(SessionError, match="your network"):
         sessions.open(None, "cookie", "192.0.2.1")
     sessions.open(None, "bob", "192.0.2.2").add("a", "head")
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_cookies_of_two_networks_leave_room_for_others(sessions, in_turn):
+    """They cost nothing, and what holds a scan is never ended for a newcomer."""
+    crowds = ["192.0.2.1", "192.0.2.2"]
+    tries = [network for network in crowds for _ in range(SESSIONS)]
+    for n, network in enumerate(tries if in_turn else crowds * SESSIONS):
+        with contextlib.suppress(SessionError):
+            sessions.open(None, f"cookie-{n}", network).add("a", "head")
+    for n in range(4):
+        sessions.open(None, f"honest-{n}", "198.51.100.1").add("a", "head")
+
+
+def test_a_crowd_of_empty_sessions_makes_room(sessions):
+    for n in range(4 * SESSIONS):
+        sessions.open(None, f"cookie-{n}", f"192.0.2.{n % 5}")
+    for n in range(4):
+        sessions.open(None, f"honest-{n}", "198.51.100.1").add("a", "head")
+
+
+def test_the_room_is_measured_by_one_walk(sessions, monkeypatch):
+    opened = [sessions.open(None, f"visitor-{n}", f"192.0.2.{n}") for n in range(3)]
+    for session in opened:
+        (session.folder / "scan").write_bytes(bytes(1000))
+    (sessions.root / "import").write_bytes(bytes(500))
+    looked = []
+    size = brain_session._size
+    monkeypatch.setattr(brain_session, "_size", lambda path: looked.append(path) or size(path))
+    far, near = (sessions.room(seat) for seat in (Seat("elsewhere", "x"), opened[0].seat))
+    assert far - near == 1000
+    assert sessions.room(Seat("", LOCAL)) == ALL_SCANS_BYTES - 3500
+    assert len(looked) == len(set(looked)) * 3
 
 
 def test_the_page_of_who_finds_no_room_says_so_in_one_line(live, page, sessions, monkeypatch):
