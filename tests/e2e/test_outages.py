@@ -111,6 +111,32 @@ def test_a_mark_taken_back_before_it_was_sent_is_not_the_end_of_others(
     assert "Not learned" not in page.lesson
 
 
+def test_of_marks_that_waited_the_one_that_is_not_learned_stays_told(someone, server):
+    """The next one's answer takes the place of its own at once."""
+    page = SearchPage(someone, server)
+    page.profile("told")
+    page.search(QUERY)
+    names = page.names
+    page.page.evaluate(
+        """(names) => {
+             const place = JSON.parse(document.querySelector('[data-kept]').dataset.kept).place;
+             const { query, profile } = document.querySelector('.enn-grid').dataset;
+             for (const [at, what] of ['none', 'good'].entries()) {
+               const card = document.querySelector(`.enn-card[data-name='${names[at]}']`);
+               const id = String(at).repeat(32), marks = { [card.dataset.token]: what };
+               localStorage.setItem(`enn-mark-${id}`,
+                 JSON.stringify({ id, place, query, profile, marks, at }));
+             } }""",
+        names[:2],
+    )
+    page.page.reload()
+    page.wait_marked(names[1], "good")
+    page.page.wait_for_function(f"({KEPT})() === 0")
+    page.page.wait_for_selector(".enn-waiting:has-text('Not learned')")
+    page.page.click(".enn-waiting button")
+    page.page.wait_for_selector(".enn-waiting", state="hidden")
+
+
 def test_an_open_page_goes_on_after_a_kill_and_a_restart(someone, few, tmp_path, monkeypatch):
     server = Server(few, profiles=tmp_path)
     try:

@@ -283,6 +283,11 @@ def test_phone_width(visit):
     page.search("flowers")
     wide = page.page.evaluate("document.documentElement.scrollWidth")
     assert wide <= 360
+    page.page.evaluate("document.querySelector('.enn-chips').lastChild.click()")
+    page.page.wait_for_function(
+        """() => { const box = document.querySelector('.enn-chips').lastChild
+                     .getBoundingClientRect(); return box.left >= 0 && box.right <= innerWidth; }"""
+    )
     page.open(0)
     box = page.page.locator(".enn-dialog").bounding_box()
     assert box is not None

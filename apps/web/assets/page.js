@@ -100,22 +100,25 @@ window.enn = (() => {
     line.textContent = text;
     line.hidden = !text;
   };
+  const missed = new Set(); // answers that the next one replaced before anybody could read them
   const tellWaiting = (count, elsewhere, place) => {
-    const texts = [];
+    const texts = [...missed];
     const where = unsaved.size ? "tab, for the browser stores nothing: keep it open" : "browser";
     if (count) texts.push(`Waiting for the server: ${counted(count)} kept in this ${where}.`);
     if (elsewhere) {
       texts.push(`${counted(elsewhere)} kept for another collection or visitor of this address.`);
     }
     tell(texts.join(" "));
-    if (elsewhere) {
+    const offer = (label, act) => {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "enn-small";
-      button.textContent = "Discard them";
-      button.addEventListener("click", () => { discard(place); tellWaiting(count, 0, place); });
+      button.textContent = label;
+      button.addEventListener("click", act);
       line.append(" ", button);
-    }
+    };
+    if (elsewhere) offer("Discard them", () => { discard(place); tellWaiting(count, 0, place); });
+    if (missed.size) offer("OK", () => { missed.clear(); tellWaiting(count, elsewhere, place); });
   };
 
   // Tells screen readers; the region has to be there before its text.
@@ -265,6 +268,6 @@ window.enn = (() => {
   applyTheme();
   return {
     store, tab, browser, applyTheme, switchTheme, open, refresh, profile, remember, say, keep, opening,
-    marks, tell, tellWaiting,
+    marks, missed, tell, tellWaiting,
   };
 })();

@@ -90,8 +90,11 @@ const answered = () => {
   const last = sent;
   sent = null;
   if (last) window.enn.marks.release(last.id);
+  const refused = element.querySelector("[data-refused]")?.dataset.refused;
+  // The next answer takes the place of this one at once.
+  if (refused && queue.length) window.enn.missed.add(refused);
   tell();
-  if (last && !element.querySelector("[data-refused]") && last.query === query) {
+  if (last && refused === undefined && last.query === query) {
     for (const token of Object.keys(last.marks)) if (!cardOf(token)) known[token] = last.marks[token];
   }
   // The focus goes with the picture: what had it now shows another one, or is gone.

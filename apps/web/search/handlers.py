@@ -11,6 +11,7 @@ import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -429,8 +430,8 @@ class SearchHandlers:
         try:
             marks = self._marks(data, screen, request)
         except EXPECTED as error:
-            answer = _answer(number, refused=True)
             text = f"Not learned: {one_line(error)}"
+            answer = _answer(number, text)
             return self.show(screen, which, count, request, typed=True, answer=answer, lesson=text)
         return self._learn(marks, number, which, count, screen, request)
 
@@ -522,6 +523,7 @@ class SearchHandlers:
         if not own and not isinstance(lesson, str) and not refused:
             lesson = f"Learned: marks that waited for the profile “{marks.profile}”."
         before = screen.ids if same and not refused and screen.taught else None
+        said = lesson if isinstance(lesson, str) else html.told(lesson)
         screen = replace(
             screen,
             taught=screen.taught or not refused,
@@ -534,7 +536,7 @@ class SearchHandlers:
             request,
             typed=True,
             before=before,
-            answer=_answer(number, refused=refused),
+            answer=_answer(number, said if refused else None),
             lesson=lesson,
             bad=refused,
             teacher=learned,
@@ -600,9 +602,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())[:300]
 
 
-def _answer(number: int, *, refused: bool) -> str:
-    """Tells the page's script that the server has answered its marks."""
-    return f'<i hidden data-answer="{number}"{" data-refused" if refused else ""}></i>'
+def _answer(number: int, refused: str | None) -> str:
+    """Tells the page's script that the server has answered its marks.
+
+    Args:
+        number: of what it sent.
+        refused: why nothing was learned, None if it was. The script keeps it in view where what
+            comes next would take its place.
+    """
+    said = "" if refused is None else f' data-refused="{escape(refused)}"'
+    return f'<i hidden data-answer="{number}"{said}></i>'
 
 
 def _asked(query: Query) -> str:
