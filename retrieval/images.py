@@ -36,8 +36,10 @@ from retrieval.formats import (
 from retrieval.ignore import Ignored
 
 __all__ = [
+    "HEIF_MISSING",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "MEMORY_SHORT",
     "PHOTO_FORMATS",
     "SUFFIXES",
     "Decoded",
@@ -49,6 +51,7 @@ __all__ = [
     "decode_with_size",
     "find_images",
     "is_picture",
+    "pixels_in_memory",
     "read_stable",
     "scan",
     "thumbnail",
@@ -70,6 +73,10 @@ _one_large = threading.Lock()
 # What PIL decodes in Python takes about a second per megapixel: its pixels count so many times.
 _SLOW_COST = 16
 _COSTS = {"JPEG2000": 4}  # it is decoded into 32-bit numbers, all of it at once
+
+# Reasons that may be over at the next try.
+HEIF_MISSING = "HEIC needs the package pillow-heif, which is missing"
+MEMORY_SHORT = "there is not enough memory to decode it"
 
 # Bytes that a pixel takes while it is decoded and made RGB, at the least.
 _PIXEL_BYTES = 8
@@ -99,7 +106,7 @@ class TooManyPixels(ImageError):
     """
 
     def __init__(self, width: int, height: int, max_pixels: int, *, cost: int = 1) -> None:
-        pixels, fits = width * height, width * height <= _pixels_in_memory()
+        pixels, fits = width * height, width * height <= pixels_in_memory()
         limits = []
         if pixels * cost > max_pixels:
             limits.append(f"the limit of {max_pixels / cost / 1e6:,.0f} megapixels")
@@ -418,7 +425,7 @@ def decode_with_size(
     except ImageError:
         raise
     except MemoryError:
-        raise ImageError("there is not enough memory to decode it") from None
+        raise ImageError(MEMORY_SHORT) from None
     # The decoders raise almost anything on damaged data: struct.error, IndexError, OverflowError,
     # ZeroDivisionError ... What they say themselves is about the file, not the decoder.
     except Exception as error:
@@ -436,7 +443,7 @@ def _decode(
     with contextlib.closing(_open(stream, data[:HEAD_BYTES])) as image:
         slow = any(tile[0] in Image.DECODERS for tile in image.tile)
         cost = _SLOW_COST if slow else _COSTS.get(image.format, 1)
-        limit = min(max_pixels // cost, _pixels_in_memory())
+        limit = min(max_pixels // cost, pixels_in_memory())
         width, height = image.size
         if width * height == 0:
             raise ImageError("image without pixels")
@@ -474,10 +481,10 @@ def _decode_heic(data: bytes, max_pixels: int) -> Decoded:
     try:
         import pillow_heif
     except ImportError:
-        raise ImageError("HEIC needs the package pillow-heif, which is missing") from None
+        raise ImageError(HEIF_MISSING) from None
     heif = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
     width, height = heif.size
-    if width * height > min(max_pixels, _pixels_in_memory()):
+    if width * height > min(max_pixels, pixels_in_memory()):
         raise TooManyPixels(width, height, max_pixels)
     if width * height == 0:
         raise ImageError("image without pixels")
@@ -487,7 +494,7 @@ def _decode_heic(data: bytes, max_pixels: int) -> Decoded:
     return Decoded(rgb, width, height)
 
 
-def _pixels_in_memory() -> int:
+def pixels_in_memory() -> int:
     """How many pixels of one picture this machine's whole memory could hold."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _PIXEL_BYTES

@@ -6,9 +6,7 @@ Killed at any instant and started again, it goes on where it was.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
 import time
 import warnings
 from collections import Counter, deque
@@ -26,6 +24,7 @@ from retrieval.ignore import Ignored
 from retrieval.images import (
     MAX_BYTES,
     MAX_PIXELS,
+    MEMORY_SHORT,
     FoundFile,
     ImageBytes,
     ImageError,
@@ -34,7 +33,7 @@ from retrieval.images import (
     read_stable,
     scan,
 )
-from retrieval.index import absence
+from retrieval.index import absence, reasons
 from retrieval.index.catalog import Entry
 from retrieval.index.manifest import EmbeddingModel
 from retrieval.index.others import Others
@@ -53,7 +52,6 @@ _PUBLISH_EVERY = 2000
 # Seconds between two calls of the progress callback, and those that the current rate looks back.
 _TELL_SECONDS = 0.25
 _RATE_SECONDS = 10.0
-_BYTES_PER_PIXEL = 4
 # A file changed this shortly before it was read (ns) may have changed again within the same tick
 # of the file system's clock. Its mtime is then no proof: the content is hashed at the next update.
 _RACY_NS = 50_000_000
@@ -260,7 +258,7 @@ class _Run:
         # Who allows more pixels than usual allows the bytes that they take uncompressed.
         self._max_bytes = MAX_BYTES
         if max_pixels > MAX_PIXELS:
-            self._max_bytes = max(MAX_BYTES, _BYTES_PER_PIXEL * max_pixels)
+            self._max_bytes = max(MAX_BYTES, reasons.BYTES_PER_PIXEL * max_pixels)
         self._progress = progress
         self._on_skip = on_skip
         self._seen = seen
@@ -412,10 +410,8 @@ class _Run:
         except FileNotFoundError:
             return _Loaded(task, read_ns, gone=True)
         except ImageError as error:
-            reason = str(error)
-            if task.file.size > self._max_bytes:
-                needed = max(MAX_PIXELS + 1, -(-task.file.size // _BYTES_PER_PIXEL))
-                reason += f"; `enn search index --max-pixels {needed}` reads it"
+            size, large = task.file.size, task.file.size > self._max_bytes
+            reason = reasons.of_bytes(error, size) if large else str(error)
             return _Loaded(task, read_ns, error=reason)
         loaded = _Loaded(task, read_ns, replace(content, data=b""))
         if not decode and (
@@ -432,13 +428,13 @@ class _Run:
             )
             pixels = np.asarray(preprocess(decoded.image))
         except TooManyPixels as error:
-            reason = str(error)
-            if error.needed is not None:
-                reason += f"; `enn search index --max-pixels {error.needed}` reads it"
+            reason = reasons.of_pixels(error)
             return replace(loaded, error=reason, width=error.width, height=error.height)
         except ImageError as error:
             return replace(loaded, error=str(error))
-        except (ValueError, ArithmeticError, MemoryError) as error:
+        except MemoryError:
+            return replace(loaded, error=MEMORY_SHORT)
+        except (ValueError, ArithmeticError) as error:
             # Extreme shapes, such as 1 x 60000, can be too much for the preprocessing.
             return replace(loaded, error=f"cannot be prepared for the model: {error}"[:200])
         return replace(loaded, pixels=pixels, width=decoded.width, height=decoded.height)
@@ -641,19 +637,8 @@ def _unchanged(known: Entry, file: FoundFile, max_pixels: int) -> bool:
         return False
     if known.sha256 is None:
         return False  # it could not even be read; the right to do so may have been given since
-    if known.error and _may_succeed(known.error, max_pixels):
+    if known.error and reasons.may_be_over(known.error, max_pixels):
         return False
     margin = _RACY_COARSE_NS if file.mtime_ns % 1_000_000_000 == 0 else _RACY_NS
     # A time far in the future is as good a proof as one in the past: a change would set it to now.
     return abs(file.mtime_ns - known.read_ns) > margin
-
-
-def _may_succeed(reason: str, max_pixels: int) -> bool:
-    """Whether what could not be read for a reason may be readable now."""
-    if " pixels are more than the limit" in reason:
-        needed = re.search(r"--max-pixels (\d+)", reason)
-        return needed is None or int(needed[1]) <= max_pixels
-    if "needs the package pillow-heif" in reason:
-        return importlib.util.find_spec("pillow_heif") is not None
-    # The words of version 0.1 for a format that it did not read.
-    return reason == "not a JPEG, PNG, WebP, TIFF, GIF or HEIC image"
