@@ -39,7 +39,7 @@ from retrieval.model.architecture import (
 from retrieval.model.clip_layouts import ClipWeights, LayoutError, read_layout
 from retrieval.model.hub import is_out_of_reach, local_first
 from retrieval.model.preprocess import Preprocess
-from retrieval.model.published import has_architecture, has_tag
+from retrieval.model.published import has_architecture, sources_of
 from retrieval.model.torchscript import is_torchscript, read_torchscript
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ def load_open_clip(name: str, checkpoint: str | None, device: str) -> OpenClip:
             raise ModelError(f"{name} already names its weights; leave {checkpoint!r} out")
         arch, source = arch.replace("/", "-"), checkpoint or tail or None
         full = f"{arch}:{source}"
-        if source is not None and has_architecture(arch) and has_tag(source) and is_out_of_reach():
+        published = sources_of(source) if source is not None and has_architecture(arch) else None
+        if published and is_out_of_reach(published):
             raise ModelError(_AWAY.format(full))
         _check_architecture(arch, source)
     import open_clip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ _T = TypeVar("_T")
 SECONDS = 2.0
 """How long the hub may take for its first answer, name lookup included."""
 
+# Where open_clip keeps what does not come from the hub.
 _OTHER_CACHE = Path("~/.cache/clip")
 
 # A proxy whose own way out is broken; huggingface_hub would ask again and again.
@@ -62,13 +63,22 @@ def answers() -> bool:
     return heard.is_set()
 
 
-def is_out_of_reach() -> bool:
-    """Whether no published weights can be had: none were ever fetched here, and no hub answers."""
+def is_out_of_reach(sources: Iterable[str]) -> bool:
+    """Whether published weights can be had from none of their sources: nothing of them is here, and
+    no hub answers.
+
+    Args:
+        sources: as `published.sources_of` gives them.
+    """
     from huggingface_hub import constants
 
-    # The second is open_clip's own, for weights that do not come from the hub.
-    places = (Path(constants.HF_HUB_CACHE).glob("models--*"), _OTHER_CACHE.expanduser().glob("*"))
-    return not any(next(files, None) for files in places) and not answers()
+    for source in sources:
+        folder, name = Path(constants.HF_HUB_CACHE), f"models--{source.replace('/', '--')}"
+        if "://" in source:
+            folder, name = _OTHER_CACHE.expanduser(), source.rpartition("/")[2]
+        if (folder / name).exists():
+            return False
+    return not answers()
 
 
 @contextlib.contextmanager

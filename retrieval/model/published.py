@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
-import re
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["has_architecture", "has_tag"]
+__all__ = ["has_architecture", "sources_of"]
 
 
 def has_architecture(name: str) -> bool:
@@ -14,16 +15,42 @@ def has_architecture(name: str) -> bool:
     return (_package() / "model_configs" / f"{name.replace('/', '-')}.json").is_file()
 
 
-def has_tag(name: str) -> bool:
-    """Whether some architecture of open_clip's has weights of that tag."""
-    if not name:
-        return False
-    tag = re.escape(name.lower().replace("-", "_"))
+def sources_of(tag: str) -> set[str]:
+    """Where weights of that tag are published, of whatever architecture; none if it is no tag.
+
+    Returns:
+        "org/name" of repositories of the hub, and addresses of other files.
+    """
     try:
-        table = (_package() / "pretrained.py").read_text("utf-8")
-    except OSError:
-        return False
-    return re.search(rf"""(?<!\w){tag}["']?\s*[=:]\s*\w*cfg\(""", table) is not None
+        table = ast.parse((_package() / "pretrained.py").read_text("utf-8"))
+    except (OSError, SyntaxError):
+        return set()
+    wanted, found = _plain(tag), set()
+    for name, value in _entries(table):
+        if _plain(name) == wanted and isinstance(value, ast.Call):
+            given = {each.arg: each.value for each in value.keywords}
+            for kind in ("hf_hub", "url"):
+                source = given.get(kind)
+                if isinstance(source, ast.Constant) and source.value:
+                    text = str(source.value)
+                    # A file's name may follow the repository's.
+                    found.add("/".join(text.split("/")[:2]) if kind == "hf_hub" else text)
+    return found
+
+
+def _entries(table: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """What the table's dictionaries hold, however they are written."""
+    for node in ast.walk(table):
+        if isinstance(node, ast.Call):
+            yield from ((each.arg, each.value) for each in node.keywords if each.arg)
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    yield key.value, value
+
+
+def _plain(tag: str) -> str:
+    return tag.lower().replace("-", "_")
 
 
 def _package() -> Path:

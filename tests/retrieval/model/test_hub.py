@@ -17,8 +17,9 @@ from pathlib import Path
 import clip_cases as cases
 import pytest
 
+from retrieval.model import hub
 from retrieval.model.loading import ModelError, load
-from retrieval.model.published import has_architecture, has_tag
+from retrieval.model.published import has_architecture, sources_of
 
 SECONDS = 3.0
 
@@ -117,13 +118,18 @@ def test_an_unreachable_hub_is_told_in_seconds(endpoint, away, name, capfd):
     assert "Retrying" not in capfd.readouterr().err
 
 
-def test_a_published_tag_is_answered_without_importing_open_clip(tmp_path):
+@pytest.mark.parametrize("others", [False, True])
+def test_a_published_tag_is_answered_without_importing_open_clip(tmp_path, others):
     """Importing it takes longer than the answer about a hub may."""
     code = (
         "import sys; from retrieval.model.loading import ModelError, load\n"
         "try: load('ViT-B-32:openai')\n"
         "except ModelError as error: print(error, 'open_clip' in sys.modules)"
     )
+    if others:  # weights of other models are here, by both ways that they come
+        (tmp_path / "hub" / "models--google--siglip").mkdir(parents=True)
+        (tmp_path / ".cache" / "clip").mkdir(parents=True)
+        (tmp_path / ".cache" / "clip" / "other.pt").touch()
     with refusing() as address:
         kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
         place = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
@@ -140,9 +146,24 @@ def test_a_published_tag_is_answered_without_importing_open_clip(tmp_path):
 def test_published_names_are_open_clips(tag, known):
     import open_clip
 
-    assert has_tag(tag) is known
+    assert bool(sources_of(tag)) is known
     assert all(has_architecture(name) for name in open_clip.list_models())
-    assert all(has_tag(tag) for _, tag in open_clip.list_pretrained())
+    for name, each in open_clip.list_pretrained():
+        published = open_clip.get_pretrained_cfg(name, each)
+        repository = "/".join(published["hf_hub"].split("/")[:2])
+        assert {repository, published["url"]} - {""} <= sources_of(each)
+
+
+@pytest.mark.parametrize(
+    "place", ["hub/models--timm--vit_base_patch32_clip_224.openai", "clip/ViT-B-32.pt"]
+)
+def test_what_was_fetched_of_a_tag_is_not_out_of_reach(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "_OTHER_CACHE", tmp_path / "clip")
+    monkeypatch.setattr(hub, "answers", lambda: False)
+    assert hub.is_out_of_reach(sources_of("openai"))
+    (tmp_path / place).mkdir(parents=True)
+    assert not hub.is_out_of_reach(sources_of("openai"))
 
 
 def test_a_name_that_does_not_resolve_is_told_in_seconds(endpoint, unnamed):
