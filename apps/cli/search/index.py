@@ -255,9 +255,9 @@ def _open_for_update(
         raise CommandError(
             f"{quote(parent)} cannot be written; put the index elsewhere with --index DIR"
         )
+    model = load_model(name, pretrained, precision)
     if root is not None:
         refuse_nothing(root, Ignored(root, exclude))
-    model = load_model(name, pretrained, precision)
     return EigenIndex.create(directory, model, root=root), model
 
 
