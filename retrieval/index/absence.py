@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from retrieval.formats import ending, left_out_text
 from retrieval.ignore import Ignored
 from retrieval.images import is_picture, scan
 from retrieval.index.catalog import Entry
 from retrieval.index.manifest import PicturesGone
 
-__all__ = ["refusal", "refuse_nothing", "refuse_to_discard", "too_many"]
+__all__ = ["refusal", "refuse_to_discard", "too_many"]
 
 # More than this many gone, and more than this share of all, are taken for a disk that is not there.
 _MANY_GONE = 100
@@ -30,32 +29,6 @@ def refusal(gone: int, known: int, options: str = "--prune") -> PicturesGone:
     return PicturesGone(
         f"{gone:,} of the index's {known:,} pictures are gone, so the index keeps them: "
         f"see that their disk is there, or drop them by `enn search index {options}`"
-    )
-
-
-def refuse_nothing(root: Path, ignored: Ignored) -> None:
-    """Refuse a new index of no pictures at all: the index may lie on the disk that is not there.
-
-    Args:
-        root: the folder to be indexed.
-        ignored: what is left out of it.
-
-    Raises:
-        PicturesGone: if nothing in it looks like a picture.
-        NotADirectoryError: if root cannot be listed.
-    """
-    others: Counter[str] = Counter()
-
-    def count(path: str) -> None:
-        others[ending(path.rpartition("/")[2])] += 1
-
-    files = scan(root, lambda *_: None, ignored, count)
-    if any(file.named or is_picture(root / file.path) for file in files):
-        return
-    left_out = f"; left out: {left_out_text(others)}" if others else ""
-    raise PicturesGone(
-        f"{str(root)!r} holds no pictures (JPEG, PNG, WebP, TIFF, GIF, HEIC, AVIF …), so no index "
-        f"is made: see that its disk is there, or give another folder{left_out}"
     )
 
 

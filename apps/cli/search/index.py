@@ -157,9 +157,7 @@ def index(
         root, loaded = _discard(directory, root, model, pretrained, precision)
         opened = EigenIndex.create(directory, loaded, root=root)
     else:
-        opened, loaded = _open_for_update(
-            directory, root, exclude or (), model, pretrained, precision
-        )
+        opened, loaded = _open_for_update(directory, root, model, pretrained, precision)
     skips: list[tuple[str, str]] = []
     try:
         with opened, ProgressLine() as line:
@@ -227,13 +225,10 @@ def index_place(folder: Path | None, index: Path | None) -> tuple[Path, Path | N
 def _open_for_update(
     directory: Path,
     root: Path | None,
-    exclude: Sequence[str],
     name: str | None,
     pretrained: str | None,
     precision: str | None,
 ) -> tuple[EigenIndex, RetrievalModel]:
-    from retrieval.ignore import Ignored
-    from retrieval.index.absence import refuse_nothing
     from retrieval.index.eigen_index import EigenIndex, IndexMismatch
 
     if (directory / "manifest.json").exists():
@@ -256,8 +251,6 @@ def _open_for_update(
             f"{quote(parent)} cannot be written; put the index elsewhere with --index DIR"
         )
     model = load_model(name, pretrained, precision)
-    if root is not None:
-        refuse_nothing(root, Ignored(root, exclude))
     return EigenIndex.create(directory, model, root=root), model
 
 

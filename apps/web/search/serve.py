@@ -149,8 +149,6 @@ def _open_collections(
     index: Path | None, folders: list[Path], model_name: str | None, pictures: Pictures
 ) -> Iterator[Collection]:
     from apps.web.search.collection import Collection
-    from retrieval.ignore import Ignored
-    from retrieval.index.absence import refuse_nothing
     from retrieval.index.eigen_index import EigenIndex, IndexLocked, default_index_dir
     from retrieval.model.loading import load
     from retrieval.search import open_index
@@ -185,7 +183,6 @@ def _open_collections(
             if shipped or (index is None and not _writable(folder)):
                 directory = _cached_index_dir(folder, model)
             if not (directory / "manifest.json").exists():
-                refuse_nothing(folder, Ignored(folder))
                 EigenIndex.create(directory, model, root=folder).close()
             with EigenIndex.open(directory, model=model) as built, _terminal_progress() as show:
                 try:
