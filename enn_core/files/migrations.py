@@ -137,11 +137,17 @@ def migrate(db: sqlite3.Connection, kind: Tables, file: Path | None) -> None:
         db.execute(f"PRAGMA user_version = {kind.number}")
 
 
-def forget_copies(file: Path) -> None:
-    """Delete the copies that `migrate` left: for what must not stay readable."""
+def forget_copies(file: Path, *others: str) -> None:
+    """Delete the copies that `migrate` left: for what must not stay readable.
+
+    Args:
+        file: that was copied.
+        others: what the names of other copies have behind its name, such as ".damaged-".
+    """
     file = file.resolve()
+    names = tuple(f"{file.name}{end}" for end in (".format-", *others))
     with os.scandir(file.parent) as entries:
-        copies = [each.path for each in entries if each.name.startswith(f"{file.name}.format-")]
+        copies = [each.path for each in entries if each.name.startswith(names)]
     for copy in copies:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(copy)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-__all__ = ["Trouble", "connect", "is_full", "keep_log", "trouble"]
+__all__ = ["Trouble", "connect", "is_full", "keep_log", "no_room", "no_room_in", "trouble"]
 
 Trouble = Literal["busy", "denied", "damaged", "full", "failed"]
 
@@ -83,6 +84,34 @@ def trouble(error: sqlite3.DatabaseError) -> Trouble | None:
     return _TROUBLES.get(code, "failed")
 
 
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota is used up",
+    errno.EFBIG: "the file would be larger than this system allows",
+}
+
+
 def is_full(error: OSError) -> bool:
     """Whether the system has no room for a file."""
-    return error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    return error.errno in _NO_ROOM
+
+
+def no_room(error: OSError) -> str | None:
+    """Why the system has no room for a file, in words; None if that is not what is wrong."""
+    return _NO_ROOM.get(error.errno or 0)
+
+
+def no_room_in(folder: Path, size: int = 2**16) -> str | None:
+    """Why a folder has no room for so many bytes, in words; None if it has, or nobody may write.
+
+    SQLite tells a used-up quota, and a full disk where it needs memory that processes share, as an
+    I/O error, so this tries: the file that it writes is gone when it returns.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            data = memoryview(os.urandom(size))  # some file systems need no room for zeros
+            while data:
+                data = data[file.write(data) :]
+    except OSError as error:
+        return no_room(error)
+    return None

@@ -1,17 +1,25 @@
-"""Feedback events: what is journalled of one act of the user, and its limits."""
+"""Feedback events: what is journalled of one act of the user, its limits, and its row on disk.
+
+A row carries the CRC-32 of its other columns, and a line beside the rows says which there are: so
+what was changed or lost on the disk is known, and named by its number.
+"""
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ERASED", "TEACH", "Event", "is_uid", "latest"]
+from enn_core.lessons.errors import JournalCorrupt
+
+__all__ = ["ERASED", "TEACH", "DamagedEntry", "Event", "is_uid", "latest"]
 
 TEACH = "teach"
 """Kind of the events that the user made by marking; any other kind is bookkeeping."""
@@ -57,6 +65,21 @@ class Event:
     arrays: dict[str, np.ndarray]
     covers: tuple[int, ...]
     active: bool
+
+
+@dataclass(frozen=True)
+class DamagedEntry:
+    """An entry whose row is not what was written.
+
+    Attributes:
+        seq: its number.
+        subject: as it reads now, if it reads as a text; "" if not. It may be what is damaged.
+        why: what is wrong, for a bracket.
+    """
+
+    seq: int
+    subject: str
+    why: str
 
 
 def latest(events: Iterable[Event]) -> dict[str, Event]:
@@ -171,6 +194,196 @@ def unpack_arrays(layout: str, data: bytes) -> dict[str, np.ndarray]:
     if start != len(data):
         raise ValueError("bytes are left over")
     return arrays
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+COLUMNS = "seq, uid, at, kind, subject, active, covers, details, layout, data, crc"
+"""Of an event, in the order of a row here."""
+
+
+def row_of(
+    seq: int,
+    uid: str,
+    at: float,
+    kind: str,
+    subject: str,
+    active: bool,
+    covers: Iterable[int],
+    details: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray] | None,
+    dim: int | None,
+) -> tuple:
+    """The row of an event.
+
+    Raises:
+        ValueError: if a value is outside of its limits.
+    """
+    check_texts(uid, at, kind, subject)
+    text, (layout, data) = pack_json(details, "details"), pack_arrays(arrays, dim)
+    covered = {int(each) for each in covers} | ({seq} if kind == TEACH else set())
+    of = json.dumps(sorted(covered), separators=(",", ":"))
+    return _summed((seq, uid, float(at), kind, subject, int(active), of, text, layout, data))
+
+
+def switched(row: Sequence, active: bool) -> tuple:
+    """A whole row, with its event undone or taken back."""
+    return _summed((*row[:5], int(active), *row[6:10]))
+
+
+def stripped(row: Sequence) -> tuple:
+    """What is left of a whole row when its event is erased."""
+    return _summed((row[0], row[1], 0.0, ERASED, "", 0, "[]", "{}", "[]", b""))
+
+
+def row_crc(row: Sequence) -> int:
+    """Checksum of a row's columns but the last; -1 if one is of a type that none can have."""
+    try:
+        seq, uid, at, kind, subject, active, covers, details, layout, data = row[:10]
+        texts = json.dumps([seq, uid, float(at), kind, subject, active, covers, details, layout])
+        return zlib.crc32(data, zlib.crc32(texts.encode()))
+    except (TypeError, ValueError):
+        return -1
+
+
+def is_whole(row: Sequence) -> bool:
+    """Whether a row is as it was written."""
+    return row[10] == row_crc(row)
+
+
+def intact(
+    rows: Iterable[Sequence], line: Any, active: bool | None
+) -> tuple[list[Event], list[DamagedEntry]]:
+    """The events of rows, and what is damaged or lost.
+
+    Args:
+        rows: all that a journal has, by seq.
+        line: that says which there are, `Entries`.
+        active: which events; None for all. What is damaged may be either.
+
+    Raises:
+        JournalCorrupt: if the line itself is damaged.
+    """
+    missing = set(Entries.read(line))
+    events: list[Event] = []
+    damaged: list[DamagedEntry] = []
+    for row in rows:
+        try:
+            if not is_whole(row):
+                raise ValueError("its checksum does not fit")
+            if row[0] not in missing:
+                raise ValueError("it was not there, or is there twice")
+            if active is None or active == bool(row[5]):
+                events.append(event_of(row))
+        except (ValueError, TypeError) as error:
+            subject = row[4] if isinstance(row[4], str) else ""
+            damaged.append(DamagedEntry(row[0], subject, str(error)))
+        missing.discard(row[0])
+    damaged += [DamagedEntry(seq, "", "it cannot be found") for seq in sorted(missing)]
+    return events, damaged
+
+
+def events_of(rows: Iterable[Sequence], line: Any, active: bool | None) -> list[Event]:
+    """As `intact`.
+
+    Raises:
+        JournalCorrupt: names the first entry that is damaged.
+    """
+    events, damaged = intact(rows, line, active)
+    for each in damaged:
+        raise JournalCorrupt(f"entry {each.seq} is damaged ({each.why}); erase it to go on")
+    return events
+
+
+class Entries:
+    """Which entries a journal has, and the highest number that one ever had.
+
+    >>> held = Entries()
+    >>> for seq in range(1, 8):
+    ...     held.add(seq)
+    >>> for seq in (4, 5, 7):
+    ...     held.discard(seq)
+    >>> held.line(), 5 in held, 6 in held
+    ('231ae769 7 1-3,6-6', False, True)
+    >>> list(Entries.read(held.line()))
+    [1, 2, 3, 6]
+    """
+
+    def __init__(self) -> None:
+        self.last = 0
+        self._ranges: list[tuple[int, int]] = []  # ascending; first and last of each
+
+    @classmethod
+    def read(cls, line: Any) -> Entries:
+        """From a line.
+
+        Raises:
+            JournalCorrupt: if it is damaged.
+        """
+        crc, _, text = line.partition(" ") if isinstance(line, str) else ("", "", "")
+        if crc != f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}":
+            raise JournalCorrupt(
+                "the journal's list of entries is damaged; `enn check --repair` makes it again"
+            )
+        last, _, ranges = text.partition(" ")
+        entries = cls()
+        entries.last = int(last)
+        for each in filter(None, ranges.split(",")):
+            first, _, end = each.partition("-")
+            entries._ranges.append((int(first), int(end)))
+        return entries
+
+    def line(self) -> str:
+        """As a line: its checksum, the highest number, ranges."""
+        text = f"{self.last} {','.join(f'{first}-{end}' for first, end in self._ranges)}"
+        return f"{zlib.crc32(text.encode()):08x} {text}"
+
+    def __iter__(self) -> Iterator[int]:
+        for first, end in self._ranges:
+            yield from range(first, end + 1)
+
+    def __contains__(self, seq: int) -> bool:
+        i = self._index(seq)
+        return i >= 0 and seq <= self._ranges[i][1]
+
+    def add(self, seq: int) -> None:
+        """Note a new entry; its number is above all others."""
+        if self._ranges and self._ranges[-1][1] == seq - 1:
+            self._ranges[-1] = (self._ranges[-1][0], seq)
+        else:
+            self._ranges.append((seq, seq))
+        self.last = seq
+
+    def discard(self, seq: int) -> None:
+        """Note that an entry is gone, if it was there."""
+        if seq in self:
+            i = self._index(seq)
+            first, end = self._ranges[i]
+            halves = ((first, seq - 1), (seq + 1, end))
+            self._ranges[i : i + 1] = [(a, b) for a, b in halves if a <= b]
+
+    def _index(self, seq: int) -> int:
+        """Of the range that has it, if any has."""
+        return bisect.bisect_right(self._ranges, seq, key=lambda each: each[0]) - 1
+
+
+def _summed(row: tuple) -> tuple:
+    return (*row, row_crc(row))
+
+
+def event_of(row: Sequence) -> Event:
+    seq, uid, at, kind, subject, active, covers, details, layout, data, _ = row
+    return Event(
+        seq=seq,
+        uid=uid,
+        at=at,
+        kind=kind,
+        subject=subject,
+        details=json.loads(details),
+        arrays=unpack_arrays(layout, data),
+        covers=tuple(json.loads(covers)),
+        active=bool(active),
+    )
 
 
 def _shallow(value: Any, depth: int) -> bool:

@@ -2,7 +2,8 @@
 
 One SQLite file per profile. Events are appended and switched off or on again, and what a user
 taught is recomputed from the active ones, so an undo restores the earlier bits. Several processes
-and threads may use one file: readers never wait, writers wait for each other.
+and threads may use one file: readers never wait, writers wait for each other. Every row has a
+checksum, and what was acknowledged is in the file itself: a copy of that alone has all of it.
 
 >>> import tempfile
 >>> import numpy as np
@@ -30,63 +31,51 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from enn_core.files.atomic import sync_folder
 from enn_core.files.closing import Closing
-from enn_core.files.migrations import FormatError, Tables, check_format, forget_copies, migrate
-from enn_core.files.sqlite import connect, keep_log, trouble
+from enn_core.lessons import journal_file as on_disk
+from enn_core.lessons import promise
 from enn_core.lessons.errors import (
     JournalBusy,
     JournalCorrupt,
     JournalError,
-    JournalMissing,
     check_identity,
 )
 from enn_core.lessons.events import (
+    COLUMNS,
     ERASED,
-    TEACH,
+    DamagedEntry,
+    Entries,
     Event,
-    check_texts,
-    pack_arrays,
+    event_of,
+    events_of,
+    intact,
+    is_whole,
     pack_json,
-    unpack_arrays,
+    row_of,
+    stripped,
+    switched,
 )
+from enn_core.lessons.journal_file import META, Header, Reading
 from enn_core.lessons.lesson_file import read_lessons, write_lessons
+from enn_core.lessons.reserve import make_reserve, make_room, reserve_file
 
 __all__ = ["Journal", "Writing"]
 
 _BUSY_SECONDS = 10.0
-_APPLICATION = 0x454E4E46  # "ENNF", in the file's header
-FORMAT: Tables = Tables()
-"""Steps from older journals to those of `_SCHEMA`; the app is in the identity, in `meta`."""
-
-_SCHEMA = f"""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value);
-CREATE TABLE events (
-  seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used again, even after erasing
-  uid TEXT NOT NULL UNIQUE,
-  at REAL NOT NULL,
-  kind TEXT NOT NULL,
-  subject TEXT NOT NULL,
-  active INTEGER NOT NULL,
-  covers TEXT NOT NULL,                   -- JSON list of seq
-  details TEXT NOT NULL,                  -- JSON object
-  layout TEXT NOT NULL,                   -- JSON list of [name, dtype, shape]
-  data BLOB NOT NULL                      -- the arrays' values, little endian
-);
-PRAGMA application_id = {_APPLICATION};
-"""
-
-_COLUMNS = "seq, uid, at, kind, subject, active, covers, details, layout, data"
-_STRIP = f"""UPDATE events SET kind = '{ERASED}', at = 0, subject = '', active = 0, covers = '[]',
-details = '{{}}', layout = '[]', data = x'' WHERE seq = ?"""
-
-Header = tuple[dict[str, Any], dict[str, np.ndarray]]
+# How long the end of a writing waits for those that just read, ms.
+_READERS_MS = 60
+_ROWS = f"SELECT {COLUMNS} FROM events ORDER BY seq"
+_ROW = f"SELECT {COLUMNS} FROM events WHERE seq = ?"
+_INSERT = f"INSERT INTO events ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+_STRIP = """UPDATE events SET uid = ?, at = ?, kind = ?, subject = ?, active = ?, covers = ?,
+details = ?, layout = ?, data = ?, crc = ? WHERE seq = ?"""
 
 
 class Journal(Closing):
@@ -97,14 +86,22 @@ class Journal(Closing):
     """
 
     def __init__(
-        self, path: Path, reader: sqlite3.Connection, writer: sqlite3.Connection, identity: dict
+        self,
+        path: Path,
+        reader: Reading,
+        writer: sqlite3.Connection | None,
+        identity: dict[str, Any],
+        loss: str | None,
     ) -> None:
         """Use `open`."""
         self.path = path
         # Two connections: a search never waits for a teaching that waits for the disk.
         self._reader, self._read_lock = reader, threading.Lock()
+        # None where it can only be read.
         self._writer, self._write_lock = writer, threading.Lock()
         self._file = _file_key(path)
+        self._promise, self._reserve = promise.promise_file(path), reserve_file(path)
+        self._loss = loss
         self.identity: dict[str, Any] = identity
         """What the journal belongs to, as given at its creation."""
         dim = identity.get("dim")
@@ -124,6 +121,10 @@ class Journal(Closing):
     ) -> Journal:
         """Open a journal, or make it.
 
+        One that cannot be written (a full disk, a folder of others) is read as it lies, and a
+        writing says what is in its way. A warning says so if changes that were acknowledged are
+        lost.
+
         Args:
             path: the file; missing folders are made, for their owner only.
             identity: JSON object that says what the numbers belong to, stored at creation and
@@ -136,37 +137,35 @@ class Journal(Closing):
             JournalMismatch: if it was made with another identity.
             JournalCorrupt: if the file is damaged, or no journal.
             JournalBusy: if another process holds it.
-            JournalError: if it cannot be read or written.
+            JournalError: if it cannot be made or read.
         """
         file = Path(os.path.abspath(path))
         wanted = pack_json(identity, "identity")
-        connections: list[sqlite3.Connection] = []
-        try:
-            with _making(file):
-                if not file.exists():
-                    if not create:
-                        raise JournalMissing(
-                            f"nothing has been taught yet: {str(file)!r} is not there"
-                        )
-                    _make_folder(file.parent)
-                writer = _connect(file, "rwc" if create else "rw")
-                connections.append(writer)
-                unmade = not _has_tables(writer)
-            if unmade and not create:
-                raise JournalMissing(f"nothing has been taught yet: {str(file)!r} is empty")
-            content = header() if unmade and header is not None else ({}, {})
-            with _making(file):
-                _prepare(file, writer, wanted, content)
-                reader = _connect(file, "rw")
-                connections.append(reader)
-                reader.execute("PRAGMA query_only = ON")
-                stored = _meta(reader, "identity")
-            check_identity(str(file), _json(stored), json.loads(wanted))
-            journal = cls(file, reader, writer, json.loads(wanted))
-        except BaseException:
-            for connection in connections:
-                connection.close()
-            raise
+        promised = None
+        with contextlib.suppress(OSError, ValueError):
+            promised = promise.read(file)
+        with contextlib.ExitStack() as opened:
+            writer: sqlite3.Connection | None = None
+            try:
+                writer, reader = on_disk.open_both(
+                    file, wanted, header, create=create, patience=_BUSY_SECONDS
+                )
+                opened.callback(writer.close)
+            except JournalError as error:
+                reader = Reading.instead(file, error, _BUSY_SECONDS)
+            opened.callback(reader.close)
+            with on_disk.making(file):
+                stored = on_disk.read_identity(reader.db)
+                loss = promise.lost(promised, reader.db)
+            check_identity(str(file), stored, json.loads(wanted))
+            opened.pop_all()
+        if loss is not None:
+            warnings.warn(
+                f"{str(file)!r} has lost {loss}: the log in which they lay was damaged or removed; "
+                "import them from an export or a backup, or teach them again",
+                stacklevel=2,
+            )
+        journal = cls(file, reader, writer, stored, loss)
         with contextlib.suppress(JournalError):  # then whoever opens it next does it
             journal._finish_erasing()
         return journal
@@ -176,7 +175,8 @@ class Journal(Closing):
         with self._read_lock:
             self._reader.close()
         with self._write_lock:
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -184,81 +184,152 @@ class Journal(Closing):
     def version(self) -> int:
         """Grows whenever the journal is changed, by any process; costs some microseconds."""
         with self._reading() as db:
-            return int(_meta(db, "generation") or 0)
+            (number,) = db.execute(META, ("generation",)).fetchone() or (None,)
+        if type(number) is not int:
+            raise JournalCorrupt(f"{str(self.path)!r} is damaged: its changes cannot be counted")
+        return number
 
     @property
     def header(self) -> Header:
         """The JSON object and the arrays that are kept beside the events."""
-        with self._reading() as db:
-            return _read_header(db)
+        with self._reading(snapshot=True) as db:
+            return on_disk.read_header(db)
 
     def events(self, *, active: bool | None = True) -> list[Event]:
-        """Events by seq: the active ones, the inactive ones (False), or all (None)."""
-        with self._reading() as db:
-            return _read_events(db, active)
+        """Events by seq: the active ones, the inactive ones (False), or all (None).
+
+        Raises:
+            JournalCorrupt: if an entry is damaged, even one of the others.
+        """
+        with self._reading(snapshot=True) as db:
+            return events_of(*_rows(db), active)
+
+    def intact(self) -> tuple[list[Event], list[DamagedEntry]]:
+        """All events that are as they were written, and those that are not."""
+        with self._reading(snapshot=True) as db:
+            return intact(*_rows(db), None)
 
     def snapshot(self) -> tuple[Header, list[Event]]:
         """The header and all events, of one moment."""
-        with self._reading() as db:
-            db.execute("BEGIN")
-            try:
-                return _read_header(db), _read_events(db, None)
-            finally:
-                db.execute("COMMIT")
+        with self._reading(snapshot=True) as db:
+            return on_disk.read_header(db), events_of(*_rows(db), None)
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._read_lock, _errors(self.path):
-            _is_todays(self.path, self._reader)
-            yield self._reader
+    def _reading(self, *, snapshot: bool = False) -> Iterator[sqlite3.Connection]:
+        with self._read_lock:
+            try:
+                if self._writer is None:
+                    self._read_anew()
+                db = self._reader.db
+                if db.execute("PRAGMA user_version").fetchone()[0] != on_disk.FORMAT.number:
+                    on_disk.check_todays(self.path, db)
+                if not snapshot:
+                    yield db
+                    return
+                db.execute("BEGIN")  # all reads inside are of one moment
+                try:
+                    yield db
+                finally:
+                    db.execute("COMMIT")
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                raise on_disk.refusal(self.path, error) from None
+
+    def _read_anew(self) -> None:
+        """Take over what others have written to a file that this process can only read."""
+        if not self._reader.live and on_disk.files_key(self.path) != self._reader.key:
+            fresh = Reading.open(self.path, _BUSY_SECONDS)
+            self._reader.close()
+            self._reader = fresh
 
     # --- writing -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Writing]:
+    def writing(self, *, erasing: bool = False) -> Iterator[Writing]:
         """All changes inside are on disk together when this returns, or none of them is.
 
         Writers of all processes and threads take turns; what `Writing.events` shows stays true
         until the end.
+
+        Args:
+            erasing: it will erase; on a full disk that gets the room that is kept for it.
 
         Raises:
             JournalBusy: after 10 s of waiting for another writer.
             JournalError: if the disk is full, or the file cannot be written or was replaced.
         """
         if not self._write_lock.acquire(timeout=_BUSY_SECONDS):
-            raise JournalBusy(_BUSY.format(str(self.path)))
+            raise JournalBusy(on_disk.BUSY.format(str(self.path)))
         try:
-            with self._transaction() as writing:
+            if erasing:
+                make_room(self.path)
+            if self._writer is None:
+                self._writer = self._made_writable()
+            with self._transaction(self._writer) as writing:
                 yield writing
             if writing.erased:
-                self._erase_bytes()
+                self._erase_bytes(self._writer)
+            elif writing.changed:
+                self._empty_log(self._writer)
         finally:
             self._write_lock.release()
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Writing]:
-        db = self._writer
+    def _made_writable(self) -> sqlite3.Connection:
+        """A connection to write to a file that could only be read when it was opened."""
+        self._check_in_place()
+        wanted = pack_json(self.identity, "identity")
+        writer, fresh = on_disk.open_both(
+            self.path, wanted, None, create=False, patience=_BUSY_SECONDS
+        )
+        with self._read_lock:
+            self._reader.close()
+            self._reader = fresh
+        return writer
+
+    def _check_in_place(self) -> None:
         if _file_key(self.path) != self._file:
             raise JournalError(
                 f"{str(self.path)!r} was deleted or replaced while open; open it again"
             )
+
+    @contextlib.contextmanager
+    def _transaction(self, db: sqlite3.Connection) -> Iterator[Writing]:
+        self._check_in_place()
         writing = Writing(self.path, db, self.dim)
         try:
             with writing.using():
                 db.execute("BEGIN IMMEDIATE")
             with db:
                 with writing.using():
-                    _is_todays(self.path, db)
+                    if db.execute("PRAGMA user_version").fetchone()[0] != on_disk.FORMAT.number:
+                        on_disk.check_todays(self.path, db)
                 yield writing
-                with writing.using():
-                    if writing.changed:
-                        db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
-                    db.execute("COMMIT")
+                writing.end()
         finally:
             writing.over = True
 
+    def _empty_log(self, db: sqlite3.Connection) -> None:
+        """Move what was committed from the log to the file; where others read it, promise it."""
+        try:
+            (generation,) = db.execute(META, ("generation",)).fetchone()
+            db.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
+            done = not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.OperationalError:  # no room in the file: what is in the log is safe there
+            done = False
+        finally:
+            db.execute(f"PRAGMA busy_timeout = {int(1000 * _BUSY_SECONDS)}")
+        if not done:
+            promise.keep(self.path, db)
+        elif self._loss is not None or os.path.exists(self._promise):
+            promise.redeem(self.path, db, generation, self._loss)
+            self._loss = None
+        if not os.path.exists(self._reserve):
+            make_reserve(self.path)
+
     def forget(self, seqs: Iterable[int] | None = None) -> int:
         """Erase events, all of them if None; nothing of them stays readable in the files.
+
+        Copies that an upgrade or a repair left beside the file go, too. On a full disk this uses
+        the room that is kept for it.
 
         Returns:
             How many there were.
@@ -266,7 +337,7 @@ class Journal(Closing):
         Raises:
             JournalBusy: if they are erased, but another process still reads their bytes.
         """
-        with self.writing() as writing:
+        with self.writing(erasing=True) as writing:
             return writing.erase(seqs)
 
     # --- one file, to take elsewhere -----------------------------------------------------------
@@ -285,6 +356,21 @@ class Journal(Closing):
         """
         (header, _), events = self.snapshot()
         return write_lessons(path, self.path, self.identity, header, events)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Write a copy of the journal as it is at one moment, while others go on using it.
+
+        It is a journal like this one: put in its place, it is the profile. A file that is there is
+        replaced once the copy is complete on the disk. Only its owner may read it.
+
+        Raises:
+            JournalError: if it cannot be written, or would replace the journal itself.
+        """
+        target = Path(os.path.realpath(path))
+        if target in on_disk.own_files(Path(os.path.realpath(self.path))):
+            raise JournalError(f"{str(path)!r} is the profile itself; give another file")
+        with on_disk.making(target), self._reading() as db:
+            on_disk.write_copy(db, target)
 
     def import_(
         self,
@@ -339,29 +425,26 @@ class Journal(Closing):
     def _finish_erasing(self) -> None:
         """Do what a process that was killed in `forget` left undone."""
         with self._write_lock:
-            with _errors(self.path):
-                unfinished = _meta(self._writer, "erasing") is not None
+            if self._writer is None:
+                return
+            with on_disk.errors(self.path):
+                unfinished = on_disk.meta(self._writer, "erasing") is not None
             if unfinished:
-                self._erase_bytes()
+                self._erase_bytes(self._writer)
 
-    def _erase_bytes(self) -> None:
-        """Take erased bytes out of the file and its log.
-
-        SQLite zeroes what it frees, but not the copies left behind when rows move between pages.
-        """
+    def _erase_bytes(self, db: sqlite3.Connection) -> None:
+        """Take erased bytes out of the file and its log, and give their room back."""
         try:
-            with _making(self.path):
-                forget_copies(self.path)
-                self._writer.execute("VACUUM")
-                if self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                    raise JournalBusy("another process is reading them")
+            on_disk.rewrite(self.path, db)
         except JournalError as error:
+            self._empty_log(db)
             raise type(error)(
                 f"the entries are erased, but their bytes may still lie in {str(self.path)!r}: "
                 f"{error}; forget again later"
             ) from None
-        with self._transaction() as writing, writing.using() as db:
+        with self._transaction(db) as writing, writing.using():
             db.execute("DELETE FROM meta WHERE key = 'erasing'")
+        self._empty_log(db)
 
 
 class Writing:
@@ -372,6 +455,8 @@ class Writing:
         self._path = path
         self._db = db
         self._dim = dim
+        self._entries: Entries | None = None
+        self._line: str | None = None  # of the entries, once they are others
         self.changed = False
         self.erased = False
         self.over = False
@@ -381,18 +466,26 @@ class Writing:
         """The connection, with its errors as ours."""
         if self.over:
             raise JournalError("this writing is over; start another one")
-        with _errors(self._path):
+        try:
             yield self._db
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise on_disk.refusal(self._path, error) from None
 
     def events(self, *, active: bool | None = True) -> list[Event]:
         """As `Journal.events`, with the changes made so far."""
         with self.using() as db:
-            return _read_events(db, active)
+            return events_of(*_rows(db, self._line), active)
+
+    def intact(self) -> tuple[list[Event], list[DamagedEntry]]:
+        """As `Journal.intact`, with the changes made so far."""
+        with self.using() as db:
+            return intact(*_rows(db, self._line), None)
 
     def has(self, uid: str) -> bool:
         """Whether an event is here, active or not, or was until it was erased."""
         with self.using() as db:
-            return bool(db.execute("SELECT 1 FROM events WHERE uid = ?", (uid,)).fetchone())
+            # By the rows, for nothing tells whether the index is whole.
+            return bool(db.execute("SELECT 1 FROM events WHERE +uid = ?", (uid,)).fetchone())
 
     def append(
         self,
@@ -425,19 +518,22 @@ class Writing:
         """
         uid = uuid.uuid4().hex if uid is None else uid
         at = time.time() if at is None else at
-        check_texts(uid, at, kind, subject)
-        text, packed = pack_json(details, "details"), pack_arrays(arrays, self._dim)
         with self.using() as db:
-            last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
-        seq = (last[0] if last else 0) + 1
-        covered = {int(each) for each in covers} | ({seq} if kind == TEACH else set())
-        of = json.dumps(sorted(covered), separators=(",", ":"))
-        row = (seq, uid, float(at), kind, subject, int(active), of, text, *packed)
+            known = "SELECT seq FROM events WHERE uid = ? AND kind = ?"
+            erased = db.execute(known, (uid, ERASED)).fetchall()
+        held = self._held()
+        seq = held.last + 1
+        row = row_of(seq, uid, at, kind, subject, active, covers, details, arrays, self._dim)
+        event = event_of(row)
+        for (gone,) in erased:
+            held.discard(gone)
+        held.add(seq)
+        self._line = held.line()
         with self.using() as db:
-            db.execute("DELETE FROM events WHERE uid = ? AND kind = ?", (uid, ERASED))
-            db.execute(f"INSERT INTO events ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+            db.executemany("DELETE FROM events WHERE seq = ?", erased)
+            db.execute(_INSERT, row)
         self.changed = True
-        return _event(row)
+        return event
 
     def deactivate(self, seqs: Iterable[int]) -> int:
         """Undo events; returns how many were active."""
@@ -450,207 +546,108 @@ class Writing:
     def erase(self, seqs: Iterable[int] | None, *, keep_uid: bool = False) -> int:
         """Delete events, all if None; returns how many there were. See `Journal.forget`.
 
-        With `keep_uid` the number and the uid of each stay, as an event of the kind ERASED.
+        With `keep_uid` the number and the uid of each stay, as an event of the kind ERASED; not of
+        damaged ones, which go altogether.
         """
+        count = 0
+        if seqs is None:
+            held, held.last = Entries(), self._highest()
+            with self.using() as db:
+                count = max(0, db.execute("DELETE FROM events").rowcount)
+        else:
+            held = self._held()
+            for seq in map(int, seqs):
+                count += self._erase(seq, held, keep_uid)
+        self._entries, self._line = held, held.line()
         with self.using() as db:
-            if seqs is None:
-                count = db.execute("DELETE FROM events").rowcount
-            else:
-                statement = _STRIP if keep_uid else "DELETE FROM events WHERE seq = ?"
-                count = db.executemany(statement, [(int(seq),) for seq in seqs]).rowcount
             # Also when there were none: the bytes of an earlier erasure may still be held.
             db.execute("INSERT OR REPLACE INTO meta VALUES ('erasing', 1)")
         self.erased = True
         self.changed |= count > 0
-        return max(count, 0)
+        return count
 
     def set_header(self, details: Mapping[str, Any]) -> None:
         """Replace the header's JSON object; its arrays stay."""
         text = pack_json(details, "header")
         with self.using() as db:
+            on_disk.read_header(db)  # what is damaged must not be sealed anew
             db.execute("INSERT OR REPLACE INTO meta VALUES ('header', ?)", (text,))
+            on_disk.seal_meta(db)
         self.changed = True
 
-    def _switch(self, seqs: Iterable[int], active: bool) -> int:
-        rows = [(active, int(seq), not active) for seq in seqs]
+    def end(self) -> None:
+        """Commit; of `Journal.writing`."""
         with self.using() as db:
-            count = db.executemany(
-                "UPDATE events SET active = ? WHERE seq = ? AND active = ?", rows
-            ).rowcount
+            if self.changed:
+                db.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+            if self._line is not None:
+                entries = "UPDATE meta SET value = ? WHERE key = 'entries'"
+                db.execute(entries, (self._line,))
+            db.execute("COMMIT")
+
+    def _held(self) -> Entries:
+        if self._entries is None:
+            with self.using() as db:
+                row = db.execute(META, ("entries",)).fetchone()
+            self._entries = Entries.read(row and row[0])
+        return self._entries
+
+    def _highest(self) -> int:
+        """The highest number of an entry ever, even if the list of entries is damaged."""
+        with contextlib.suppress(JournalCorrupt):
+            return self._held().last
+        with self.using() as db:
+            return max(0, *(seq for (seq,) in db.execute("SELECT seq FROM sqlite_sequence")))
+
+    def _switch(self, seqs: Iterable[int], active: bool) -> int:
+        count = 0
+        for seq in map(int, seqs):
+            row = self._whole(seq)
+            if row is None or row[5] == active:
+                continue
+            changed = switched(row, active)
+            with self.using() as db:
+                values = (changed[5], changed[10], seq)
+                db.execute("UPDATE events SET active = ?, crc = ? WHERE seq = ?", values)
+            count += 1
         self.changed |= count > 0
-        return max(count, 0)
+        return count
+
+    def _whole(self, seq: int) -> Sequence | None:
+        """The row of an entry, None if there is none; JournalCorrupt if it is damaged."""
+        if seq not in self._held():
+            return None
+        with self.using() as db:
+            row = db.execute(_ROW, (seq,)).fetchone()
+        if row is None or not is_whole(row):
+            raise JournalCorrupt(f"entry {seq} is damaged; erase it to go on")
+        return row
+
+    def _erase(self, seq: int, held: Entries, keep_uid: bool) -> bool:
+        with self.using() as db:
+            row = db.execute(_ROW, (seq,)).fetchone() if keep_uid else None
+            if row is not None and is_whole(row):
+                left = stripped(row)
+                db.execute(_STRIP, (*left[1:], seq))
+                return True
+            found = db.execute("DELETE FROM events WHERE seq = ?", (seq,)).rowcount > 0
+        found |= seq in held
+        held.discard(seq)
+        return found
 
 
-# --- rows ----------------------------------------------------------------------------------------
-
-
-def _meta(db: sqlite3.Connection, key: str) -> Any:
-    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return row[0] if row else None
-
-
-def _json(text: Any) -> dict[str, Any]:
-    """A JSON object of the table `meta`."""
-    with contextlib.suppress(ValueError, TypeError):
-        value = json.loads(text)
-        if isinstance(value, dict):
-            return value
-    raise JournalCorrupt("the journal's own description is damaged; move it away to start anew")
-
-
-def _read_events(db: sqlite3.Connection, active: bool | None) -> list[Event]:
-    condition = "" if active is None else f"WHERE active = {int(active)}"
-    rows = db.execute(f"SELECT {_COLUMNS} FROM events {condition} ORDER BY seq").fetchall()
-    return [_event(row) for row in rows]
-
-
-def _event(row: tuple) -> Event:
-    seq, uid, at, kind, subject, active, covers, details, layout, data = row
-    try:
-        return Event(
-            seq=seq,
-            uid=uid,
-            at=at,
-            kind=kind,
-            subject=subject,
-            details=json.loads(details),
-            arrays=unpack_arrays(layout, data),
-            covers=tuple(json.loads(covers)),
-            active=bool(active),
-        )
-    except (ValueError, TypeError) as error:
-        raise JournalCorrupt(f"entry {seq} is damaged ({error}); erase it to go on") from None
-
-
-def _read_header(db: sqlite3.Connection) -> Header:
-    details = _json(_meta(db, "header"))
-    try:
-        arrays = unpack_arrays(_meta(db, "header_layout"), _meta(db, "header_data"))
-    except (ValueError, TypeError) as error:
-        raise JournalCorrupt(f"the journal's header is damaged ({error})") from None
-    return details, arrays
-
-
-# --- the file ------------------------------------------------------------------------------------
-
-_BUSY = "another process has been writing {!r} for more than 10 s; try again when it is done"
-
-
-def _make_folder(folder: Path) -> None:
-    """Make it, and what it lies in, for the owner only."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            each.mkdir(mode=0o700)
-        sync_folder(each.parent)
+def _rows(db: sqlite3.Connection, line: str | None = None) -> tuple[list[tuple], Any]:
+    """All rows, by seq, and the line that says which there are, that in `meta` by default."""
+    rows = db.execute(_ROWS).fetchall()
+    if line is None:
+        (line,) = db.execute(META, ("entries",)).fetchone() or (None,)
+    return rows, line
 
 
 def _file_key(file: Path) -> tuple[int, int] | None:
+    """Which file it is, whatever it is called."""
     try:
         status = os.stat(file)
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _connect(file: Path, mode: str) -> sqlite3.Connection:
-    # Nothing of what is erased stays in the file, and no copies in a temporary folder.
-    pragmas = ("secure_delete = ON", "temp_store = MEMORY")
-    return connect(file, mode, *pragmas, patience=_BUSY_SECONDS)
-
-
-def _prepare(file: Path, db: sqlite3.Connection, identity: str, header: Header) -> None:
-    """Check the file's format; make its tables if nobody has, or was killed before."""
-    if file.stat().st_size == 0:  # before the log is made, which takes its mode from it
-        os.chmod(file, 0o600)
-        sync_folder(file.parent)
-    keep_log(db, _BUSY_SECONDS)
-    if not _has_tables(db):
-        text, (layout, data) = pack_json(header[0], "header"), pack_arrays(header[1], None)
-        db.execute("BEGIN IMMEDIATE")
-        with db:
-            if not _has_tables(db):
-                for statement in _SCHEMA.split(";"):  # `executescript` would commit
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {FORMAT.number}")
-                rows = [
-                    ("identity", identity),
-                    ("generation", 1),
-                    ("header", text),
-                    ("header_layout", layout),
-                    ("header_data", data),
-                ]
-                db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-    if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-        raise JournalCorrupt(f"{str(file)!r} is no journal of feedback; choose another file")
-    if not _is_todays(file, db):
-        with _known_format(file):
-            migrate(db, FORMAT, file)
-
-
-def _is_todays(file: Path, db: sqlite3.Connection) -> bool:
-    """Whether it has today's format; JournalError if a newer version has just changed it."""
-    if db.execute("PRAGMA user_version").fetchone()[0] == FORMAT.number:
-        return True
-    with _known_format(file):
-        return check_format(db, FORMAT)
-
-
-@contextlib.contextmanager
-def _known_format(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except FormatError as error:
-        raise JournalError(f"{str(file)!r} {error}") from None
-
-
-def _has_tables(db: sqlite3.Connection) -> bool:
-    return db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
-
-
-@contextlib.contextmanager
-def _errors(file: Path) -> Iterator[None]:
-    """SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise _refusal(str(file), error) from None
-
-
-def _refusal(name: str, error: sqlite3.DatabaseError) -> Exception:
-    what = trouble(error)
-    if what is None:
-        return error
-    if what == "busy":
-        return JournalBusy(_BUSY.format(name))
-    if what == "damaged":
-        return JournalCorrupt(
-            f"{name!r} is damaged, or no journal of feedback ({error}); move it away to start anew"
-        )
-    if what == "denied":
-        return JournalError(
-            f"{name!r} cannot be written ({error}); give the right to write it and its folder, or "
-            "choose another place"
-        )
-    return JournalError(
-        f"{name!r} could not be read or saved ({error}), nothing was changed; free some space, or "
-        "check the disk"
-    )
-
-
-@contextlib.contextmanager
-def _making(file: Path) -> Iterator[None]:
-    """SQLite's and the system's errors as ours."""
-    try:
-        with _errors(file):
-            yield
-    except OSError as error:
-        if isinstance(error, JournalError):
-            raise
-        raise JournalError(
-            f"{str(file)!r} cannot be made ({error.strerror or error}); choose a place that can be "
-            "written"
-        ) from None

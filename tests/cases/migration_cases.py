@@ -43,18 +43,18 @@ def notes(file: Path, table: str) -> list[tuple]:
         steps = [key for (key,) in record]
         number = db.execute("PRAGMA user_version").fetchone()[0] or 1
         if "note" not in columns:
-            assert (number, steps) == (1, [])
+            assert steps == [f"format {each}" for each in range(2, number + 1)]
             return []
         assert steps == [f"format {each}" for each in range(2, number + 1)]
         return db.execute(f"SELECT substr(note, 1, 12) FROM {table}").fetchall()
 
 
 def rows(file: Path, table: str) -> list[tuple]:
-    """All rows of a file, without their notes."""
+    """All rows of a file, without what formats after the first add to them."""
     with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as db:
         found = db.execute(f"SELECT * FROM {table} ORDER BY 1")
-        count = sum(column[0] != "note" for column in found.description)
-        return [row[:count] for row in found]
+        kept = [i for i, column in enumerate(found.description) if column[0] not in ("note", "crc")]
+        return [tuple(row[i] for i in kept) for row in found]
 
 
 def run(work: Callable[..., None], *args: Any) -> int:
@@ -164,10 +164,22 @@ def kill_at_any_instant(work: Callable[..., None], file: Path, table: str, *args
 
 def open_journal(file: Path, owner: dict) -> None:
     """By a program whose journals have another format."""
-    from enn_core.lessons import journal
+    from enn_core.lessons import journal, journal_file
 
-    journal.FORMAT = next_format("events")
+    journal_file.FORMAT = next_format("events", journal_file.FORMAT)
     journal.Journal.open(file, identity=owner).close()
+
+
+def teach_journal(file: Path, owner: dict) -> None:
+    """By the same program: what is there is read, and one lesson more is taught."""
+    from enn_core.lessons import journal, journal_file
+
+    journal_file.FORMAT = next_format("events", journal_file.FORMAT)
+    with journal.Journal.open(file, identity=owner) as opened:
+        if len(opened.events(active=None)) != 3:
+            raise SystemExit("not all is read")
+        with opened.writing() as writing:
+            writing.append("teach", "more", {})
 
 
 def open_index(file: Path, _: Any = None) -> None:
@@ -221,7 +233,9 @@ def as_nobody(line: str, work: Callable[..., None], *args: Any) -> None:
 
 def nobody() -> None:
     """Lose the rights of the superuser, whom no mode of a file stops."""
-    from retrieval.index import writer  # noqa: F401  (nobody may be kept from reading modules)
+    import email.parser  # noqa: F401  (nobody may be kept from reading modules)
+
+    from retrieval.index import writer  # noqa: F401
 
     if os.geteuid() == 0:
         os.setgid(65534)

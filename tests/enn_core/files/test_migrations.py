@@ -22,7 +22,7 @@ from enn_core.files import migrations
 from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.lab.classify import run as classifier
 from enn_core.lab.classify.config import ClassifyConfig, ClassifyError
-from enn_core.lessons import journal, lesson_file
+from enn_core.lessons import journal_file, lesson_file
 
 posix = pytest.mark.skipif(os.name == "nt", reason="kills and limits the POSIX way")
 
@@ -50,7 +50,7 @@ def file(request, v0_1) -> Path:
 
 @pytest.fixture
 def next_version(monkeypatch) -> None:
-    monkeypatch.setattr(journal, "FORMAT", next_format("events"))
+    monkeypatch.setattr(journal_file, "FORMAT", next_format("events", journal_file.FORMAT))
 
 
 def identity(file: Path) -> dict:
@@ -63,7 +63,7 @@ def identity(file: Path) -> dict:
 
 
 def names(file: Path) -> list[str]:
-    return sorted(path.name for path in file.parent.iterdir())
+    return sorted(path.name for path in file.parent.iterdir() if path.suffix != ".reserve")
 
 
 def test_a_journal_is_changed_once_with_a_copy_beside_it(file, next_version):
@@ -84,7 +84,7 @@ def test_a_journal_is_changed_once_with_a_copy_beside_it(file, next_version):
 
 def test_the_record_says_when_and_by_what(file, next_version):
     with Journal.open(file, identity=identity(file)) as opened, opened._reading() as db:
-        record = journal._meta(db, "format 2")
+        record = journal_file.meta(db, "format 3")
     assert record[:2] == "20"
     assert " by eigen-suite " in record
 
@@ -126,11 +126,11 @@ def test_a_newer_version_was_faster(file, next_version, monkeypatch):
     def older(*_: object) -> bool:
         """It is, and is no more once others are waited for."""
         with contextlib.closing(sqlite3.connect(file)) as other:
-            other.execute("PRAGMA user_version = 3")
+            other.execute("PRAGMA user_version = 4")
         return False
 
     monkeypatch.setattr(migrations, "check_format", older)
-    line = r"^'.*sqlite' has format 3, this version reads 1 to 2; update the software$"
+    line = r"^'.*sqlite' has format 4, this version reads 1 to 3; update the software$"
     with pytest.raises(JournalError, match=line):
         Journal.open(file, identity=identity(file))
 
@@ -139,9 +139,9 @@ def test_a_newer_journal_is_refused_in_one_line(file, monkeypatch):
     owner = identity(file)
     opened = Journal.open(file, identity=owner)
     with monkeypatch.context() as later:
-        later.setattr(journal, "FORMAT", next_format("events"))
+        later.setattr(journal_file, "FORMAT", next_format("events", journal_file.FORMAT))
         Journal.open(file, identity=owner).close()
-    line = r"^'.*sqlite' has format 2, this version reads 1; update the software$"
+    line = r"^'.*sqlite' has format 3, this version reads 1 to 2; update the software$"
     with pytest.raises(JournalError, match=line):
         Journal.open(file, identity=owner)
     # Also one that was open when it was changed.
@@ -170,9 +170,10 @@ def test_two_processes_at_once(file):
 @posix
 @pytest.mark.parametrize("limit", [1_000, 20_000, 33_000, 50_000])
 def test_a_full_disk(file, limit):
+    """It is read as it is, and nothing is written."""
     owner, before = identity(file), rows(file, "events")
     line = "free some space|can be written"
-    assert run(cases.within, limit, line, cases.open_journal, file, owner) == 0
+    assert run(cases.within, limit, line, cases.teach_journal, file, owner) == 0
     assert notes(file, "events") == []
     assert rows(file, "events") == before
     assert copy_of(file).exists() == (limit > 30_000)
@@ -188,7 +189,7 @@ def test_a_read_only_folder(file):
     with cases.shown_to_all(file.parent) as folder:
         shown = folder / file.name
         line = "give the right to write it"
-        assert run(cases.as_nobody, line, cases.open_journal, shown, owner) == 0
+        assert run(cases.as_nobody, line, cases.teach_journal, shown, owner) == 0
         assert names(shown) == [file.name]
         assert shown.read_bytes() == original
 

@@ -248,10 +248,9 @@ def test_only_the_owner_may_read(tmp_path) -> None:
 
 
 def test_writes_reach_the_disk(journal) -> None:
-    for db in (journal._reader, journal._writer):
+    for db in (journal._reader.db, journal._writer):
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert db.execute("PRAGMA synchronous").fetchone() == (2,)
-        assert db.execute("PRAGMA secure_delete").fetchone() == (1,)
 
 
 def test_a_journal_of_something_else_is_refused(tmp_path) -> None:
@@ -596,7 +595,7 @@ def test_forgetting_that_was_killed_is_finished(journal, monkeypatch) -> None:
     with journal.writing() as writing:
         marks = _secret(writing, "secret", 500)
         _secret(writing, "kept", 5)
-    monkeypatch.setattr(Journal, "_erase_bytes", lambda self: None)
+    monkeypatch.setattr(Journal, "_erase_bytes", lambda *_: None)
     journal.forget([1])
     monkeypatch.undo()
     assert marks["details"] in _contents(journal.path.parent)
@@ -612,12 +611,12 @@ def test_bytes_that_another_process_still_reads(journal, monkeypatch) -> None:
         marks = _secret(writing, "secret", 5)
     monkeypatch.setattr(journal_module, "_BUSY_SECONDS", 0.05)
     with Journal.open(journal.path, identity=IDENTITY) as other:
-        journal._reader.execute("BEGIN")
-        journal._reader.execute("SELECT * FROM events").fetchall()
+        journal._reader.db.execute("BEGIN")
+        journal._reader.db.execute("SELECT * FROM events").fetchall()
         with pytest.raises(JournalBusy, match="forget again") as caught:
             other.forget()
         _one_line(caught)
         assert other.events() == []
-        journal._reader.execute("COMMIT")
+        journal._reader.db.execute("COMMIT")
         assert other.forget() == 0
         assert not any(value in _contents(journal.path.parent) for value in marks.values())
