@@ -155,6 +155,7 @@ class Site(Profile[_State]):
         scope: str = LOCAL,
         path: str | os.PathLike[str] | None = None,
         create: bool = False,
+        damaged: bool = False,
     ) -> Site:
         """Open a profile; nothing is written before the first lesson.
 
@@ -164,6 +165,7 @@ class Site(Profile[_State]):
             scope: whose it is, see `enn_core.lessons.places`.
             path: the journal file, instead of the profile's own place.
             create: make the journal at once.
+            damaged: open it even if entries are damaged, to list and forget them.
 
         Raises:
             ProfileError: the name cannot be one.
@@ -183,7 +185,11 @@ class Site(Profile[_State]):
         if create:
             with site._lock:
                 site._made()
-        site.refresh()
+        try:
+            site.refresh()
+        except JournalCorrupt:
+            if not damaged:
+                raise
         return site
 
     def __len__(self) -> int:
@@ -287,7 +293,7 @@ class Site(Profile[_State]):
 
         def chosen(events: list[Event]) -> list[Event]:
             found = [event for event in events if entry in (None, event.seq)]
-            if entry is not None and not found:
+            if entry is not None and not found and entry not in broken:
                 raise SiteError(self._no_lesson(entry, events))
             return found
 
@@ -295,7 +301,8 @@ class Site(Profile[_State]):
             if entry is not None:
                 self._needed()
             self._taught.clear()
-            return len(self._erase(chosen))
+            broken = {each.seq for each in self.damaged()}
+            return self._erase(chosen, lambda each: entry in (None, each.seq))
 
     def taught(self) -> list[Seen]:
         """The labelled scans in force, as the journal keeps them, with the ages told."""

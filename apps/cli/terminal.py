@@ -13,10 +13,13 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from enn_core.lessons.events import DamagedEntry
 
 __all__ = [
     "EXIT_INTERRUPTED",
@@ -34,6 +37,7 @@ __all__ = [
     "emit",
     "emit_json",
     "note",
+    "note_damaged",
     "prepare_streams",
     "printable",
     "quote",
@@ -125,6 +129,16 @@ def write_paths(paths: Iterable[str | os.PathLike[str]], *, nul: bool = False) -
 def note(text: str) -> None:
     """A line for people, on stderr, whatever happens to stdout."""
     print(text, file=sys.stderr, flush=True)
+
+
+def note_damaged(entries: Sequence[DamagedEntry]) -> None:
+    """Say which lessons of a profile are damaged, and what can be done."""
+    for each in entries:
+        on = f", on {quote(each.subject)}" if each.subject else ""
+        note(
+            f"lesson {each.seq} is damaged ({printable(each.why)}){on}: until it is forgotten, or "
+            "set aside by `enn check --repair`, nothing that was taught is used"
+        )
 
 
 def confirm(question: str, refusal: str) -> None:

@@ -37,7 +37,9 @@ from enn_core.lessons.events import (
 __all__ = [
     "BUSY",
     "FORMAT",
+    "HEADER_LOST",
     "META",
+    "SEALED",
     "Header",
     "Reading",
     "check_todays",
@@ -54,6 +56,7 @@ __all__ = [
     "refusal",
     "rewrite",
     "seal_meta",
+    "sealed_meta",
     "write_copy",
 ]
 
@@ -77,8 +80,11 @@ CREATE TABLE events (
 PRAGMA application_id = {_APPLICATION};
 """
 
-_SEALED = ("identity", "header", "header_layout", "header_data")
+SEALED = ("identity", "header", "header_layout", "header_data")
 """Keys of `meta` whose checksums are under "crc"; "entries" has its own."""
+
+HEADER_LOST = "lost"
+"""Key in the header's JSON object of a repaired journal whose header had lost its arrays."""
 
 Header = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -116,7 +122,7 @@ def meta(db: sqlite3.Connection, key: str) -> Any:
 
 def seal_meta(db: sqlite3.Connection) -> None:
     """Note the checksums of what the journal says of itself."""
-    crcs = json.dumps({key: _crc(meta(db, key)) for key in _SEALED})
+    crcs = json.dumps({key: _crc(meta(db, key)) for key in SEALED})
     db.execute("INSERT OR REPLACE INTO meta VALUES ('crc', ?)", (crcs,))
 
 
@@ -125,7 +131,7 @@ def _crc(value: Any) -> int:
     return zlib.crc32(data) if isinstance(data, bytes) else -1
 
 
-def _sealed_meta(db: sqlite3.Connection, key: str) -> Any:
+def sealed_meta(db: sqlite3.Connection, key: str) -> Any:
     """A value of `meta`; ValueError if it is not what was written."""
     value = meta(db, key)
     if json.loads(meta(db, "crc"))[key] != _crc(value):
@@ -150,7 +156,7 @@ def read_header(db: sqlite3.Connection) -> Header:
     """
     details = _described(db, "header")
     try:
-        layout, data = _sealed_meta(db, "header_layout"), _sealed_meta(db, "header_data")
+        layout, data = sealed_meta(db, "header_layout"), sealed_meta(db, "header_data")
         return details, unpack_arrays(layout, data)
     except (ValueError, TypeError, KeyError) as error:
         raise JournalCorrupt(f"the journal's header is damaged ({error})") from None
@@ -158,7 +164,7 @@ def read_header(db: sqlite3.Connection) -> Header:
 
 def _described(db: sqlite3.Connection, key: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError, TypeError, KeyError):
-        value = json.loads(_sealed_meta(db, key))
+        value = json.loads(sealed_meta(db, key))
         if isinstance(value, dict):
             return value
     raise JournalCorrupt(
@@ -289,8 +295,9 @@ class Reading:
     @classmethod
     def _open(cls, file: Path, patience: float) -> Reading:
         key = files_key(file)
-        with contextlib.suppress(sqlite3.OperationalError):
-            return cls(_reading_connection(file, "ro", patience), key, live=True)
+        if file.with_name(f"{file.name}-shm").exists():  # else SQLite would make one
+            with contextlib.suppress(sqlite3.OperationalError):
+                return cls(_reading_connection(file, "ro", patience), key, live=True)
         log = file.with_name(f"{file.name}-wal")
         if not log.exists() or log.stat().st_size == 0:
             return cls(_reading_connection(file, "ro&immutable=1", patience), key, live=False)

@@ -3,7 +3,8 @@
     {"format": "enn-feedback", "version": 1, "identity": {...}, "header": {...}, "events": [
       {"seq": 1, "uid": "...", "at": 1.7e9, "kind": "teach", "subject": "...", "details": {...},
        "covers": [1], "active": true,
-       "arrays": {"c": {"dtype": "float16", "shape": [384], "data": "<base64, little endian>"}}}]}
+       "arrays": {"c": {"dtype": "float16", "shape": [384], "data": "<base64, little endian>"}}}],
+     "sha256": "<of all the rest>"}
 
 Files come from strangers: everything in them is checked against the limits of `events` before
 anything is stored, and nothing is stored unless all of it can be.
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from enn_core.files.atomic import sync_folder
+from enn_core.files.digests import DigestError, check_seal, sealed
 from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.lessons.errors import JournalCorrupt, JournalError, check_identity
 from enn_core.lessons.events import (
@@ -37,6 +39,7 @@ from enn_core.lessons.events import (
     pack_arrays,
     pack_json,
 )
+from enn_core.lessons.journal_file import own_files
 
 __all__ = ["read_lessons", "write_lessons"]
 
@@ -74,14 +77,14 @@ def write_lessons(
         JournalError: if it cannot be written, or would be larger than `read_lessons` reads.
     """
     events = [event for event in events if event.kind != ERASED]
-    content = {
+    content: dict[str, Any] = {
         "format": _KIND,
         "version": FORMAT.number,
         "identity": identity,
         "header": header,
         "events": [_as_json(event) for event in events],
     }
-    data = json.dumps(content, allow_nan=False).encode()
+    data = json.dumps(sealed(content), allow_nan=False).encode()
     if len(data) > MAX_BYTES or _values(data) > MAX_VALUES:
         raise JournalError(
             f"the export would be too large to be read again ({len(data):,} bytes, at most "
@@ -124,6 +127,12 @@ def read_lessons(
     content = _parse(_read(name), name)
     if content.get("format") != _KIND:
         raise _refused(name, "it is no export of feedback")
+    try:
+        check_seal(content)
+    except DigestError as error:
+        raise _refused(name, f"it {error}") from None
+    except RecursionError:
+        raise _refused(name, "it is nested too deeply") from None
     try:
         content = upgraded(content, content.get("version"), FORMAT)
     except FormatError as error:
@@ -221,7 +230,7 @@ def _is_seq(value: Any) -> bool:
 def _is_part(journal: Path, file: Path) -> bool:
     """Whether a resolved path is one of the journal's files, which must not even be opened."""
     own = os.path.realpath(journal)
-    return os.fspath(file) in (f"{own}{end}" for end in ("", "-wal", "-shm", "-journal"))
+    return file in own_files(Path(own))
 
 
 def _read(name: str) -> bytes:

@@ -7,7 +7,7 @@ import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 
 from enn_core.files.closing import Closing
-from enn_core.lessons.errors import AlreadyTaught, JournalMissing
-from enn_core.lessons.events import ERASED, TEACH, Event
+from enn_core.lessons.errors import AlreadyTaught, JournalCorrupt, JournalMissing
+from enn_core.lessons.events import ERASED, TEACH, DamagedEntry, Event
 from enn_core.lessons.journal import Journal, Writing
 
 MOST_ERASED = 10_000  # lessons whose uids are kept after they were erased
@@ -129,11 +129,26 @@ class Profile(Closing, ABC, Generic[K]):
             self._changed()
         return new
 
-    def _lessons(self) -> list[Event]:
-        """All lessons, oldest first, undone ones included."""
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Write a copy of the journal, see `Journal.backup`.
+
+        Raises:
+            error: nothing was taught yet.
+        """
+        with self._lock:
+            self._needed().backup(path)
+
+    def damaged(self) -> list[DamagedEntry]:
+        """The entries that cannot be used; while there are any, nothing is known of the others."""
         with self._lock:
             journal = self._existing()
-            events = journal.events(active=None) if journal is not None else []
+            return journal.intact()[1] if journal is not None else []
+
+    def _lessons(self) -> list[Event]:
+        """All lessons that are as they were written, oldest first, undone ones included."""
+        with self._lock:
+            journal = self._existing()
+            events = journal.intact()[0] if journal is not None else []
         return [event for event in events if event.kind == TEACH]
 
     def _needed(self) -> Journal:
@@ -182,23 +197,37 @@ class Profile(Closing, ABC, Generic[K]):
         if uid is not None and writing.has(uid):
             raise AlreadyTaught("these were learned already, they arrived twice")
 
-    def _erase(self, chosen: Callable[[list[Event]], list[Event]]) -> list[Event]:
-        """Erase every trace of some events, chosen among all, but their uids; returns them."""
+    def _erase(
+        self,
+        chosen: Callable[[list[Event]], list[Event]],
+        broken: Callable[[DamagedEntry], bool],
+    ) -> int:
+        """Erase every trace of some events but their uids.
+
+        Args:
+            chosen: picks them among all that are whole.
+            broken: whether to erase a damaged one.
+
+        Returns:
+            How many lessons are gone, damaged ones included.
+        """
         with self._lock:
             journal = self._existing()
             if journal is None:
-                return []
-            with journal.writing() as writing:
-                held = writing.events(active=None)
+                return 0
+            with journal.writing(erasing=True) as writing:
+                held, damaged = writing.intact()
+                lost = [each.seq for each in damaged if broken(each)]
                 events = chosen([event for event in held if event.kind != ERASED])
                 left = [event for event in held if event.kind == ERASED]
                 lessons = [event for event in events if event.kind == TEACH]
                 over = max(0, len(left) + len(lessons) - MOST_ERASED)
                 gone = [event for event in events if event.kind != TEACH]
-                writing.erase([event.seq for event in (*gone, *left[:over])])
+                writing.erase([*lost, *(event.seq for event in (*gone, *left[:over]))])
                 writing.erase([event.seq for event in lessons], keep_uid=True)
-            self._changed()
-        return events
+            with suppress(JournalCorrupt):  # of entries that are damaged, too
+                self._changed()
+        return len(lessons) + len(lost)
 
     def _changed(self) -> None:
         """Derive anew: this profile has just changed its journal."""

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from enn_core.lessons.errors import JournalCorrupt
 from enn_core.lessons.events import TEACH, Event, latest
 from enn_core.lessons.journal import Journal
+from enn_core.lessons.journal_file import HEADER_LOST
 from enn_core.lessons.profile import Profile
 from retrieval.eigen_coordinates import scores
 from retrieval.index.manifest import Manifest
@@ -116,6 +117,7 @@ class Teacher(Profile[Knowledge]):
         *,
         scope: str = LOCAL,
         path: str | PathLike[str] | None = None,
+        damaged: bool = False,
     ) -> Teacher:
         """Open a profile; nothing is written before the first lesson.
 
@@ -124,6 +126,7 @@ class Teacher(Profile[Knowledge]):
             profile: name of the profile.
             scope: whose profile it is, see `retrieval.teach.profiles`.
             path: the journal file, instead of the profile's own place.
+            damaged: open it even if entries are damaged, to list and forget them.
 
         Raises:
             ProfileError: if the name cannot be one.
@@ -132,7 +135,11 @@ class Teacher(Profile[Knowledge]):
         """
         place = profile_path(profile, model, scope) if path is None else Path(path)
         teacher = cls(model, check_name(profile), place)
-        teacher.refresh()
+        try:
+            teacher.refresh()
+        except JournalCorrupt:
+            if not damaged:
+                raise
         return teacher
 
     def __len__(self) -> int:
@@ -279,7 +286,7 @@ class Teacher(Profile[Knowledge]):
 
         with self._lock:
             self._guard.forget()
-            return sum(event.kind == TEACH for event in self._erase(chosen))
+            return self._erase(chosen, lambda damaged: subject in (None, damaged.subject))
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -490,7 +497,10 @@ class Teacher(Profile[Knowledge]):
         return {}, {"anchors": self._protected().astype(np.float16)}
 
     def _opened(self, journal: Journal) -> None:
-        anchors = journal.header[1].get("anchors")
+        header, arrays = journal.header
+        anchors = arrays.get("anchors")
+        if anchors is None and HEADER_LOST in header:
+            return  # today's, where those are lost
         if anchors is None or anchors.ndim != 2 or anchors.shape[1] != self._model.dim:
             raise JournalCorrupt(f"{str(self.path)!r} lacks its protected queries; move it away")
         # Those that this profile was taught with: another version may ship others.

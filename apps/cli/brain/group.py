@@ -248,7 +248,7 @@ def load_brain(model: Path | None) -> BrainAge:
     return BrainAge.load(model)
 
 
-def open_site(brain: BrainAge, profile: str | None) -> Site | None:
+def open_site(brain: BrainAge, profile: str | None, *, damaged: bool = False) -> Site | None:
     """The profile of a `--profile` option; without one, "default" if something was taught there.
 
     Raises:
@@ -266,7 +266,7 @@ def open_site(brain: BrainAge, profile: str | None) -> Site | None:
             f"there is no profile {name!r}; there are, for this model: {there}; the first "
             "`enn brain teach` makes one"
         )
-    site = Site.open(brain, name)
+    site = Site.open(brain, name, damaged=damaged)
     if profile is None:
         note(f"with what {counted(len(site), 'labelled scan')} taught (profile default)")
     return site

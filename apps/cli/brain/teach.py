@@ -31,6 +31,7 @@ from apps.cli.terminal import (
     emit,
     emit_json,
     note,
+    note_damaged,
     printable,
     quote,
     refuse_ending,
@@ -226,7 +227,7 @@ Examples:
   enn brain history --json
 
 \b
-Exit codes: 0 ok, also when nothing was taught; 2 user error.""",
+Exit codes: 0 ok, also when nothing was taught; 1 a lesson is damaged; 2 user error.""",
 )
 def history(
     profile: ProfileOption = None, model: BrainModelOption = None, json: JsonOption = False
@@ -237,18 +238,19 @@ def history(
     """
     from neuro.teach import Site
 
-    with Site.open(load_brain(model), profile or DEFAULT) as site:
-        lessons, name = site.history(), site.name
+    with Site.open(load_brain(model), profile or DEFAULT, damaged=True) as site:
+        lessons, damaged, name = site.history(), site.damaged(), site.name
+    note_damaged(damaged)
     if json:
         emit_json([_entry(lesson) for lesson in lessons])
-        return EXIT_OK
-    if not lessons:
+        return EXIT_SKIPPED if damaged else EXIT_OK
+    if not lessons and not damaged:
         note(_NOTHING.format(name))
     for lesson in lessons:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(lesson.at))
         undone = "" if lesson.active else "  (undone or replaced)"
         emit(f"{lesson.entry:>5}  {when}  {_told(lesson)}{undone}")
-    return EXIT_OK
+    return EXIT_SKIPPED if damaged else EXIT_OK
 
 
 def _told(lesson: SiteEntry) -> str:
@@ -321,11 +323,12 @@ def forget(
     Unlike after `undo`, nothing of it stays readable: no name, no age, no numbers. Files that were
     exported are not touched.
     """
-    with _open(load_brain(model), profile) as site:
+    with _open(load_brain(model), profile, damaged=True) as site:
         name = site.name
-        lessons = [each for each in site.history() if lesson in (None, each.entry)]
-        if lessons and not yes:
-            confirm_erasing(f"{counted(len(lessons), 'lesson')} of profile {name}")
+        many = sum(lesson in (None, each.entry) for each in site.history())
+        many += sum(lesson in (None, each.seq) for each in site.damaged())
+        if many and not yes:
+            confirm_erasing(f"{counted(many, 'lesson')} of profile {name}")
         count = site.forget(lesson)
     if json:
         emit_json({"profile": name, "forgotten": count})
@@ -432,9 +435,9 @@ def import_(
     return EXIT_OK
 
 
-def _open(brain: BrainAge, profile: str | None) -> Site:
-    """The profile of a `--profile` option, which must exist."""
-    site = open_site(brain, profile or DEFAULT)
+def _open(brain: BrainAge, profile: str | None, *, damaged: bool = False) -> Site:
+    """The profile of a `--profile` option, which must exist; see `Site.open`."""
+    site = open_site(brain, profile or DEFAULT, damaged=damaged)
     if site is None:  # never, of a profile that is named
         raise CommandError(_NOTHING.format(profile or DEFAULT))
     return site

@@ -141,13 +141,16 @@ def find_index(given: Path | None) -> Path:
     )
 
 
-def open_taught(index: Path | None, profile: str | None, *, new: bool = False) -> Searcher:
+def open_taught(
+    index: Path | None, profile: str | None, *, new: bool = False, damaged: bool = False
+) -> Searcher:
     """An index under a profile: the one named, else "default", else (nothing was taught) none.
 
     Args:
         index: a `--index` option.
         profile: a `--profile` option.
         new: open the profile even if it does not exist yet.
+        damaged: open it even if entries are damaged.
 
     Raises:
         CommandError: if another profile is named that does not exist.
@@ -162,7 +165,7 @@ def open_taught(index: Path | None, profile: str | None, *, new: bool = False) -
         if new or name in names:
             from retrieval.teach.teacher import Teacher
 
-            return searcher.with_teacher(Teacher.open(searcher.model, name))
+            return searcher.with_teacher(Teacher.open(searcher.model, name, damaged=damaged))
         if name != DEFAULT:
             there = ", ".join(names[:10]) if names else "none yet"
             raise CommandError(

@@ -19,6 +19,7 @@ from apps.cli.terminal import (
     emit,
     emit_json,
     note,
+    note_damaged,
     printable,
     quote,
 )
@@ -41,7 +42,7 @@ Examples:
   enn search history --profile anna --json
 
 \b
-Exit codes: 0 ok, also when nothing was taught; 2 user error.""",
+Exit codes: 0 ok, also when nothing was taught; 1 a lesson is damaged; 2 user error.""",
 )
 def history(
     profile: ProfileOption = None, index: IndexOption = None, json: JsonOption = False
@@ -50,19 +51,21 @@ def history(
 
     Prints number, time, query and marks of every lesson, also of those that are undone.
     """
-    with open_taught(index, profile) as searcher:
+    with open_taught(index, profile, damaged=True) as searcher:
         lessons = searcher.history() if searcher.teacher is not None else []
+        damaged = searcher.teacher.damaged() if searcher.teacher is not None else []
+    note_damaged(damaged)
     if json:
         emit_json([_entry(lesson) for lesson in lessons])
-        return EXIT_OK
-    if not lessons:
+        return EXIT_SKIPPED if damaged else EXIT_OK
+    if not lessons and not damaged:
         note("nothing was taught yet; `enn search teach` does it")
     for lesson in lessons:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(lesson.at))
         undone = "" if lesson.active else "  (undone)"
         kept = "  (query kept as it is)" if lesson.kept_text and lesson.active else ""
         emit(f"{lesson.entry:>5}  {when}  {_told(lesson)}{undone}{kept}")
-    return EXIT_OK
+    return EXIT_SKIPPED if damaged else EXIT_OK
 
 
 def _told(lesson: HistoryEntry) -> str:
@@ -146,16 +149,18 @@ def forget(
     were exported are not touched.
     """
     query = " ".join(" ".join(text or []).split()) or None
-    with open_taught(index, profile) as searcher:
+    with open_taught(index, profile, damaged=True) as searcher:
         teacher = teacher_of(searcher)
         lessons = [each for each in searcher.history() if query in (None, each.query)]
+        broken = [each for each in teacher.damaged() if query in (None, each.subject)]
         what = f"on {quote(query)}" if query is not None else f"of profile {teacher.name}"
-        if query is not None and not lessons:
+        many = len(lessons) + len(broken)
+        if query is not None and not many:
             raise CommandError(
                 f"profile {teacher.name} has no lesson {what}; `enn search history` lists them"
             )
-        if lessons and not yes:
-            confirm_erasing(f"{counted(len(lessons), 'lesson')} {what}")
+        if many and not yes:
+            confirm_erasing(f"{counted(many, 'lesson')} {what}")
         count = searcher.forget(query)
         name = teacher.name
     if json:
