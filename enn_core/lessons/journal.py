@@ -440,7 +440,7 @@ class Journal(Closing):
             self._empty_log(db)
             raise type(error)(
                 f"the entries are erased, but their bytes may still lie in {str(self.path)!r}: "
-                f"{error}; forget again later"
+                f"{error}, and forget again"
             ) from None
         with self._transaction(db) as writing, writing.using():
             db.execute("DELETE FROM meta WHERE key = 'erasing'")

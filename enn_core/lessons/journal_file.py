@@ -430,9 +430,17 @@ def rewrite(file: Path, db: sqlite3.Connection) -> None:
     """
     with making(file):
         forget_copies(file, ".damaged-")
-        db.execute("VACUUM")
-        if db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-            raise JournalBusy("another process is reading them")
+        try:
+            db.execute("VACUUM")
+            busy = bool(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            full = no_room_in(file.parent)
+            if full is None:
+                raise
+            needed = file.stat().st_size / 2**20  # what is left of it is written beside it first
+            raise JournalError(f"{full}; free {needed:,.1f} MB there") from error
+        if busy:
+            raise JournalBusy("another process is reading them; wait for it")
 
 
 def insert_rows(db: sqlite3.Connection, rows: list[tuple]) -> None:

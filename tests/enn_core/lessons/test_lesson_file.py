@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import stat
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,42 @@ def test_everything_comes_back(journal, tmp_path) -> None:
     assert journal.import_(file) == 0
     assert sorted(p.name for p in tmp_path.glob("*.json")) == ["again.json", "taught.json"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_flipped_bit_is_refused(journal, tmp_path) -> None:
+    file = tmp_path / "taught.json"
+    journal.export(file)
+    data = file.read_bytes()
+    with Journal.open(tmp_path / "whole", identity=IDENTITY) as other:
+        other.import_(file)
+        want = _facts(other)
+    rng, refused = random.Random(0), 0
+    for i in range(60):
+        changed = bytearray(data)
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file.write_bytes(changed)
+        with Journal.open(tmp_path / str(i), identity=IDENTITY) as other:
+            try:
+                other.import_(file)
+            except JournalError as error:
+                assert str(file) in str(error)  # noqa: PT017
+                refused += 1
+            else:  # a space, the key of the digest, or how a letter is written
+                assert _facts(other) == want
+    assert refused > 50
+
+
+def test_one_without_a_digest_is_read(journal, tmp_path) -> None:
+    """As version 0.1 wrote them; that reads those of today, as it passes over keys that it does
+    not know."""
+    file = tmp_path / "taught.json"
+    journal.export(file)
+    content = json.loads(file.read_text())
+    assert content.pop("sha256")
+    assert content["version"] == 1
+    file.write_text(json.dumps(content))
+    with Journal.open(tmp_path / "other", identity=IDENTITY) as other:
+        assert other.import_(file) == 4
 
 
 def test_numbers_are_translated_among_others(journal, tmp_path) -> None:

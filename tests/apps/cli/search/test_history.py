@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import stat
 from pathlib import Path
 
 import pytest
 from animal_photos import QUERY, everything_below, ranking
 from cli_cases import document, refused, run
+from small_disk import fill, small_disk
 
 pytest.importorskip("faiss")
 pytestmark = pytest.mark.usefixtures("here")
@@ -156,3 +159,42 @@ def test_forget_asks_at_a_terminal(good, monkeypatch):
     assert run("teach", QUERY, "--good", good).code == 0
     assert run("forget").code == 0
     assert asked == ["Erase 1 lesson of profile default for good?"]
+
+
+def test_a_damaged_lesson_is_listed_and_can_be_forgotten(good, bad, profiles, no_guard):
+    assert run("teach", QUERY, "--good", good).code == 0
+    assert run("teach", "a bird", "--good", good, "--bad", bad).code == 0
+    taught = ranking("a bird")
+    file = document("profiles")[0]["file"]
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        db.execute("UPDATE events SET details = replace(details, '1', '2') WHERE seq = 1")
+    assert "entry 1 is damaged" in refused("query", "a bird")
+    assert "entry 1 is damaged" in refused("undo", "2")
+    done = run("history")
+    assert (done.code, done.out.split()[0]) == (1, "2")
+    assert "lesson 1 is damaged" in done.err
+    assert QUERY in done.err
+    assert [each["lesson"] for each in document("history", code=1)] == [2]
+    assert run("forget", QUERY, "--yes").out.startswith("1 lesson on ")
+    assert [each["lesson"] for each in document("history")] == [2]
+    assert set(ranking("a bird")) == set(taught)
+    assert run("forget", "--yes").out.startswith("1 lesson of profile default")
+
+
+def test_a_full_disk_hides_nothing(good, photos, tmp_path, monkeypatch, no_guard):
+    with small_disk(tmp_path / "disk", 8) as disk:
+        monkeypatch.setenv("ENN_PROFILES", str(disk / "profiles"))
+        shutil.copytree(photos, disk / "photos")
+        monkeypatch.chdir(disk / "photos")
+        assert run("teach", QUERY, "--good", good).code == 0
+        taught, told = ranking(QUERY), document("history")
+        fill(disk)
+        assert ranking(QUERY) == taught
+        assert document("query", QUERY)["profile"] == "default"
+        assert document("history") == told
+        assert run("export", tmp_path / "lessons.json").code == 0
+        for command in (["teach", "a bird", "--good", good], ["undo"]):
+            assert "the disk is full" in refused(*command)
+        assert "1 lesson" in run("forget", "--yes").out
+        assert document("history") == []
+        monkeypatch.chdir(tmp_path)
