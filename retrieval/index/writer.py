@@ -17,7 +17,7 @@ import filelock
 import numpy as np
 
 from enn_core.files.migrations import forget_copies
-from enn_core.files.sqlite import is_full, trouble
+from enn_core.files.sqlite import is_full, no_room, no_room_in, trouble
 from retrieval.index import snapshot as snapshots
 from retrieval.index.catalog import FILE_NAME, Catalog, decode_path, encode_path
 from retrieval.index.manifest import IndexCorrupt, IndexLocked, IndexMismatch, Manifest
@@ -325,8 +325,9 @@ def damage(folder: Path) -> Iterator[None]:
 
 def no_space(error: Exception, folder: Path) -> OSError:
     """The system's error behind a failed write to the index, in one line."""
-    full = is_full(error) if isinstance(error, OSError) else "full" in str(error)
-    reason = getattr(error, "strerror", None) or str(error)
+    why = no_room(error) if isinstance(error, OSError) else no_room_in(folder)
+    full = why is not None or "full" in str(error)
+    reason = why or getattr(error, "strerror", None) or str(error)
     return OSError(
         errno.ENOSPC if full else errno.EIO,
         f"the index in {str(folder)!r} cannot be written ({reason}); everything up to the last "

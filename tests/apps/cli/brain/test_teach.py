@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import typer
 
 nib = pytest.importorskip("nibabel")
 
+from small_disk import fill, small_disk  # noqa: E402
 from tiny_brain_models import tiny_model  # noqa: E402
 
 from apps.cli.main import app  # noqa: E402
@@ -158,3 +160,33 @@ def test_at_a_terminal_the_user_is_asked(study, model, scan, monkeypatch):
     monkeypatch.setattr("typer.confirm", lambda text, **_: asked.append(text))
     assert run("teach", study.one, "--age", "60", "--force", *scan).code == 0
     assert asked == ["Learn this under profile default?"]
+
+
+def test_a_damaged_lesson_is_listed_and_can_be_forgotten(study, scan, model):
+    for path, age in ((study.one, "60"), (study.two, "45")):
+        assert run("teach", path, "--age", age, "--force", *scan).code == 0
+    file = document("profiles", *model)[0]["file"]
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        db.execute("UPDATE events SET details = replace(details, '60', '61') WHERE seq = 1")
+    assert "entry 1 is damaged" in run("predict", study.one, "--profile", "default", *scan).err
+    done = run("history", *model)
+    assert (done.code, done.out.split()[0]) == (1, "2")
+    assert "lesson 1 is damaged" in done.err
+    assert "there is no lesson 3" in run("forget", "3", "--yes", *model).err
+    assert run("forget", "1", "--yes", *model).out == "1 lesson of profile default erased\n"
+    assert [each["lesson"] for each in document("history", *model)] == [2]
+    assert run("predict", study.one, "--profile", "default", *scan).code == 0
+
+
+def test_a_full_disk_hides_nothing(study, scan, model, tmp_path, monkeypatch):
+    with small_disk(tmp_path / "disk", 8) as disk:
+        monkeypatch.setenv("ENN_PROFILES", str(disk))
+        assert run("teach", study.one, "--age", "60", "--force", *scan).code == 0
+        ages, told = run("predict", study.two, *scan).out, document("history", *model)
+        fill(disk)
+        assert run("predict", study.two, *scan).out == ages
+        assert document("history", *model) == told
+        assert run("export", tmp_path / "site.json", *model).code == 0
+        assert "the disk is full" in run("undo", *model).err
+        assert run("forget", "--yes", *model).code == 0
+        assert document("history", *model) == []
