@@ -69,8 +69,8 @@ from enn_core.lessons.reserve import make_reserve, make_room, reserve_file
 __all__ = ["Journal", "Writing"]
 
 _BUSY_SECONDS = 10.0
-# How long the end of a writing waits for those that just read, ms.
-_READERS_MS = 60
+# Before the end of a writing tries to empty the log (again): others just read it, for ms. In s.
+_PAUSES = (0.0, 0.001, 0.004, 0.02)
 _ROWS = f"SELECT {COLUMNS} FROM events ORDER BY seq"
 _ROW = f"SELECT {COLUMNS} FROM events WHERE seq = ?"
 _INSERT = f"INSERT INTO events ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)"
@@ -152,7 +152,7 @@ class Journal(Closing):
                 )
                 opened.callback(writer.close)
             except JournalError as error:
-                reader = Reading.instead(file, error, _BUSY_SECONDS)
+                reader = Reading.instead(file, error, create=create, patience=_BUSY_SECONDS)
             opened.callback(reader.close)
             with on_disk.making(file):
                 stored = on_disk.read_identity(reader.db)
@@ -309,16 +309,20 @@ class Journal(Closing):
 
     def _empty_log(self, db: sqlite3.Connection) -> None:
         """Move what was committed from the log to the file; where others read it, promise it."""
+        done, generation = False, 0
         try:
             (generation,) = db.execute(META, ("generation",)).fetchone()
-            db.execute(f"PRAGMA busy_timeout = {_READERS_MS}")
-            done = not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            db.execute("PRAGMA busy_timeout = 0")  # it would keep other writers waiting, too
+            for pause in _PAUSES:
+                time.sleep(pause)
+                if done := not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    break
         except sqlite3.OperationalError:  # no room in the file: what is in the log is safe there
-            done = False
+            pass
         finally:
             db.execute(f"PRAGMA busy_timeout = {int(1000 * _BUSY_SECONDS)}")
         if not done:
-            promise.keep(self.path, db)
+            promise.keep(self.path, db, generation)
         elif self._loss is not None or os.path.exists(self._promise):
             promise.redeem(self.path, db, generation, self._loss)
             self._loss = None

@@ -281,15 +281,17 @@ class Reading:
             return reading
 
     @classmethod
-    def instead(cls, file: Path, hindered: JournalError, patience: float) -> Reading:
+    def instead(
+        cls, file: Path, hindered: JournalError, *, create: bool, patience: float
+    ) -> Reading:
         """Read a journal that cannot be written; raises what hinders that if there is no way."""
         if type(hindered) is not JournalError or not file.exists():
             raise hindered
         try:
             return cls.open(file, patience)
-        except JournalMissing:
-            raise
-        except JournalError:
+        except JournalError as error:
+            if isinstance(error, JournalMissing) and not create:
+                raise
             raise hindered from None
 
     @classmethod

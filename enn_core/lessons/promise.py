@@ -71,8 +71,18 @@ def held(db: sqlite3.Connection) -> Promise:
     return Promise(generation, Entries.read(line).last)
 
 
-def keep(file: Path, db: sqlite3.Connection) -> None:
-    """Promise what a journal holds now; nothing where there is no room for that either."""
+def keep(file: Path, db: sqlite3.Connection, generation: int) -> None:
+    """Promise what a journal holds now; nothing where there is no room for that either.
+
+    Args:
+        file: of the journal.
+        db: connection to it.
+        generation: up to which there must be a promise.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        promised = read(file)
+        if promised is not None and promised.generation >= generation:
+            return  # by who wrote later
     with _writing_alone(db), replacing(promise_file(file)) as temporary:
         rights = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         with open(os.open(temporary, rights, 0o600), "w", encoding="utf-8") as out:

@@ -104,7 +104,7 @@ def test_a_lost_log_is_told_and_settled(tmp_path):
 
     file = make(tmp_path / "j")
     with Journal.open(file, identity=IDENTITY) as journal:
-        promise.keep(file, journal._writer)
+        promise.keep(file, journal._writer, 1)
     behind = make(tmp_path / "k", 10)
     promise.promise_file(file).rename(promise.promise_file(behind))
     (told,) = check_journal(behind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from migration_cases import run, until
 from small_disk import fill, is_full, small_disk
 
 from enn_core.files import sqlite
-from enn_core.lessons.errors import JournalError
+from enn_core.lessons import journal_file
+from enn_core.lessons.errors import JournalError, JournalMissing
 from enn_core.lessons.journal import Journal
 from enn_core.lessons.reserve import SIZE, reserve_file
 
@@ -64,6 +66,43 @@ def test_what_was_taught_is_read_and_exported(disk, tmp_path):
         assert len(journal.events()) == 7
     with Journal.open(tmp_path / "copy.sqlite", identity=IDENTITY) as copy:
         assert len(copy.events()) == 6
+
+
+def test_a_new_journal_is_not_taken_for_a_missing_one(disk):
+    fill(disk)
+    with pytest.raises(JournalError, match=r"disk is full|No space") as caught:
+        Journal.open(disk / "new.sqlite", identity=IDENTITY)
+    assert not isinstance(caught.value, JournalMissing)
+    (disk / "filler").unlink()
+    with Journal.open(disk / "new.sqlite", identity=IDENTITY) as journal:
+        _teach(journal)
+
+
+def test_what_lies_in_a_log_is_read_too(tmp_path, monkeypatch):
+    """Of a process that was killed, where nobody can write: from a copy, which goes."""
+    file, copy = _taught(tmp_path), tmp_path / "copy" / "me.sqlite"
+    copy.parent.mkdir()
+    with Journal.open(file, identity=IDENTITY) as journal, journal._reading() as db:
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM events").fetchall()
+        _teach(journal)
+        for end in ("", "-wal"):
+            shutil.copy(f"{file}{end}", f"{copy}{end}")
+        db.execute("COMMIT")
+    places = tmp_path / "tmp"
+    places.mkdir()
+
+    def hindered(*_: object, **__: object):
+        raise JournalError("cannot be written")
+
+    monkeypatch.setattr(journal_file, "open_both", hindered)
+    monkeypatch.setattr(journal_file.tempfile, "tempdir", str(places))
+    with Journal.open(copy, identity=IDENTITY) as journal:
+        assert [event.seq for event in journal.events()] == [1, 2, 3, 4, 5, 6, 7]
+        assert len(list(places.iterdir())) == 1
+        with pytest.raises(JournalError, match="cannot be written"):
+            _teach(journal)
+    assert list(places.iterdir()) == []
 
 
 def test_one_that_was_open_goes_on_reading(disk):
