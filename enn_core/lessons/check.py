@@ -31,12 +31,14 @@ from enn_core.lessons.errors import JournalBusy, JournalCorrupt, JournalError, J
 from enn_core.lessons.events import COLUMNS, DamagedEntry, Entries, intact, is_whole, unpack_arrays
 from enn_core.lessons.journal_file import HEADER_LOST, Reading
 from enn_core.lessons.reserve import reserve_file
+from enn_core.lessons.salvage import salvage
 
 __all__ = ["check_journal", "repair_journal"]
 
 _PATIENCE = 10.0
 _TOLD = 20  # sentences of SQLite on one file
 _RESTORE = "restore it from a backup, or import an export into a new profile"
+_REPAIR = "repair the file"
 _TEACH = "forget it or repair the file; then teach it again, or import it from an export"
 
 
@@ -46,7 +48,8 @@ class _Found:
 
     Attributes:
         rows: that are whole, by number.
-        broken: entries that are not.
+        broken: entries that are not, by number.
+        line: that says which entries there are.
         last: highest number of an entry, as far as is known.
         sealed: values of `meta` that are whole.
         generation: counts its changes, 0 if that is damaged.
@@ -55,7 +58,8 @@ class _Found:
     """
 
     rows: dict[int, tuple] = field(default_factory=dict)
-    broken: list[DamagedEntry] = field(default_factory=list)
+    broken: dict[int, DamagedEntry] = field(default_factory=dict)
+    line: Any = None
     last: int = 0
     sealed: dict[str, Any] = field(default_factory=dict)
     generation: int = 0
@@ -109,79 +113,130 @@ def repair_journal(path: Path) -> list[Damage]:
 
 def _look(file: Path) -> _Found:
     found = _Found(key=on_disk.files_key(file))
-
-    def note(part: str, lost: str, remedy: str) -> None:
-        found.damage.append(Damage(str(file), part, lost, remedy))
-
+    said = _Says(file, found.damage)
     try:
         reading = Reading.open(file, _PATIENCE)
     except JournalMissing:
-        note("", "it is empty", _RESTORE)
-        return found
+        said("", "it is empty", _RESTORE)
+    except JournalCorrupt as error:
+        _rescue(file, found)
+        remedy = _REPAIR if "identity" in found.sealed else _RESTORE
+        said("", f"nothing of it can be read as it lies: {error}", remedy)
+        if "identity" in found.sealed:
+            _sort(found, said)
     except JournalError as error:
-        note("", f"nothing of it can be read: {error}", _RESTORE)
-        return found
-    with contextlib.closing(reading) as opened:
-        db = opened.db
-        with contextlib.suppress(sqlite3.DatabaseError):
-            db.execute("BEGIN")
-        for sentence in _unsound(db):
-            note("", f"its pages are damaged: {sentence}", "repair the file")
-        _look_at_meta(db, found, note)
-        line = _meta(db, "entries")
-        _look_at_rows(db, found, line)
-        try:
-            listed = Entries.read(line)
-            found.last = max(found.last, listed.last)
-        except JournalCorrupt:
-            note(
-                "entries",
-                "the list of entries: whether one is missing is not known",
-                "repair the file",
-            )
-            listed = Entries()
-            for seq in sorted(found.rows):
-                listed.add(seq)
-        ordered = [found.rows[seq] for seq in sorted(found.rows)]
-        events, broken = intact(ordered, listed.line(), None)
-        unread = {each.seq: each for each in [*broken, *found.broken]}
-        found.broken = [unread[seq] for seq in sorted(unread)]
-        whole = {event.seq for event in events}
-        found.rows = {seq: row for seq, row in found.rows.items() if seq in whole}
-        for each in found.broken:
-            on = f" on {each.subject!r:.80}" if each.subject else ""
-            note(f"entry {each.seq}", f"the entry{on}: {each.why}", _TEACH)
-        for event in events:
-            if any(seq > found.last for seq in event.covers):
-                note(f"entry {event.seq}", "it covers entries that never were", _TEACH)
-        _look_at_promise(file, db, note)
+        said("", f"nothing of it can be read: {error}", _RESTORE)
+    else:
+        with contextlib.closing(reading) as opened:
+            _look_inside(file, opened.db, found, said)
     return found
 
 
-def _look_at_meta(db: sqlite3.Connection, found: _Found, note: Any) -> None:
+@dataclass
+class _Says:
+    """Notes what is wrong with a file."""
+
+    file: Path
+    damage: list[Damage]
+
+    def __call__(self, part: str, lost: str, remedy: str) -> None:
+        self.damage.append(Damage(str(self.file), part, lost, remedy))
+
+
+def _look_inside(file: Path, db: sqlite3.Connection, found: _Found, said: _Says) -> None:
+    with contextlib.suppress(sqlite3.DatabaseError):
+        db.execute("BEGIN")
+    for sentence in _unsound(db):
+        said("", f"its pages are damaged: {sentence}", _REPAIR)
+    told = _look_at_meta(db, found)
+    found.line = _meta(db, "entries")
+    _look_at_rows(db, found)
+    if told or _missing(found):
+        _rescue(file, found)
+    for key, what in told.items():
+        whole = key != "identity" or key in found.sealed
+        said(key.replace("_", " "), what, _REPAIR if whole else _RESTORE)
+    _sort(found, said)
+    _look_at_promise(file, db, said)
+
+
+def _look_at_meta(db: sqlite3.Connection, found: _Found) -> dict[str, str]:
+    """What is wrong with what the journal says of itself, by key."""
+    told = {}
     for key in on_disk.SEALED:
         try:
             found.sealed[key] = on_disk.sealed_meta(db, key)
         except (ValueError, TypeError, KeyError, sqlite3.DatabaseError) as error:
-            remedy = _RESTORE if key == "identity" else "repair the file"
-            note(key.replace("_", " "), f"what the journal says of itself: {error}", remedy)
+            told[key] = f"what the journal says of itself: {error}"
     generation = _meta(db, "generation")
     if type(generation) is int:
         found.generation = generation
     else:
-        note("generation", "the count of its changes", "repair the file")
+        told["generation"] = "the count of its changes"
+    return told
 
 
-def _look_at_promise(file: Path, db: sqlite3.Connection, note: Any) -> None:
+def _missing(found: _Found) -> set[int]:
+    """Entries that there should be; if nothing tells which, one that cannot be."""
+    try:
+        return set(Entries.read(found.line)) - found.rows.keys()
+    except JournalCorrupt:
+        return {0}
+
+
+def _rescue(file: Path, found: _Found) -> None:
+    """Take from the pages alone what could not be read of them together."""
+    try:
+        rows, described = salvage(file.read_bytes())
+    except OSError:
+        return
+    with contextlib.suppress(JournalCorrupt):
+        found.line = Entries.read(found.line or described.get("entries")).line()
+    missing = _missing(found)
+    for seq, row in rows.items():
+        if seq in missing or (missing == {0} and seq not in found.rows):
+            found.rows[seq] = row
+            found.broken.pop(seq, None)
+    found.generation = max(found.generation, described.get("generation", 0))
+    for key in on_disk.SEALED:
+        if key in described:
+            found.sealed.setdefault(key, described[key])
+
+
+def _sort(found: _Found, said: _Says) -> None:
+    """Tell the entries that are whole from those that are not."""
+    found.last = max(found.last, 0, *found.rows)
+    try:
+        listed = Entries.read(found.line)
+        found.last = max(found.last, listed.last)
+    except JournalCorrupt:
+        said("entries", "the list of entries: whether one is missing is not known", _REPAIR)
+        listed = Entries()
+        for seq in sorted(found.rows):
+            listed.add(seq)
+    ordered = [found.rows[seq] for seq in sorted(found.rows)]
+    events, damaged = intact(ordered, listed.line(), None)
+    unread = {each.seq: each for each in damaged} | found.broken
+    for seq in sorted(unread):
+        on = f" on {unread[seq].subject!r:.80}" if unread[seq].subject else ""
+        said(f"entry {seq}", f"the entry{on}: {unread[seq].why}", _TEACH)
+    for event in events:
+        if any(seq > found.last for seq in event.covers):
+            said(f"entry {event.seq}", "it covers entries that never were", _TEACH)
+    whole = {event.seq for event in events}
+    found.rows = {seq: row for seq, row in found.rows.items() if seq in whole}
+
+
+def _look_at_promise(file: Path, db: sqlite3.Connection, said: _Says) -> None:
     loss = _meta(db, "lost")
     try:
         loss = loss or promise.lost(promise.read(file), db)
     except (ValueError, OSError) as error:
-        note("promise", f"what was promised outside of it: {error}", "repair the file")
+        said("promise", f"what was promised outside of it: {error}", _REPAIR)
     except (JournalCorrupt, sqlite3.DatabaseError):  # told already
         pass
     if loss:
-        note("log", f"{loss}, with the log in which they lay", f"repair the file, and {_RESTORE}")
+        said("log", f"{loss}, with the log in which they lay", f"{_REPAIR}, and {_RESTORE}")
 
 
 def _unsound(db: sqlite3.Connection) -> list[str]:
@@ -193,7 +248,7 @@ def _unsound(db: sqlite3.Connection) -> list[str]:
     return [" ".join(each.split())[:200] for each in found if each != "ok"]
 
 
-def _look_at_rows(db: sqlite3.Connection, found: _Found, line: Any) -> None:
+def _look_at_rows(db: sqlite3.Connection, found: _Found) -> None:
     """All rows that can be read: from both ends, and by number between damaged pages."""
     broken: dict[int, tuple] = {}
 
@@ -206,13 +261,12 @@ def _look_at_rows(db: sqlite3.Connection, found: _Found, line: Any) -> None:
 
     see("ORDER BY seq")
     see("ORDER BY seq DESC")
-    with contextlib.suppress(JournalCorrupt):
-        for seq in set(Entries.read(line)) - found.rows.keys() - broken.keys():
-            see(f"WHERE seq = {seq}")
+    for seq in _missing(found) - broken.keys():
+        see(f"WHERE seq = {seq}")
     for seq, row in broken.items():
         if seq not in found.rows:
             subject = row[4] if isinstance(row[4], str) else ""
-            found.broken.append(DamagedEntry(seq, subject, "its checksum does not fit"))
+            found.broken[seq] = DamagedEntry(seq, subject, "its checksum does not fit")
 
 
 def _meta(db: sqlite3.Connection, key: str) -> Any:

@@ -43,6 +43,7 @@ __all__ = [
     "Header",
     "Reading",
     "check_todays",
+    "crc_of",
     "errors",
     "files_key",
     "insert_rows",
@@ -122,11 +123,12 @@ def meta(db: sqlite3.Connection, key: str) -> Any:
 
 def seal_meta(db: sqlite3.Connection) -> None:
     """Note the checksums of what the journal says of itself."""
-    crcs = json.dumps({key: _crc(meta(db, key)) for key in SEALED})
+    crcs = json.dumps({key: crc_of(meta(db, key)) for key in SEALED})
     db.execute("INSERT OR REPLACE INTO meta VALUES ('crc', ?)", (crcs,))
 
 
-def _crc(value: Any) -> int:
+def crc_of(value: Any) -> int:
+    """Checksum of a value of `meta`, -1 if it is neither text nor bytes."""
     data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     return zlib.crc32(data) if isinstance(data, bytes) else -1
 
@@ -134,7 +136,7 @@ def _crc(value: Any) -> int:
 def sealed_meta(db: sqlite3.Connection, key: str) -> Any:
     """A value of `meta`; ValueError if it is not what was written."""
     value = meta(db, key)
-    if json.loads(meta(db, "crc"))[key] != _crc(value):
+    if json.loads(meta(db, "crc"))[key] != crc_of(value):
         raise ValueError("its checksum does not fit")
     return value
 

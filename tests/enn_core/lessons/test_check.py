@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import random
 import sqlite3
 import stat
 from pathlib import Path
@@ -14,8 +15,10 @@ from journal_damage import IDENTITY, flipped, make, state, zeroed
 from enn_core.files.digests import Damage
 from enn_core.lessons import check
 from enn_core.lessons.check import check_journal, repair_journal
-from enn_core.lessons.errors import JournalError
+from enn_core.lessons.errors import JournalCorrupt, JournalError
+from enn_core.lessons.events import COLUMNS
 from enn_core.lessons.journal import Journal
+from enn_core.lessons.salvage import salvage
 
 V0_1 = Path(__file__).parents[2] / "fixtures" / "v0.1" / "profiles" / "local"
 
@@ -75,6 +78,36 @@ def test_all_that_is_damaged_is_found_and_the_rest_is_saved(tmp_path):
         assert not copy.exists()  # it may hold what is forgotten
     assert len(saved) > 10
     assert sum(saved) / len(saved) > 30
+
+
+@pytest.mark.parametrize("rows", [1, 300, 3000])
+def test_pages_are_read_without_those_that_point_to_them(tmp_path, rows):
+    """Rows on one page and on many, as SQLite reads them."""
+    file = make(tmp_path / "j", 12, rows)
+    with Journal.open(file, identity=IDENTITY) as journal, journal._reading() as db:
+        there = {row[0]: row for row in db.execute(f"SELECT {COLUMNS} FROM events")}
+        described = dict(db.execute("SELECT key, value FROM meta WHERE key != 'crc'"))
+    assert salvage(file.read_bytes()) == (there, described)
+    data = zeroed(file.read_bytes(), 0)
+    file.write_bytes(data)
+    with pytest.raises(JournalCorrupt):
+        Journal.open(file, identity=IDENTITY)
+    assert [each.repaired for each in repair_journal(file)] == [True]
+    with Journal.open(file, identity=IDENTITY) as journal:
+        assert len(journal.events(active=None)) == 12
+        assert [event.seq for event in journal.events(active=False)] == [4]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_salvage_takes_nothing_that_was_never_there(tmp_path, seed):
+    file = make(tmp_path / "j", 6, 200)
+    want, _ = salvage(file.read_bytes())
+    rng = random.Random(seed)
+    data = bytearray(file.read_bytes())
+    for _ in range(300):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    found, _ = salvage(bytes(data))
+    assert all(want[seq] == row for seq, row in found.items())
 
 
 def test_a_lost_header_is_no_lost_profile(tmp_path):
