@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuro.scans.ages import (
-    AGE_COLUMNS,
     FILE_COLUMNS,
     ID_COLUMNS,
     AgeTable,
@@ -76,16 +75,17 @@ def find_scans(inputs: Sequence[str | os.PathLike[str]]) -> list[Scan]:
             file = os.path.abspath(scan.path)
             who = scan.participant_id if _is_list(path) else ""
             listed = people.setdefault(file, [])
-            if listed and "" in (who, *listed):
-                continue
             if who not in listed:
                 listed.append(who)
             entries.setdefault((file, who), []).append(scan)
     found = []
     for (file, who), rows in entries.items():
+        if not who and any(people[file]):
+            # What a list says of it counts, wherever it stands among the inputs.
+            continue
         age, note = agreed([(row.age, row.note) for row in rows], f"the list says of {who}")
-        if len(people[file]) > 1:
-            note = f"{note} this file is listed for {', '.join(people[file][:5])}".strip()
+        if len(listed := [name for name in people[file] if name]) > 1:
+            note = f"{note} this file is listed for {', '.join(listed[:5])}".strip()
         found.append(replace(rows[0], age=age, note=note))
     return _named(found)
 
@@ -159,8 +159,10 @@ def _list(path: Path) -> Iterator[Scan]:
     if not table.has(FILE_COLUMNS):
         raise ScanError(
             f"the list {str(path)!r} has no column 'file' (it has: "
-            f"{', '.join(list(table.columns)[:10]) or 'nothing'}); name one so"
+            f"{', '.join(list(table.columns.values())[:10]) or 'nothing'}); name one so"
         )
+    if not any(table.cell(row, FILE_COLUMNS) for row in table.rows):
+        raise ScanError(f"the list {str(path)!r} names no file; fill its column 'file'")
     for row in table.rows:
         if given := table.cell(row, FILE_COLUMNS):
             age, note = table.age(row)
@@ -184,7 +186,7 @@ class _Tables:
         sessions, note = self._near(places, f"{person}_sessions", "sessions", person)
         people, odd = self._near(places, "participants", "participants")
         said = None
-        if sessions is not None and sessions.has(AGE_COLUMNS):
+        if sessions is not None and sessions.has_ages:
             said = sessions.age_of(person, session)
         if people is not None and people.age_of(person, session) is None:
             # Where files are called IXI013-HH-1212_T1w and people IXI013-HH-1212.
@@ -202,6 +204,7 @@ class _Tables:
     ) -> tuple[AgeTable | None, str]:
         """The nearest table of this name, and why it is of no use; units may be told above it."""
         for place in places:
+            found = []
             for table in (place / f"{name}.tsv", place / f"{name}.csv"):
                 if table not in self._read and table.is_file():
                     sidecars = [above / f"{sidecar}.json" for above in (place, *place.parents[:3])]
@@ -210,7 +213,13 @@ class _Tables:
                     except ScanError as error:
                         self._read[table] = None, str(error)
                 if table in self._read:
-                    return self._read[table]
+                    found.append(self._read[table])
+            # Of two beside each other the one that has ages.
+            for kept in found:
+                if kept[0] is not None and kept[0].knows_ages:
+                    return kept
+            if found:
+                return found[0]
         return None, ""
 
 

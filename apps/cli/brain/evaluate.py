@@ -14,6 +14,7 @@ from apps.cli.brain.group import (
     JobsOption,
     NoCacheOption,
     cache_folder,
+    flag_text,
     load_brain,
     open_site,
     output_folder,
@@ -110,7 +111,9 @@ def evaluate(
         )
         folder = output_folder(out)
         write_table(
-            folder / "ages.csv", ("participant_id", "predicted_age", "age"), _rows(labelled)
+            folder / "ages.csv",
+            ("participant_id", "predicted_age", "flags", "age"),
+            _rows(labelled),
         )
     rows = [{"variant": "as predicted", **scores_of(labelled.predicted, labelled.ages)}]
     if variants and labelled.by_head is not None:
@@ -189,6 +192,7 @@ def look_at(
         highs=np.array([np.nan if one.high is None else one.high for one in said]),
         by_head=np.stack([found[scan.name][1] for scan in used]),
         unmirrored=np.stack([found[scan.name][2] for scan in used]) if unmirrored else None,
+        flags=[flag_text(one.flags) for one in said],
     ), failed
 
 
@@ -213,10 +217,15 @@ def _variants(brain: BrainAge, labelled: Labelled) -> list[dict[str, Any]]:
 
 
 def _rows(labelled: Labelled) -> list[dict[str, Any]]:
-    pairs = zip(labelled.names, labelled.predicted, labelled.ages, strict=True)
+    told = zip(labelled.names, labelled.predicted, labelled.flags, labelled.ages, strict=True)
     return [
-        {"participant_id": name, "predicted_age": round(float(predicted), 2), "age": float(age)}
-        for name, predicted, age in pairs
+        {
+            "participant_id": name,
+            "predicted_age": round(float(predicted), 2),
+            "flags": flags,
+            "age": float(age),
+        }
+        for name, predicted, flags, age in told
     ]
 
 

@@ -33,6 +33,7 @@ class Labelled:
         lows, highs: ends of the intervals; NaN where there are none.
         by_head: (members, heads) years of each scan, if a model has looked at them.
         unmirrored: the same without the mirror image, if that was asked for.
+        flags: what is odd about each scan; empty if they come from a table.
     """
 
     names: list[str]
@@ -43,6 +44,7 @@ class Labelled:
     highs: np.ndarray
     by_head: np.ndarray | None = None
     unmirrored: np.ndarray | None = None
+    flags: Sequence[str] = ()
 
 
 def find_table(inputs: Sequence[Path], column: str) -> Path | None:

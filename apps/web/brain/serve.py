@@ -35,7 +35,7 @@ __all__ = ["create_app", "offered_scans", "routes", "serve", "session_csv"]
 COLUMNS = (
     "scan",
     "predicted_age",
-    "qc_flags",
+    "flags",
     "interval_low",
     "interval_high",
     "age",
@@ -45,6 +45,7 @@ COLUMNS = (
     "qc_dice",
     "qc_brain_ml",
     "qc_field_of_view",
+    "qc_flags",
     "out_of_distribution",
     "error",
 )
@@ -191,6 +192,7 @@ def session_csv(brain: BrainAge, session: Session, site: Site | None) -> str:
                 "qc_dice": quality.dice,
                 "qc_brain_ml": quality.brain_ml,
                 "qc_field_of_view": quality.field_of_view,
+                "flags": "; ".join(f"{flag.name}: {flag.text}" for flag in estimate.flags),
                 "qc_flags": " ".join(flag.name for flag in estimate.flags),
                 "out_of_distribution": _years(estimate.out_of_distribution),
                 "error": estimate.error,

@@ -214,3 +214,66 @@ def test_rows_longer_than_the_header(tmp_path):
     touch(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
     (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-01\t44\tF\tG\nsub-02\n")
     assert ages(tmp_path) == [44]
+
+
+# --- columns -----------------------------------------------------------------------------------
+
+
+def one(root: Path, text: str, name: str = "participants.tsv") -> Path:
+    touch(root, "sub-01/anat/sub-01_T1w.nii.gz")
+    (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"participant_id{mark}age{mark}sex\nsub-01{mark}44{mark}F\n" for mark in "\t,;| "),
+        "participant_id   age  sex\nsub-01         44  F\n",
+        "sep=;\nparticipant_id;age\nsub-01;44\n",
+        "\nparticipant_id\tage\rsub-01\t44\r",
+        "participant_id\tage\tgroup (MDD, BP, SCZ, HC)\nsub-01\t44\tHC\n",
+        *("participant_id\tage_years\nsub-01\t44\n", "Participant ID\tAge at scan\nsub-01\t44\n"),
+        *("participant_id\tAge (months)\nsub-01\t528\n", "id,age_months\n01,528\n"),
+        *("id\tageMonths\nsub-01\t528\n", "id\tage\tage_months\nsub-01\tn/a\t528\n"),
+        "id\tage_days\tonset_age\nsub-01\t16071\t20\n",
+    ],
+)
+def test_columns_and_what_separates_them(tmp_path, text):
+    assert ages(one(tmp_path, text)) == [44]
+    assert notes(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("participant_id age group\nsub-01 44 a control\n", "separated by spaces"),
+        ("participant_id\tage\nsub-01 44\n", "not separated as its header is"),
+        ("participant_id\tage_group\nsub-01\t40-45\n", "age_group"),
+        ("participant_id\tage_at_birth_weeks\nsub-01\t38\n", "age_at_birth_weeks"),
+        ("id\tage\tage_months\nsub-01\t96\t96\n", "that differ"),
+        ("name:age\nsub-01:44\n", "no column participant_id"),
+    ],
+)
+def test_what_may_be_an_age_is_named(tmp_path, text, words):
+    assert ages(one(tmp_path, text)) == [None]
+    assert words in notes(tmp_path)
+
+
+def test_a_name_and_a_sidecar_of_other_units(tmp_path):
+    one(tmp_path, "participant_id\tage_months\nsub-01\t528\n")
+    sidecar = tmp_path / "participants.json"
+    sidecar.write_text('{"age_months": {"Units": "months", "Description": "age in months"}}')
+    assert ages(tmp_path) == [44]
+    sidecar.write_text('{"age_months": {"Units": "years"}}')
+    assert ages(tmp_path) == [None]
+    assert "another unit than its name" in notes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "without", ["participant_id\tsex\nsub-01\tF\n", "participant_id\tage\nsub-01\tn/a\n"]
+)
+def test_of_two_tables_the_one_that_has_ages(tmp_path, without):
+    one(tmp_path, without)
+    one(tmp_path, "participant_id,age\nsub-01,44\n", "participants.csv")
+    assert ages(tmp_path) == [44]

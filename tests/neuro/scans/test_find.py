@@ -189,3 +189,18 @@ def test_no_age(text):
     age, note = parse_age(text)
     assert age is None
     assert repr(text) in note
+
+
+def test_what_a_list_says_counts_in_any_order(tmp_path):
+    touch(tmp_path, "a.nii")
+    (tmp_path / "list.csv").write_text("file,age\na.nii,30\n")
+    for given in (("a.nii", "list.csv"), ("list.csv", "a.nii"), (".", "list.csv")):
+        assert found(*(tmp_path / name for name in given)) == [("a", "a", 30.0)]
+        assert find_scans([tmp_path / name for name in given])[0].note == ""
+
+
+@pytest.mark.parametrize("content", ["file,age\n", "file\n", "file,age\n,30\n"])
+def test_a_list_that_names_no_file(tmp_path, content):
+    (tmp_path / "list.csv").write_text(content)
+    with pytest.raises(ScanError, match="names no file"):
+        find_scans([tmp_path / "list.csv"])

@@ -229,7 +229,9 @@ def test_evaluation_leaves_out_what_the_model_refuses(study, common, one_far, tm
     (row,) = read(out / "left_out.csv")
     assert "99.0 times as far" in row["error"]
     assert "contrast agent?" in row["error"]
-    assert len(read(out / "ages.csv")) == 6
+    rows = read(out / "ages.csv")
+    assert len(rows) == 6
+    assert list(rows[0]) == ["participant_id", "predicted_age", "flags", "age"]
 
 
 def test_calibration_leaves_out_what_the_model_refuses(study, common, one_far, tmp_path):

@@ -241,6 +241,9 @@ def test_what_overlaps_no_brain_gets_a_reason_and_never_an_age(live, page):
     (row,) = csv.DictReader(io.StringIO(session_csv(live.brain, session, None)))
     assert row["predicted_age"] == row["before_teaching"] == row["bias_corrected"] == ""
     assert "overlaps" in row["error"]
+    # As `enn brain predict` has it; the names alone are what earlier tables had.
+    assert row["flags"].startswith("registration: the brain overlaps")
+    assert row["qc_flags"].split()[0] == "registration"
     # Nor can it be taught by a request that the page would not send.
     data = {"scan": scan.number, "age": "50", "name": "x", "profile": "default", "force": True}
     told = page.accept(screen, _request(), _event(data))[LESSON]
