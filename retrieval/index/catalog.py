@@ -114,7 +114,8 @@ def _vectors(rows: list[tuple], dim: int, table: str) -> np.ndarray:
         if row_sum(*values) != crc:
             raise RowDamaged(f"row {values[0]!r:.40} of {table} does not fit its checksum")
     vectors = np.frombuffer(b"".join([row[-2] for row in rows]), "<f4").reshape(len(rows), dim)
-    norms = np.linalg.norm(vectors, axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(vectors, axis=1)
     bad = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))  # so that NaN is bad
     if len(bad):
         name = f"row {rows[bad[0]][0]!r:.40} of {table}"
