@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -217,7 +216,7 @@ class EigenIndex(Closing):
         for _ in range(5):
             try:
                 return self._load_once(previous)
-            except sqlite3.DatabaseError as error:
+            except writing.DAMAGE as error:
                 raise writing.refusal(error, self.path) from None
             except FileNotFoundError as error:
                 # A writer published a newer snapshot between the two looks: look again.
@@ -331,7 +330,7 @@ class EigenIndex(Closing):
         """What the catalog answers, with SQLite's errors as ours."""
         try:
             return question(self._catalog)
-        except sqlite3.DatabaseError as error:
+        except writing.DAMAGE as error:
             raise writing.refusal(error, self.path) from None
 
     def skipped(self) -> list[Entry]:

@@ -5,7 +5,7 @@ where an exact scan would be felt, `ann-N.faiss` (short codes of the same vector
 stands beside it and proposes candidates. Both are plain FAISS files.
 
 Their digests lie in the catalog. Each part is compared with its own when it is first read: the ids,
-every block of vectors, the ANN. What does not fit is neither ranked nor copied.
+every block of vectors, the ANN whole. What does not fit is neither ranked nor copied.
 """
 
 from __future__ import annotations
@@ -152,14 +152,13 @@ class Snapshot:
         self._norms: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._norms_lock = threading.Lock()
         self._ann: Any = None
-        self._ann_bytes: mmap.mmap | None = None  # until they are checked
         if ann is not None:
+            # Before FAISS reads it: what it makes of damaged lengths may be a crash.
+            if digests is not None and digests.ann != file_digest(folder / ann):
+                raise SnapshotError(f"{ann} is not what was written; no image is lost with it")
             self._ann = _read(folder / ann)
             if self._ann.d != dim or self._ann.ntotal != rows:
                 raise SnapshotError(f"{ann} does not fit {name}")
-            if digests is not None:
-                with open(folder / ann, "rb") as file:
-                    self._ann_bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The vectors (N, r) of some rows, checked.
@@ -207,22 +206,6 @@ class Snapshot:
         if self.digests is None:
             return not len(not_unit(vectors))
         return _digest(vectors) == self.digests.blocks[block * _BYTES : (block + 1) * _BYTES]
-
-    def check_ann(self) -> None:
-        """See once that the ANN is what was written.
-
-        Raises:
-            IndexCorrupt: it is not.
-        """
-        data = self._ann_bytes
-        if data is None or self.digests is None:
-            return
-        if _digest(data) != self.digests.ann:
-            raise IndexCorrupt(
-                f"{str(self._folder / str(self.ann_name))!r} is damaged; no image is lost: "
-                f"`enn check {self._folder} --repair` makes it again"
-            )
-        self._ann_bytes = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -284,7 +267,6 @@ class Snapshot:
 
     def propose(self, q: np.ndarray, count: int) -> np.ndarray:
         """Positions of the `count` rows that the ANN finds closest to q (r,), in any order."""
-        self.check_ann()
         query = np.ascontiguousarray(q[None], dtype=np.float32)
         _, rows = self._ann.search(query, min(count, len(self)))
         return rows[0][rows[0] >= 0]
@@ -393,8 +375,11 @@ class View:
 
 def file_digest(path: Path) -> bytes:
     """That of a whole file; OSError if it cannot be read."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _digest(data)
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return b""  # which cannot be mapped
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _digest(data)
 
 
 def not_unit(vectors: np.ndarray) -> np.ndarray:
@@ -416,7 +401,7 @@ def _read(path: Path, *, map_file: bool = True) -> Any:
             name = f"/proc/self/fd/{descriptor}"
         try:
             return faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC if map_file else 0)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:  # the second of a damaged length
             if not path.exists():  # deleted by a writer since it was opened above
                 raise FileNotFoundError(errno.ENOENT, "deleted", str(path)) from None
             reason = str(error).strip().splitlines()[-1][:200]

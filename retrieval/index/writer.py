@@ -41,6 +41,9 @@ PENDING_SHARE = 0.05
 PENDING_ROWS = 50_000
 PENDING_GROWTH = 0.25
 
+DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What SQLite raises on a damaged file; the second where its own message quotes the damage."""
+
 _LOCK_NAME = "write.lock"
 _HOLDER_NAME = "writer.json"
 
@@ -173,7 +176,7 @@ class Writer:
         """SQLite's errors inside as one line that says what to do."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except DAMAGE as error:
             raise refusal(error, self.folder, writing=True) from None
         except OSError as error:
             if not is_full(error):
@@ -334,17 +337,18 @@ def not_writable(error: OSError, folder: Path) -> OSError:
     )
 
 
-def refusal(error: sqlite3.DatabaseError, folder: Path, *, writing: bool = False) -> Exception:
-    """SQLite's error as one of the index, in one line that says what to do."""
-    what = trouble(error)
+def refusal(error: Exception, folder: Path, *, writing: bool = False) -> Exception:
+    """SQLite's error, one of `DAMAGE`, as one of the index, in one line that says what to do."""
+    what = trouble(error) if isinstance(error, sqlite3.DatabaseError) else "damaged"
     if what is None:
         return error
     if what == "full" or (writing and isinstance(error, sqlite3.OperationalError)):
         return no_space(error, folder)
     if is_gone(folder):
         return gone(folder)
+    reason = " ".join(str(error).split())[:200]  # SQLite quotes what it cannot read
     return IndexCorrupt(
-        f"the catalog in {str(folder)!r} cannot be read ({error}); if this stays, "
+        f"the catalog in {str(folder)!r} cannot be read ({reason}); if this stays, "
         f"`enn check {folder} --repair` saves what there is, or delete the index directory and "
         "index the folder again"
     )
@@ -378,7 +382,7 @@ def damage(folder: Path) -> Iterator[None]:
     """SQLite's errors as `refusal` words them."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except DAMAGE as error:
         raise refusal(error, folder) from None
 
 

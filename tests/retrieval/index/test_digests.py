@@ -58,9 +58,6 @@ def seen(folder: Path) -> list:
     """All that a reader shows of an index."""
     with EigenIndex.open(folder) as index:
         index.ann_candidates = 1
-        view = index._view
-        assert view.snapshot is not None
-        view.snapshot.check_ann()
         deltas = (None, np.linspace(0.2, 3, len(Q)))
         return [
             [ranking(index, Q, delta) for delta in deltas],
