@@ -277,7 +277,8 @@ class Catalog:
                 yield
                 self.set_meta("generation", self._next)
 
-    def _rows(self, sql: str, values: Sequence = ()) -> list[tuple]:
+    def rows(self, sql: str, values: Sequence = ()) -> list[tuple]:
+        """What a query finds; nothing is checked."""
         with self._lock:
             return self._db.execute(sql, values).fetchall()
 
@@ -285,7 +286,7 @@ class Catalog:
 
     def meta(self, key: str) -> str | bytes | int | None:
         """A value, checked if its key is one of `PROTECTED`."""
-        value, crc = self._rows(
+        value, crc = self.rows(
             "SELECT (SELECT value FROM meta WHERE key = ?1),"
             " (SELECT total FROM sums WHERE name = 'meta.' || ?1)",
             (key,),
@@ -319,13 +320,13 @@ class Catalog:
             table: of `TOTALS`.
             rows, total: what was counted and added up.
         """
-        if self._rows("SELECT rows, total FROM sums WHERE name = ?", (table,)) != [(rows, total)]:
+        if self.rows("SELECT rows, total FROM sums WHERE name = ?", (table,)) != [(rows, total)]:
             raise RowDamaged(f"rows of its {table} are missing or changed")
 
     # --- reading rows --------------------------------------------------------------------------
 
     def entry(self, id_: int) -> Entry | None:
-        rows = self._rows(f"SELECT {_COLUMNS} FROM images WHERE id = ?", (int(id_),))
+        rows = self.rows(f"SELECT {_COLUMNS} FROM images WHERE id = ?", (int(id_),))
         return _entry(rows[0]) if rows else None
 
     def entries(
@@ -344,7 +345,7 @@ class Catalog:
             condition, values = f"({condition} OR changed > ?)", (*values, generation)
         last = -1
         while True:
-            rows = self._rows(
+            rows = self.rows(
                 f"SELECT {_COLUMNS} FROM images WHERE {condition} AND id > ?"
                 f" ORDER BY id LIMIT {batch}",
                 (*values, last),
@@ -365,7 +366,7 @@ class Catalog:
         for start in range(0, len(ids), _VARIABLES):
             part = [int(id_) for id_ in ids[start : start + _VARIABLES]]
             marks = ",".join("?" * len(part))
-            for row in self._rows(f"SELECT {_COLUMNS} FROM images WHERE id IN ({marks})", part):
+            for row in self.rows(f"SELECT {_COLUMNS} FROM images WHERE id IN ({marks})", part):
                 entry = _entry(row, generation)
                 if entry is not None:
                     found[row[0]] = entry
@@ -377,7 +378,7 @@ class Catalog:
         for start in range(0, len(paths), _VARIABLES):
             part = [encode_path(path) for path in paths[start : start + _VARIABLES]]
             marks = ",".join("?" * len(part))
-            for row in self._rows(
+            for row in self.rows(
                 f"SELECT {_COLUMNS} FROM images WHERE path IN ({marks}) AND state <> 'deleted'",
                 part,
             ):
@@ -388,7 +389,7 @@ class Catalog:
 
     def by_hash(self, sha256: str, state: str | None = None) -> list[Entry]:
         """Rows of one content in id order, of one state or of all."""
-        rows = self._rows(
+        rows = self.rows(
             f"SELECT {_COLUMNS} FROM images WHERE sha256 = ?1 AND state = ifnull(?2, state)"
             " ORDER BY id",
             (bytes.fromhex(sha256), state),
@@ -402,7 +403,7 @@ class Catalog:
         """
         last, count, total = -1, 0, 0
         while True:
-            rows = self._rows(
+            rows = self.rows(
                 f"SELECT {_COLUMNS} FROM images WHERE id > ? ORDER BY id LIMIT {batch}", (last,)
             )
             for *values, crc in rows:
@@ -419,15 +420,15 @@ class Catalog:
 
     def max_id(self) -> int:
         """The largest id ever given."""
-        rows = self._rows("SELECT seq FROM sqlite_sequence WHERE name = 'images'")
+        rows = self.rows("SELECT seq FROM sqlite_sequence WHERE name = 'images'")
         return int(rows[0][0]) if rows else 0
 
     def counts(self) -> dict[str, int]:
         """Rows by state."""
         other = dict(
-            self._rows("SELECT state, count(*) FROM images WHERE state <> 'indexed' GROUP BY state")
+            self.rows("SELECT state, count(*) FROM images WHERE state <> 'indexed' GROUP BY state")
         )
-        total = self._rows("SELECT count(*) FROM images")[0][0]
+        total = self.rows("SELECT count(*) FROM images")[0][0]
         return {
             "indexed": total - sum(other.values()),
             "skipped": other.get("skipped", 0),
@@ -468,7 +469,7 @@ class Catalog:
 
     def _former(self, id_: int) -> str | None:
         """A row as it is before this transaction, for readers who have not seen it yet."""
-        rows = self._rows(f"SELECT {_COLUMNS} FROM images WHERE id = ?", (id_,))
+        rows = self.rows(f"SELECT {_COLUMNS} FROM images WHERE id = ?", (id_,))
         entry = _entry(rows[0]) if rows else None
         if entry is None:
             return None
@@ -523,19 +524,17 @@ class Catalog:
         Raises:
             ValueError: if the vector has another length than dim.
         """
-        rows = self._rows(
-            f"SELECT {KEPT}, crc FROM kept WHERE sha256 = ?", (bytes.fromhex(sha256),)
-        )
+        rows = self.rows(f"SELECT {KEPT}, crc FROM kept WHERE sha256 = ?", (bytes.fromhex(sha256),))
         if not rows:
             return None
         return Kept(_vectors(rows, dim, "the kept vectors")[0], *rows[0][1:3])
 
     def is_kept(self, sha256: str) -> bool:
-        return bool(self._rows("SELECT 1 FROM kept WHERE sha256 = ?", (bytes.fromhex(sha256),)))
+        return bool(self.rows("SELECT 1 FROM kept WHERE sha256 = ?", (bytes.fromhex(sha256),)))
 
     def kept_count(self) -> tuple[int, int | None]:
         """How many contents are kept, and when the last was deleted, in s since the epoch."""
-        return self._rows("SELECT count(*), max(deleted) FROM kept")[0]
+        return self.rows("SELECT count(*), max(deleted) FROM kept")[0]
 
     def drop_kept(self, sha256: str) -> None:
         self._db.execute("DELETE FROM kept WHERE sha256 = ?", (bytes.fromhex(sha256),))
@@ -565,7 +564,7 @@ class Catalog:
         Raises:
             RowDamaged: some are missing.
         """
-        rows = self._rows(
+        rows = self.rows(
             "SELECT seq, id FROM pending INDEXED BY sqlite_autoindex_pending_1 ORDER BY seq"
         )
         self.check_sum("pending", len(rows), sum([3 * seq + id_ for seq, id_ in rows]))
@@ -580,29 +579,27 @@ class Catalog:
         Raises:
             ValueError: if a stored vector has another length.
         """
-        rows = self._rows(
-            f"SELECT {PENDING}, crc FROM pending WHERE seq > ? ORDER BY seq", (after,)
-        )
+        rows = self.rows(f"SELECT {PENDING}, crc FROM pending WHERE seq > ? ORDER BY seq", (after,))
         vectors = _vectors(rows, dim, "the pending vectors")
         return np.fromiter((row[0] for row in rows), np.int64, len(rows)), vectors
 
     def pending_vector(self, id_: int, dim: int) -> np.ndarray | None:
         """The pending vector (dim,) of one row, or None."""
-        rows = self._rows(f"SELECT {PENDING}, crc FROM pending WHERE id = ?", (id_,))
+        rows = self.rows(f"SELECT {PENDING}, crc FROM pending WHERE id = ?", (id_,))
         return _vectors(rows, dim, "the pending vectors")[0] if rows else None
 
     def pending_count(self) -> int:
-        return self._rows("SELECT count(*) FROM pending")[0][0]
+        return self.rows("SELECT count(*) FROM pending")[0][0]
 
     def removed_count(self) -> int:
-        return self._rows("SELECT count(*) FROM removed")[0][0]
+        return self.rows("SELECT count(*) FROM removed")[0][0]
 
     def is_removed(self, id_: int) -> bool:
-        return bool(self._rows("SELECT 1 FROM removed WHERE id = ?", (id_,)))
+        return bool(self.rows("SELECT 1 FROM removed WHERE id = ?", (id_,)))
 
     def removed_ids(self) -> np.ndarray:
         """Ids whose rows in the snapshot do not count, (M,) int64, ascending."""
-        rows = self._rows("SELECT id FROM removed ORDER BY id")
+        rows = self.rows("SELECT id FROM removed ORDER BY id")
         ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
         self.check_sum("removed", len(ids), int(ids.sum()))
         return ids
@@ -621,9 +618,27 @@ class Catalog:
     def drop_kept_outside(self, earliest: float, latest: float) -> None:
         """Drop what is kept of rows deleted outside these times, s since the epoch."""
         condition, times = "FROM kept WHERE deleted < ? OR deleted > ?", (earliest, latest)
-        if self._rows(f"SELECT 1 {condition} LIMIT 1", times):
+        if self.rows(f"SELECT 1 {condition} LIMIT 1", times):
             with self.writing():
                 self._db.execute(f"DELETE {condition}", times)
+
+    # --- repair (inside `writing`) --------------------------------------------------------------
+
+    def copy_rows(self, table: str, rows: Sequence[tuple]) -> None:
+        """Insert rows as they are, with their checksums; those that are there already stay."""
+        marks = ",".join("?" * len(rows[0])) if rows else "NULL"
+        self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)
+
+    def go_on_from(self, generation: int, max_id: int) -> None:
+        """Count states and ids after those of another catalog."""
+        self._next = generation + 1
+        self._db.execute("DELETE FROM sqlite_sequence WHERE name = 'images'")
+        self._db.execute("INSERT INTO sqlite_sequence VALUES ('images', ?)", (max_id,))
+
+    def overwrite(self, folder: Path) -> None:
+        """Make the catalog of a folder one like this, in one transaction that its readers see."""
+        with contextlib.closing(connect(folder / FILE_NAME, "rw", patience=_BUSY_SECONDS)) as old:
+            self._db.backup(old)
 
     # --- upkeep --------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ def test_a_reader_changes_nothing(folder, expected, next_version):
     check(folder, expected["index"])
     with closing(Catalog.open(folder)) as opened:
         assert opened.detached
-        assert {row[0][:5] for row in opened._rows("SELECT note FROM images")} == {"noted"}
+        assert {row[0][:5] for row in opened.rows("SELECT note FROM images")} == {"noted"}
     with EigenIndex.open(folder) as index:
         assert (index.manifest["format"], index.manifest["model"]) == (3, "new")
         assert not index.refresh()
