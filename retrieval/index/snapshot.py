@@ -384,8 +384,11 @@ def file_digest(path: Path) -> bytes:
 
 def not_unit(vectors: np.ndarray) -> np.ndarray:
     """Positions (B,) of vectors (N, r) that are not of unit norm, NaN among them."""
+    norms = np.empty(len(vectors), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.linalg.norm(vectors, axis=1)
+        for start in range(0, len(vectors), _GATHER_ROWS):
+            part = slice(start, start + _GATHER_ROWS)
+            norms[part] = np.linalg.norm(vectors[part], axis=1)
         return np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))
 
 

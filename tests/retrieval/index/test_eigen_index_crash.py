@@ -9,10 +9,8 @@ import contextlib
 import errno
 import os
 import random
-import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -30,7 +28,6 @@ from index_cases import (
 )
 from index_crash_cases import Server
 
-from retrieval.index import writer
 from retrieval.index.eigen_index import EigenIndex
 from retrieval.index.manifest import NoIndex
 
@@ -284,23 +281,6 @@ def test_disk_really_full(small_disk: Path, tmp_path: Path) -> None:
         index.update(root, model)
         assert len(index) == 300
         assert_like_fresh_150(index, root, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [OSError(errno.EDQUOT, "Disk quota exceeded"), sqlite3.OperationalError("disk I/O error")],
-)
-def test_a_quota_is_no_full_disk(tmp_path, monkeypatch, error) -> None:
-    """SQLite tells an I/O error only; a file of our own meets the quota."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EDQUOT, "Disk quota exceeded")
-
-    monkeypatch.setattr(writer.tempfile, "TemporaryFile", refuse)
-    told = writer.no_space(error, tmp_path)
-    assert told.errno == errno.EDQUOT
-    assert re.search("your quota is used up.*everything up to the last batch is safe", str(told))
-    assert "make room" not in str(told)
 
 
 # --- read-only places --------------------------------------------------------------------------
