@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from feedback_protocol import Concept, concepts
 from retrieval.datasets.captioned import load_karpathy
 from retrieval.images import decode
 from retrieval.index import snapshot
+from retrieval.index.catalog import Catalog, Entry
 from retrieval.index.eigen_index import EigenIndex
 from retrieval.index.writer import ANN_FROM
 from retrieval.model.retrieval_model import RetrievalModel
@@ -178,12 +178,12 @@ def make_index(
     """An index of vectors (rows, r), in blocks, as an update would publish it; ids count from 1."""
     EigenIndex.create(folder, model).close()
     flat, ann = "vectors-1.faiss", None
-    snapshot.write(folder, flat, np.arange(1, count + 1), iter(vectors), model.dim)
+    digests = snapshot.write(folder, flat, np.arange(1, count + 1), iter(vectors), model.dim)
     if count >= ANN_FROM:
         ann = "ann-1.faiss"
-        snapshot.build_ann(folder, ann, snapshot.Snapshot(folder, flat, None, model.dim))
-    with closing(sqlite3.connect(folder / "catalog.sqlite")) as db, db:
-        files = ((f"{number:07d}.jpg", "indexed") for number in range(count))
-        db.executemany("INSERT INTO images (path, state) VALUES (?, ?)", files)
-        meta = [("snapshot", flat), ("ann", ann), ("generation", 1)]
-        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta)
+        exact = snapshot.Snapshot(folder, flat, None, model.dim, digests)
+        digests = replace(digests, ann=snapshot.build_ann(folder, ann, exact))
+    with closing(Catalog.open(folder, write=True)) as catalog, catalog.writing():
+        for number in range(count):
+            catalog.put(Entry(0, f"{number:07d}.jpg"))
+        catalog.commit_snapshot(flat, ann, digests.packed, 1)

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +40,7 @@ from retrieval.index.manifest import (
     PicturesGone,
 )
 from retrieval.index.parquet import ROWS, export_parquet, import_parquet
-from retrieval.index.snapshot import Snapshot, SnapshotError
+from retrieval.index.snapshot import Digests, Snapshot, SnapshotError, View
 from retrieval.index.writer import Writer
 
 if TYPE_CHECKING:
@@ -72,22 +70,6 @@ def default_index_dir(folder: str | os.PathLike[str]) -> Path:
     return Path(folder) / DEFAULT_NAME
 
 
-@dataclass(frozen=True)
-class _View:
-    """One state of the index, as a reader searches it."""
-
-    generation: int
-    snapshot: Snapshot | None
-    dead: np.ndarray  # (D,) int64, positions in the snapshot that do not count, ascending
-    pending_seq: np.ndarray  # (M,) int64, ascending
-    pending_ids: np.ndarray  # (M,) int64, in the same order
-    pending_vectors: np.ndarray  # (M, r) float32
-
-    def __len__(self) -> int:
-        rows = len(self.snapshot) if self.snapshot is not None else 0
-        return rows - len(self.dead) + len(self.pending_ids)
-
-
 class EigenIndex(Closing):
     """A reader of an index directory, which also starts its updates.
 
@@ -107,8 +89,8 @@ class EigenIndex(Closing):
         self._catalog = catalog
         self._retired: list[Catalog] = []
         self._refreshing = threading.Lock()
-        self._moments: tuple[_View, tuple[np.ndarray, np.ndarray]] | None = None
-        self._samples: tuple[_View, dict[int, np.ndarray]] | None = None
+        self._moments: tuple[View, tuple[np.ndarray, np.ndarray]] | None = None
+        self._samples: tuple[View, dict[int, np.ndarray]] | None = None
         self._fits: tuple[dict[str, Any], eigen.EigenBasis] | None = None  # of a model that does
         self._stamp: tuple = ()  # files may have changed since the catalog was opened
         self._view = self._load_view(None)
@@ -181,9 +163,11 @@ class EigenIndex(Closing):
             manifest = model if isinstance(model, Manifest) else Manifest.of_model(model)
             with writing.damage(folder):
                 Catalog.create(folder)
-                if root is not None:
-                    with contextlib.closing(Catalog.open(folder, write=True)) as catalog:
+                with contextlib.closing(Catalog.open(folder, write=True)) as catalog:
+                    if root is not None:
                         writing.set_root(catalog, folder, Path(root))
+                    with catalog.writing():
+                        catalog.set_meta("manifest", manifest.text())
             # Last: a directory without a manifest is no index, whatever else lies in it.
             manifest.write(folder)
             sync_folder(folder)
@@ -227,12 +211,12 @@ class EigenIndex(Closing):
                 stamp.append((name, info.st_size, info.st_mtime_ns, info.st_ino))
         return tuple(stamp)
 
-    def _load_view(self, previous: _View | None) -> _View:
+    def _load_view(self, previous: View | None) -> View:
         problem: Exception | None = None
         for _ in range(5):
             try:
                 return self._load_once(previous)
-            except sqlite3.DatabaseError as error:
+            except writing.DAMAGE as error:
                 raise writing.refusal(error, self.path) from None
             except FileNotFoundError as error:
                 # A writer published a newer snapshot between the two looks: look again.
@@ -242,28 +226,26 @@ class EigenIndex(Closing):
             except SnapshotError as error:
                 problem = error
                 break
-        raise IndexCorrupt(
-            f"the index in {str(self.path)!r} is damaged ({problem}); delete the index directory "
-            "and index the folder again"
-        ) from None
+        raise writing.damaged(problem, self.path) from None
 
-    def _load_once(self, previous: _View | None) -> _View:
+    def _load_once(self, previous: View | None) -> View:
         catalog, dim = self._catalog, self.dim
         with catalog.reading():
             generation = catalog.generation
             if previous is not None and previous.generation == generation:
                 return previous
-            name, ann = catalog.meta("snapshot"), catalog.meta("ann")
+            stored = catalog.snapshot()
             current = catalog.pending_ids()
             known = previous.pending_seq if previous is not None else np.empty(0, np.int64)
             last = int(known[-1]) if len(known) else -1
             _, new_vectors = catalog.pending_vectors(last, dim)
             removed = catalog.removed_ids()
         snapshot = previous.snapshot if previous is not None else None
-        if name is None:
+        if stored is None:
             snapshot = None
-        elif snapshot is None or (snapshot.name, snapshot.ann_name) != (name, ann):
-            snapshot = Snapshot(self.path, str(name), str(ann) if ann else None, dim)
+        elif snapshot is None or (snapshot.name, snapshot.ann_name) != stored[:2]:
+            name, ann, digests = stored
+            snapshot = Snapshot(self.path, name, ann, dim, Digests.unpack(digests))
         pending_seq, pending_ids = np.array(current, np.int64).reshape(-1, 2).T
         vectors = new_vectors
         if previous is not None and len(known):
@@ -275,7 +257,7 @@ class EigenIndex(Closing):
         if snapshot is not None:
             dead = np.unique(snapshot.positions(np.concatenate([removed, pending_ids])))
             dead = dead[dead >= 0]
-        return _View(generation, snapshot, dead, pending_seq, pending_ids, vectors)
+        return View(generation, snapshot, dead, pending_seq, pending_ids, vectors)
 
     # --- what it holds -------------------------------------------------------------------------
 
@@ -314,28 +296,41 @@ class EigenIndex(Closing):
 
         Raises:
             KeyError: if that id was never given, or was compacted away.
+            IndexCorrupt: if it cannot be read.
         """
-        entry = self._ask(lambda catalog: catalog.entry(id_))
-        if entry is None:
+        entries = self.entries_of([id_])
+        if id_ not in entries:
             raise KeyError(f"no image has id {id_}")
-        return entry
+        return entries[id_]
 
     def entries(self, state: str | None = None) -> Iterator[Entry]:
-        """Catalog rows in id order; by default all that are not deleted."""
+        """Catalog rows in id order, as this reader's state has them; by default all not deleted."""
         if state not in (None, "indexed", "skipped", "deleted"):
             raise ValueError(f"state must be indexed, skipped or deleted, got {state!r}")
         with writing.damage(self.path):
-            yield from self._catalog.entries(state)
+            yield from self._catalog.entries(state, self._view.generation)
 
     def entries_of(self, ids: Sequence[int] | np.ndarray) -> dict[int, Entry]:
-        """Catalog rows by id; ids without a row are left out."""
-        return self._ask(lambda catalog: catalog.by_id([int(id_) for id_ in ids]))
+        """Catalog rows by id, as this reader's state has them; ids without a row are left out.
+
+        So are rows that were changed more than once since, or compacted away: only `refresh` tells
+        what became of them.
+        """
+        view, wanted = self._view, [int(id_) for id_ in ids]
+        found = self._ask(lambda catalog: catalog.by_id(wanted, view.generation))
+        if len(found) < len(wanted):
+            lost = np.array([id_ for id_ in wanted if id_ not in found], np.int64)
+            lost = lost[view.holds(lost)]
+            if len(lost) and self._ask(lambda catalog: catalog.generation) == view.generation:
+                what = f"its catalog has no row of image {lost[0]}"
+                raise writing.damaged(what, self.path)
+        return found
 
     def _ask(self, question: Callable[[Catalog], Any]) -> Any:
         """What the catalog answers, with SQLite's errors as ours."""
         try:
             return question(self._catalog)
-        except sqlite3.DatabaseError as error:
+        except writing.DAMAGE as error:
             raise writing.refusal(error, self.path) from None
 
     def skipped(self) -> list[Entry]:
@@ -356,39 +351,20 @@ class EigenIndex(Closing):
 
     def ids(self) -> npt.NDArray[np.int64]:
         """(N,) ids of all searchable images, ascending."""
-        view = self._view
-        held = [] if view.snapshot is None else [np.delete(view.snapshot.ids, view.dead)]
-        return np.sort(np.concatenate([view.pending_ids, *held]))
+        return self._view.ids()
 
     def vectors(self, ids: Sequence[int] | np.ndarray) -> npt.NDArray[np.float32]:
         """Stored vectors, (N, r), unit norm.
 
         Raises:
             KeyError: if an id is not searchable.
+            IndexCorrupt: if a vector is not what was written.
         """
         wanted = np.asarray(ids, np.int64).reshape(-1)
-        vectors, found = self._find(self._view, wanted)
+        vectors, found = self._view.find(wanted)
         if not found.all():
             raise KeyError(f"no searchable image has id {int(wanted[~found][0])}")
         return vectors
-
-    @staticmethod
-    def _find(view: _View, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, r) vectors and (N,) bool which of them there are; the others hold anything."""
-        out = np.empty((len(ids), view.pending_vectors.shape[1]), np.float32)
-        found = np.zeros(len(ids), bool)
-        if view.snapshot is not None:
-            rows = view.snapshot.positions(ids)
-            found = (rows >= 0) & ~np.isin(rows, view.dead)
-            out[found] = view.snapshot.vectors[rows[found]]
-        if len(view.pending_ids):
-            order = np.argsort(view.pending_ids)
-            ordered = view.pending_ids[order]
-            place = np.minimum(np.searchsorted(ordered, ids), len(order) - 1)
-            pending = ordered[place] == ids
-            out[pending] = view.pending_vectors[order[place[pending]]]
-            found |= pending
-        return out, found
 
     def moments(self, sample: int = 100_000) -> tuple[np.ndarray, np.ndarray]:
         """Mean (r,) and covariance (r, r) of the stored vectors, float64.
@@ -402,7 +378,7 @@ class EigenIndex(Closing):
         ids = ids[:: max(1, -(-len(ids) // sample))]
         total, products = np.zeros(self.dim), np.zeros((self.dim, self.dim))
         for start in range(0, len(ids), 8192):
-            block = self._find(view, ids[start : start + 8192])[0].astype(np.float64)
+            block = view.find(ids[start : start + 8192])[0].astype(np.float64)
             total += block.sum(0)
             products += block.T @ block
         count = max(len(ids), 1)
@@ -422,7 +398,7 @@ class EigenIndex(Closing):
         if count not in kept[1]:
             ids = self.ids()
             chosen = ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(np.int64)]
-            kept[1][count] = self._find(view, chosen)[0]
+            kept[1][count] = view.find(chosen)[0]
         return kept[1][count]
 
     def stats(self) -> dict[str, Any]:
@@ -471,6 +447,7 @@ class EigenIndex(Closing):
 
         Raises:
             ValueError: if q, delta or k do not fit.
+            IndexCorrupt: if vectors that are to be ranked are not what was written.
         """
         found, scores = self.search_arrays(q, k, delta=delta, ids=ids)
         return list(zip(found.tolist(), scores.tolist(), strict=True))
@@ -491,7 +468,7 @@ class EigenIndex(Closing):
         view = self._view
         if ids is not None:
             chosen = np.unique(np.asarray(ids, np.int64).reshape(-1))
-            vectors, found = self._find(view, chosen)
+            vectors, found = view.find(chosen)
             parts = [(chosen[found], _score(query, vectors[found], ratio))]
         else:
             parts = [(view.pending_ids, _score(query, view.pending_vectors, ratio))]
@@ -508,7 +485,7 @@ class EigenIndex(Closing):
         return all_ids[order], all_scores[order]
 
     def _search_snapshot(
-        self, view: _View, snapshot: Snapshot, q: np.ndarray, k: int, delta: np.ndarray | None
+        self, view: View, snapshot: Snapshot, q: np.ndarray, k: int, delta: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores of the rows of the snapshot among which the k best are."""
         rows = self._candidates(view, snapshot, q, k, delta)
@@ -521,10 +498,10 @@ class EigenIndex(Closing):
             rough[view.dead] = -np.inf
             count = min(k + 100, len(rough) - len(view.dead))
             rows = np.sort(np.argpartition(-rough, max(count - 1, 0))[:count])
-        return snapshot.ids[rows], _score(q, snapshot.vectors[rows], delta)
+        return snapshot.ids[rows], _score(q, snapshot.take(rows), delta)
 
     def _candidates(
-        self, view: _View, snapshot: Snapshot, q: np.ndarray, k: int, delta: np.ndarray | None
+        self, view: View, snapshot: Snapshot, q: np.ndarray, k: int, delta: np.ndarray | None
     ) -> np.ndarray | None:
         """Positions that the ANN proposes, or None where only a full scan will do."""
         if not snapshot.has_ann or (delta is not None and _log_spread(delta) > _ANN_LOG_SPREAD):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from enn_core.files.atomic import replacing
+from enn_core.files.digests import SEAL, DigestError, check_seal, sealed
 from enn_core.files.migrations import Content, FormatError, upgraded
 from retrieval.eigen_coordinates import EigenBasis
 
@@ -27,7 +28,14 @@ __all__ = [
 ]
 
 FILE_NAME = "manifest.json"
-FORMAT: Content = Content()
+
+
+def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Format 2: the catalog's rows and the snapshots have checksums, which 0.1 would not keep."""
+    return content
+
+
+FORMAT: Content = Content(_sealed)
 """Steps from older manifests to today's. One that is for the other files of the directory changes
 nothing in the manifest but its number: older versions then refuse the index."""
 
@@ -127,6 +135,7 @@ class Manifest:
             IndexMismatch: if it is of a newer format.
         """
         try:
+            check_seal(values)
             values = upgraded(values, int(values["format"]), FORMAT)
             return cls(
                 model=str(values["model"]),
@@ -139,6 +148,8 @@ class Manifest:
             )
         except FormatError as error:
             raise IndexMismatch(f"the index {error}") from None
+        except DigestError as error:
+            raise IndexCorrupt(f"the index's manifest {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise IndexCorrupt(f"the index's manifest is damaged ({error!r})") from None
 
@@ -150,19 +161,32 @@ class Manifest:
             NoIndex: if there is none.
             IndexCorrupt: if it cannot be understood.
         """
-        return cls.from_dict(_read(folder))
+        try:
+            values = _read(folder)
+            if values.get("format") != 1 and SEAL not in values:
+                raise IndexCorrupt("the index's manifest is damaged: it has no digest")
+            return cls.from_dict(values)
+        except IndexCorrupt as error:
+            raise IndexCorrupt(f"{error}; `enn check {folder} --repair` restores it") from None
 
     @classmethod
-    def bring_up_to_date(cls, folder: Path) -> None:
-        """Rewrite a manifest of an older format; only the one writer may."""
+    def bring_up_to_date(cls, folder: Path) -> str:
+        """Rewrite a manifest of an older format; only the one writer may. Returns its text."""
         values = _read(folder)
         if values.get("format") != FORMAT.number:
-            cls.from_dict(values).write(folder)
+            manifest = cls.from_dict(values)
+            manifest.write(folder)
+            return manifest.text()
+        return json.dumps(values, indent=1)
 
     def write(self, folder: Path) -> None:
         """Write it into an index directory, complete or not at all."""
         with replacing(folder / FILE_NAME) as new:
-            new.write_text(json.dumps(self.as_dict(), indent=1), encoding="utf-8")
+            new.write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        """What `write` writes."""
+        return json.dumps(sealed(self.as_dict()), indent=1)
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "probe": [round(value, 7) for value in self.probe]}
@@ -212,7 +236,7 @@ def _read(folder: Path) -> dict[str, Any]:
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise IndexCorrupt(f"{str(path)!r} is damaged; delete the index and build it again")
+        raise IndexCorrupt(f"{str(path)!r} is damaged")
     return values
 
 

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -20,8 +21,9 @@ from enn_core.files.migrations import forget_copies
 from enn_core.files.sqlite import is_full, no_room, no_room_in, trouble
 from retrieval.index import snapshot as snapshots
 from retrieval.index.catalog import FILE_NAME, Catalog, decode_path, encode_path
-from retrieval.index.manifest import IndexCorrupt, IndexLocked, IndexMismatch, Manifest
-from retrieval.index.snapshot import Snapshot
+from retrieval.index.manifest import FILE_NAME as MANIFEST
+from retrieval.index.manifest import IndexCorrupt, IndexLocked, IndexMismatch, Manifest, NoIndex
+from retrieval.index.snapshot import Digests, Snapshot
 
 __all__ = ["ANN_FROM", "KEPT_SECONDS", "Writer", "index_lock", "size_of"]
 
@@ -39,6 +41,9 @@ PENDING_SHARE = 0.05
 PENDING_ROWS = 50_000
 PENDING_GROWTH = 0.25
 
+DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What SQLite raises on a damaged file; the second where its own message quotes the damage."""
+
 _LOCK_NAME = "write.lock"
 _HOLDER_NAME = "writer.json"
 
@@ -51,6 +56,8 @@ def index_lock(folder: Path) -> Iterator[None]:
         IndexLocked: if somebody else holds it, saying who.
         OSError: if the directory cannot be written.
     """
+    if not folder.is_dir():
+        raise gone(folder)  # or the lock would make it
     lock = filelock.FileLock(folder / _LOCK_NAME, timeout=0, thread_local=False)
     try:
         lock.acquire()
@@ -115,18 +122,22 @@ class Writer:
                 now = time.time()
                 # Those of days to come were written by a clock that was wrong.
                 self.catalog.drop_kept_outside(now - KEPT_SECONDS, now + KEPT_SECONDS)
-                stored = self.catalog.meta("snapshot"), self.catalog.meta("ann")
-                Manifest.bring_up_to_date(self.folder)
-            name, ann = (str(value) if value else None for value in stored)
-            if name is not None:
+                stored, known = self.catalog.snapshot(), self.catalog.meta("manifest")
+                text = Manifest.bring_up_to_date(self.folder)
+                if text != known:
+                    with self.catalog.writing():
+                        self.catalog.set_meta("manifest", text)
+            if stored is not None:
                 try:
-                    self._snapshot = Snapshot(self.folder, name, ann, self.manifest.dim)
+                    name, ann, digests = stored
+                    self._snapshot = Snapshot(
+                        self.folder, name, ann, self.manifest.dim, Digests.unpack(digests)
+                    )
                 except (FileNotFoundError, snapshots.SnapshotError) as error:
-                    raise IndexCorrupt(
-                        f"the index in {str(self.folder)!r} is damaged ({error}); "
-                        "delete the index directory and index the folder again"
-                    ) from None
-            snapshots.collect_strays(self.folder, (name, ann))
+                    raise damaged(error, self.folder) from None
+                if digests is None:
+                    self._trust(self._snapshot)
+            snapshots.collect_strays(self.folder, stored[:2] if stored is not None else ())
             self._stack = stack.pop_all()
         return self
 
@@ -139,12 +150,33 @@ class Writer:
         self._snapshot = None
         self._stack.close()
 
+    def _trust(self, snapshot: Snapshot) -> None:
+        """Give a snapshot of an older version its digests; that it was damaged only norms tell."""
+        with self.guard():
+            gone = np.concatenate(
+                [
+                    self.catalog.removed_ids(),
+                    np.array(self.catalog.pending_ids(), np.int64).reshape(-1, 2)[:, 1],
+                ]
+            )
+            bad = snapshot.ids[snapshots.not_unit(snapshot.vectors)]
+            bad = np.setdiff1d(bad, gone)
+            if len(bad):
+                what = f"{snapshot.name} has {len(bad)} vectors that are not of unit norm"
+                raise damaged(what, self.folder)
+            ann = snapshot.ann_name
+            of_ann = snapshots.file_digest(self.folder / ann) if ann else b""
+            digests = Digests.of(snapshot.ids, snapshot.vectors, of_ann)
+            with self.catalog.writing():
+                self.catalog.set_meta("digests", digests.packed)
+        self._snapshot = Snapshot(self.folder, snapshot.name, ann, self.manifest.dim, digests)
+
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """SQLite's errors inside as one line that says what to do."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except DAMAGE as error:
             raise refusal(error, self.folder, writing=True) from None
         except OSError as error:
             if not is_full(error):
@@ -183,7 +215,7 @@ class Writer:
         if self._snapshot is None or self.catalog.is_removed(id_):
             return None
         row = self._snapshot.positions(np.array([id_]))[0]
-        return None if row < 0 else np.array(self._snapshot.vectors[row])
+        return None if row < 0 else self._snapshot.take(np.array([row]))[0]
 
     def keep(self, id_: int) -> None:
         """Set the vector of a row aside that is about to lose it."""
@@ -219,6 +251,7 @@ class Writer:
             Whether a snapshot was written.
 
         Raises:
+            IndexCorrupt: if vectors are damaged that would be copied.
             OSError: if the disk is full; the index stays as it was, pending changes included.
         """
         rows = len(self._snapshot) if self._snapshot is not None else 0
@@ -240,6 +273,7 @@ class Writer:
             old_ids = self._snapshot.ids
             gone = np.union1d(self.catalog.removed_ids(), new_ids)
             keep = ~np.isin(old_ids, gone, assume_unique=True)
+            self._snapshot.check(np.flatnonzero(keep))
         else:
             keep = np.empty(0, bool)
         ids = np.concatenate([old_ids[keep], new_ids])
@@ -249,18 +283,20 @@ class Writer:
         number = int(self.catalog.meta("snapshot_number") or 0) + 1
         name: str | None = None
         ann: str | None = None
+        digests: Digests | None = None
         if len(ids):
             name = f"vectors-{number}.faiss"
             old = self._snapshot.vectors if self._snapshot is not None else new[:0]
-            snapshots.write(self.folder, name, ids, snapshots.gather(source, old, new), dim)
+            blocks = snapshots.gather(source, old, new)
+            digests = snapshots.write(self.folder, name, ids, blocks, dim)
             if len(ids) >= self.ann_from:
                 ann = f"ann-{number}.faiss"
-                fresh = Snapshot(self.folder, name, None, dim)
-                snapshots.build_ann(self.folder, ann, fresh)
+                fresh = Snapshot(self.folder, name, None, dim, digests)
+                digests = replace(digests, ann=snapshots.build_ann(self.folder, ann, fresh))
+        packed = digests.packed if digests is not None else None
         with self.catalog.writing():
-            self.catalog.commit_snapshot(name, ann)
-            self.catalog.set_meta("snapshot_number", number)
-        self._snapshot = Snapshot(self.folder, name, ann, dim) if name is not None else None
+            self.catalog.commit_snapshot(name, ann, packed, number)
+        self._snapshot = Snapshot(self.folder, name, ann, dim, digests) if name else None
         snapshots.collect_strays(self.folder, (name, ann))
         return True
 
@@ -301,16 +337,43 @@ def not_writable(error: OSError, folder: Path) -> OSError:
     )
 
 
-def refusal(error: sqlite3.DatabaseError, folder: Path, *, writing: bool = False) -> Exception:
-    """SQLite's error as one of the index, in one line that says what to do."""
-    what = trouble(error)
+def refusal(error: Exception, folder: Path, *, writing: bool = False) -> Exception:
+    """SQLite's error, one of `DAMAGE`, as one of the index, in one line that says what to do."""
+    what = trouble(error) if isinstance(error, sqlite3.DatabaseError) else "damaged"
     if what is None:
         return error
     if what == "full" or (writing and isinstance(error, sqlite3.OperationalError)):
         return no_space(error, folder)
+    if is_gone(folder):
+        return gone(folder)
+    reason = " ".join(str(error).split())[:200]  # SQLite quotes what it cannot read
     return IndexCorrupt(
-        f"the catalog in {str(folder)!r} cannot be read ({error}); if this stays, delete the "
-        "index directory and index the folder again"
+        f"the catalog in {str(folder)!r} cannot be read ({reason}); if this stays, "
+        f"`enn check {folder} --repair` saves what there is, or delete the index directory and "
+        "index the folder again"
+    )
+
+
+def damaged(what: object, folder: Path) -> Exception:
+    """Something that does not fit, in one line that says what to do."""
+    if is_gone(folder):
+        return gone(folder)
+    return IndexCorrupt(
+        f"the index in {str(folder)!r} is damaged ({what}); `enn check {folder} --repair` saves "
+        "what there is, or delete the index directory and index the folder again"
+    )
+
+
+def is_gone(folder: Path) -> bool:
+    """Whether there is no index any more where one was."""
+    return not (folder / MANIFEST).exists() and not (folder / FILE_NAME).exists()
+
+
+def gone(folder: Path) -> NoIndex:
+    """An open index whose folder has been moved or deleted."""
+    return NoIndex(
+        f"the index is no longer in {str(folder)!r}: it was moved or deleted while it was open; "
+        "open it where it is now"
     )
 
 
@@ -319,7 +382,7 @@ def damage(folder: Path) -> Iterator[None]:
     """SQLite's errors as `refusal` words them."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except DAMAGE as error:
         raise refusal(error, folder) from None
 
 

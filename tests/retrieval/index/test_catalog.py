@@ -89,25 +89,26 @@ def test_a_failed_transaction_leaves_nothing(catalog: Catalog) -> None:
 
 
 def test_pending_vectors(catalog: Catalog) -> None:
+    one, two, three = np.eye(4, dtype=np.float32)[:3]
     with catalog.writing():
-        for id_ in (5, 3, 9):
-            catalog.put_vector(id_, np.full(4, id_))
-        catalog.put_vector(3, np.full(4, 33))
+        for id_, vector in ((5, one), (3, two), (9, two)):
+            catalog.put_vector(id_, vector)
+        catalog.put_vector(3, three)
         catalog.drop_vector(9)
     ids = dict(catalog.pending_ids())
     sequence, vectors = catalog.pending_vectors(-1, 4)
     assert [ids[seq] for seq in sequence.tolist()] == [5, 3]
-    assert vectors[:, 0].tolist() == [5, 33]
-    assert catalog.pending_vectors(int(sequence[0]), 4)[1].tolist() == [[33.0] * 4]
+    assert vectors.tolist() == [one.tolist(), three.tolist()]
+    assert catalog.pending_vectors(int(sequence[0]), 4)[1].tolist() == [three.tolist()]
     assert catalog.removed_ids().tolist() == [9]
     pending = catalog.pending_vector(3, 4)
     assert pending is not None
-    assert pending.tolist() == [33.0] * 4
+    assert pending.tolist() == three.tolist()
     assert catalog.pending_vector(9, 4) is None
     with pytest.raises(ValueError, match="reshape"):
         catalog.pending_vectors(-1, 5)
     with catalog.writing():
-        catalog.commit_snapshot("v", None)
+        catalog.commit_snapshot("v", None, None, 1)
     assert (catalog.pending_count(), catalog.removed_count()) == (0, 0)
 
 

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_the_vector_of_a_content_is_of_no_other(kept, root, model) -> None:
     photo(root / "3.png", 3)
     with closing(Catalog.open(kept.path, write=True)) as catalog, catalog.writing():
         row = next(iter(catalog.entries("deleted")))
-        catalog._db.execute("UPDATE images SET sha256 = ? WHERE id = ?", (b"x" * 32, row.id))
+        catalog.put(replace(row, sha256=b"x".hex() * 32))
     assert kept.update(root, model).embedded == 0
     assert_sound(kept, root)
 
@@ -198,7 +199,7 @@ def test_two_readers_and_an_export(kept, root, model, tmp_path) -> None:
 def test_the_tables_of_an_upgrade_are_those_of_a_new_index(v0_1, tmp_path) -> None:
     def tables(file: Path) -> list[tuple]:
         with closing(sqlite3.connect(file)) as db:
-            assert db.execute("PRAGMA user_version").fetchone() == (2,)
+            assert db.execute("PRAGMA user_version").fetchone() == (3,)
             return db.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
 
     old, model = v0_1 / "photos" / ".enn-index", TinyTestModel()

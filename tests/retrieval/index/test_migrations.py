@@ -12,13 +12,14 @@ import pytest
 from index_cases import TinyTestModel, assert_same_ranking, assert_sound, queries, ranking
 from migration_cases import copy_of, next_format, notes, rows, run
 
+from enn_core.files.digests import sealed
 from enn_core.files.migrations import Content
 from retrieval.index import catalog, manifest
 from retrieval.index.catalog import Catalog
 from retrieval.index.eigen_index import EigenIndex, IndexMismatch
 from retrieval.index.parquet import ImportFileError
 
-TODAY = catalog.FORMAT
+TODAY, MANIFEST = catalog.FORMAT, manifest.FORMAT
 posix = pytest.mark.skipif(os.name == "nt", reason="kills and limits the POSIX way")
 
 
@@ -35,7 +36,8 @@ def file(folder) -> Path:
 @pytest.fixture
 def next_version(monkeypatch) -> None:
     monkeypatch.setattr(catalog, "FORMAT", next_format("images", TODAY))
-    monkeypatch.setattr(manifest, "FORMAT", Content(lambda content: {**content, "model": "new"}))
+    renamed = Content(*MANIFEST.steps, lambda content: {**content, "model": "new"})
+    monkeypatch.setattr(manifest, "FORMAT", renamed)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -59,9 +61,9 @@ def test_a_reader_changes_nothing(folder, expected, next_version):
     check(folder, expected["index"])
     with closing(Catalog.open(folder)) as opened:
         assert opened.detached
-        assert {row[0][:5] for row in opened._rows("SELECT note FROM images")} == {"noted"}
+        assert {row[0][:5] for row in opened.rows("SELECT note FROM images")} == {"noted"}
     with EigenIndex.open(folder) as index:
-        assert (index.manifest["format"], index.manifest["model"]) == (2, "new")
+        assert (index.manifest["format"], index.manifest["model"]) == (3, "new")
         assert not index.refresh()
     assert contents(folder) == before
 
@@ -73,7 +75,7 @@ def test_a_reader_sees_what_an_older_writer_publishes(folder, expected, monkeypa
     def write() -> None:
         with monkeypatch.context() as now:
             now.setattr(catalog, "FORMAT", TODAY)
-            now.setattr(manifest, "FORMAT", Content())
+            now.setattr(manifest, "FORMAT", MANIFEST)
             with older._writer() as writer:
                 with writer.catalog.writing():
                     writer.catalog.mark_deleted(int(older.ids()[left[0]]))
@@ -104,7 +106,7 @@ def test_the_next_writer_changes_it_once(folder, file, expected, next_version):
         with EigenIndex.open(folder, model=model) as index:
             index.update(None, model)
             assert notes(file, "images") == [("noted0000000",)] * len(before)
-        assert json.loads((folder / "manifest.json").read_text())["format"] == 2
+        assert json.loads((folder / "manifest.json").read_text())["format"] == 3
         assert rows(copy_of(file), "images") == before
         assert notes(copy_of(file), "images") == []
         assert (reader.refresh(), reader._catalog.detached) == (bool(change), False)
@@ -120,7 +122,7 @@ def test_a_newer_index_is_refused_in_one_line(folder, file, v0_1, monkeypatch):
         later.setattr(catalog, "FORMAT", next_format("images", TODAY))
         with EigenIndex.open(folder, model=model) as index:
             index.update(None, model)
-    line = "^the index's catalog has format 3, this version reads 1 to 2; update the software$"
+    line = "^the index's catalog has format 4, this version reads 1 to 3; update the software$"
     for use in (
         lambda: EigenIndex.open(folder),
         open_before.refresh,
@@ -130,20 +132,22 @@ def test_a_newer_index_is_refused_in_one_line(folder, file, v0_1, monkeypatch):
             use()
     open_before.close()
     content = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**content, "format": 2}))
-    line = "^the index has format 2, this version reads 1; update the software$"
+    (folder / "manifest.json").write_text(json.dumps(sealed({**content, "format": 3})))
+    line = "^the index has format 3, this version reads 1 to 2; update the software$"
     with pytest.raises(IndexMismatch, match=line):
         EigenIndex.open(folder)
 
 
 def test_a_newer_export_is_refused_in_one_line(folder, v0_1, monkeypatch, tmp_path):
     with monkeypatch.context() as later:
-        later.setattr(manifest, "FORMAT", Content(lambda content: content))
+        later.setattr(manifest, "FORMAT", Content(*MANIFEST.steps, lambda content: content))
         with EigenIndex.open(folder) as index:
             index.export_parquet(tmp_path / "new.parquet")
     with (
         EigenIndex.create(tmp_path / "index", TinyTestModel()) as index,
-        pytest.raises(ImportFileError, match=r"^[^\n]* has format 2, this version reads 1; update"),
+        pytest.raises(
+            ImportFileError, match=r"^[^\n]* has format 3, this version reads 1 to 2; update"
+        ),
     ):
         index.import_parquet(tmp_path / "new.parquet")
 
@@ -152,7 +156,7 @@ def test_new_indexes_are_of_the_newest_format(tmp_path, next_version):
     EigenIndex.create(tmp_path / "index", TinyTestModel()).close()
     with closing(Catalog.open(tmp_path / "index")) as opened:
         assert not opened.detached
-    assert json.loads((tmp_path / "index" / "manifest.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "index" / "manifest.json").read_text())["format"] == 3
 
 
 @posix
@@ -160,8 +164,8 @@ def test_killed_at_any_instant(file, folder, expected):
     for path in folder.parent.glob("*.*"):
         if path.is_file():
             path.unlink()
-    cases.kill_at_any_instant(cases.open_index, file, "images")
-    assert json.loads((folder / "manifest.json").read_text())["format"] == 2
+    cases.kill_at_any_instant(cases.open_index, file, "images", stride=3)
+    assert json.loads((folder / "manifest.json").read_text())["format"] == 3
 
 
 @posix

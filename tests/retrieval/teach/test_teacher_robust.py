@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from teaching_cases import PICTURES, QUERY, bits, make_gallery, open_profile, ra
 
 from retrieval.eigen_coordinates import scores
 from retrieval.index import snapshot
+from retrieval.index.catalog import Catalog, Entry
 from retrieval.index.eigen_index import EigenIndex
 from retrieval.search import Searcher
 from retrieval.teach.teacher import Teacher, TeachError
@@ -100,12 +100,12 @@ def large(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(10_200, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    snapshot.write(folder, "vectors-1.faiss", np.arange(1, 10_201), [vectors], 16)
-    with contextlib.closing(sqlite3.connect(folder / "catalog.sqlite")) as db, db:
-        rows = [(f"{number}.jpg", "indexed") for number in range(10_200)]
-        db.executemany("INSERT INTO images (path, state) VALUES (?, ?)", rows)
-        meta = [("snapshot", "vectors-1.faiss"), ("ann", None), ("generation", 1)]
-        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta)
+    name = "vectors-1.faiss"
+    digests = snapshot.write(folder, name, np.arange(1, 10_201), [vectors], 16)
+    with contextlib.closing(Catalog.open(folder, write=True)) as catalog, catalog.writing():
+        for number in range(10_200):
+            catalog.put(Entry(0, f"{number}.jpg"))
+        catalog.commit_snapshot(name, None, digests.packed, 1)
     return folder
 
 
