@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from apps.cli.brain.commands import brain_app
+from apps.cli.check import CHECK_EPILOG, check
 from apps.cli.extras import missing_package
 from apps.cli.lab.classifier import train_app
 from apps.cli.lab.convert import CONVERT_EPILOG, FUSE_EPILOG, convert, fuse
@@ -181,6 +182,7 @@ app.add_typer(search_app)
 app.add_typer(brain_app)
 app.add_typer(train_app)
 app.add_typer(demo_app)
+app.command("check", epilog=CHECK_EPILOG)(check)
 app.command("convert", epilog=CONVERT_EPILOG)(convert)
 app.command("fuse", epilog=FUSE_EPILOG)(fuse)
 

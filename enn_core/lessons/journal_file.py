@@ -423,6 +423,16 @@ def write_copy(db: sqlite3.Connection, target: Path) -> None:
             db.backup(copy)
 
 
+def copy_journal(file: Path, target: Path, patience: float) -> None:
+    """Copy a journal of any app as it is at one moment, while others use it.
+
+    Raises:
+        JournalError: it cannot be read or copied, or is of a newer format.
+    """
+    with contextlib.closing(Reading.open(file, patience)) as reading, making(target):
+        write_copy(reading.db, target)
+
+
 def rewrite(file: Path, db: sqlite3.Connection) -> None:
     """Write a journal anew without what was erased, and drop all copies that lie beside it.
 

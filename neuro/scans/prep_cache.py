@@ -12,7 +12,6 @@ import io
 import json
 import os
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from neuro.scans.preprocess import InputKind, Prepared, parameters
 from neuro.scans.quality import Quality
 from neuro.scans.template import MNI_SHAPE
 
-__all__ = ["PrepCache", "default_cache_dir"]
+__all__ = ["PrepCache", "default_cache_dir", "read_prepared"]
 
 _FORMAT = 1
 
@@ -31,6 +30,30 @@ def default_cache_dir() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("eigen-suite", appauthor=False)) / "brain"
+
+
+def read_prepared(path: Path) -> Prepared:
+    """A brain that `PrepCache.add` kept.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            image = arrays["image"]
+            record = json.loads(arrays["record"].tobytes())
+        quality = Quality.from_record(record["quality"])
+        to_mni = np.array(record["to_mni"], np.float64)
+    except OSError:
+        raise
+    # A zip file's checksums tell of any damage, its parts' readers of some in ways of their own:
+    # zlib.error, BadZipFile, KeyError, NotImplementedError, struct.error ...
+    except Exception as error:
+        raise ValueError(f"{path.name} is damaged ({' '.join(str(error).split())})") from None
+    if image.shape != MNI_SHAPE or image.dtype != np.uint8 or to_mni.shape != (4, 4):
+        raise ValueError(f"{path.name} is no prepared brain")
+    return Prepared(image, to_mni, quality, record)
 
 
 class PrepCache:
@@ -50,18 +73,12 @@ class PrepCache:
         """The brain of a file with this content, if it is there and whole."""
         path = self._path(sha256, kind)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                image = arrays["image"]
-                record = json.loads(arrays["record"].tobytes())
-            quality = Quality.from_record(record["quality"])
-            to_mni = np.array(record["to_mni"], np.float64)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            return None
-        if image.shape != MNI_SHAPE or image.dtype != np.uint8 or to_mni.shape != (4, 4):
+            found = read_prepared(path)
+        except (OSError, ValueError):  # it is prepared and kept again
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
-        return Prepared(image, to_mni, quality, record)
+        return found
 
     def add(self, prepared: Prepared) -> None:
         """Keep a brain. A full or read-only disk is no reason to stop: then it is not kept."""

@@ -246,6 +246,10 @@ class Catalog:
             self.close()
         return Catalog(memory, detached=True)
 
+    def copy_to(self, other: sqlite3.Connection) -> None:
+        """Copy all of it, inside `reading` or `writing` as it is there, into an empty database."""
+        self._db.backup(other)
+
     def close(self) -> None:
         with self._lock:
             self._db.close()

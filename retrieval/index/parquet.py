@@ -18,7 +18,14 @@ from retrieval.index.catalog import Entry, encode_path
 from retrieval.index.manifest import IndexCorrupt, IndexMismatch, Manifest
 from retrieval.index.writer import Writer
 
-__all__ = ["ROWS", "ImportFileError", "export_parquet", "import_parquet", "manifest_of"]
+__all__ = [
+    "ROWS",
+    "ImportFileError",
+    "check_parquet",
+    "export_parquet",
+    "import_parquet",
+    "manifest_of",
+]
 
 _METADATA_KEY = b"eigen-index"
 _DIGEST_KEY = b"eigen-index-sha256"
@@ -141,22 +148,7 @@ def import_parquet(writer: Writer, path: str | os.PathLike[str]) -> int:
     with _opened(path) as file:
         writer.manifest.check(_manifest(file, path), "this file")
         dim = writer.manifest.dim
-        seen: set[str] = set()
-        digest = hashlib.sha256(file.schema_arrow.metadata[_METADATA_KEY])
-        for entries, vectors in _checked(file, path, dim):
-            _digest(digest, entries, vectors)
-            for entry in entries:
-                if entry.path in seen:
-                    raise ImportFileError(
-                        f"{str(path)!r} holds the path {entry.path!r} twice; export it again"
-                    )
-                seen.add(entry.path)
-        # Files of 0.1 have none.
-        wanted = file.metadata.metadata.get(_DIGEST_KEY, digest.hexdigest().encode())
-        if wanted != digest.hexdigest().encode():
-            raise ImportFileError(
-                f"{str(path)!r} is damaged: its content does not fit its digest; export it again"
-            )
+        _check_all(file, path, dim)
         count = 0
         with writer.guard():
             for entries, vectors in _checked(file, path, dim):
@@ -165,6 +157,32 @@ def import_parquet(writer: Writer, path: str | os.PathLike[str]) -> int:
                 count += len(entries)
             writer.publish()
     return count
+
+
+def check_parquet(path: str | os.PathLike[str]) -> None:
+    """Raise ImportFileError if a file is no whole export of an index, OSError if there is none."""
+    with _opened(path) as file:
+        _check_all(file, path, _manifest(file, path).dim)
+
+
+def _check_all(file: Any, path: str | os.PathLike[str], dim: int) -> None:
+    """Raise ImportFileError unless all rows are fit to be stored, and are those written."""
+    seen: set[str] = set()
+    digest = hashlib.sha256(file.schema_arrow.metadata[_METADATA_KEY])
+    for entries, vectors in _checked(file, path, dim):
+        _digest(digest, entries, vectors)
+        for entry in entries:
+            if entry.path in seen:
+                raise ImportFileError(
+                    f"{str(path)!r} holds the path {entry.path!r} twice; export it again"
+                )
+            seen.add(entry.path)
+    # Files of 0.1 have none.
+    wanted = file.metadata.metadata.get(_DIGEST_KEY, digest.hexdigest().encode())
+    if wanted != digest.hexdigest().encode():
+        raise ImportFileError(
+            f"{str(path)!r} is damaged: its content does not fit its digest; export it again"
+        )
 
 
 def _store(writer: Writer, entries: list[Entry], vectors: np.ndarray) -> None:

@@ -89,10 +89,7 @@ def load(
     images = partial(ImageRuntime, runtime=runtime, device=device, precision=precision)
     try:
         if name == MINI:
-            if given is None:
-                place = f"retrieval/weights/{MINI}"
-                what = f"the model {MINI}"
-                given = str(shipped(place, what, "name another model", _MINI_SHA256))
+            given = str(shipped_model()) if given is None else given
             return _load_tower(MINI, Path(given), device, images)
         if _is_directory(name, directory):
             if given is not None:
@@ -121,6 +118,18 @@ def load(
         raise
     except ValueError as error:
         raise ModelError(one_line(error)) from error
+
+
+def shipped_model() -> Path:
+    """The folder of the model that comes with the package.
+
+    Raises:
+        NotInstalledError: this installation has none.
+        ShippedDamage: it has another one than this version was released with.
+    """
+    return shipped(
+        f"retrieval/weights/{MINI}", f"the model {MINI}", "name another model", _MINI_SHA256
+    )
 
 
 _MINI_SHA256 = {

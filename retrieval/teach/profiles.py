@@ -25,6 +25,7 @@ __all__ = [
     "ProfileError",
     "check_name",
     "journal_of",
+    "journal_of_weights",
     "list_profiles",
     "profile_path",
     "profiles_dir",
@@ -51,4 +52,9 @@ def list_profiles(model: EmbeddingModel, scope: str = LOCAL) -> list[str]:
 
 def journal_of(model: EmbeddingModel) -> str:
     """File name of the journals of a model's profiles."""
-    return journal_name("search", str(model.fingerprint()["weights"]))
+    return journal_of_weights(str(model.fingerprint()["weights"]))
+
+
+def journal_of_weights(weights: str) -> str:
+    """The same, of a model by the SHA-256 of its weights, in hex."""
+    return journal_name("search", weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from apps.cli.search import (
+    backup,
     caption,
     compact,
     evaluate,
@@ -20,7 +21,7 @@ from apps.cli.search.group import search_app
 __all__ = ["search_app"]
 
 for _module in (
-    *(index, query, teach, history, caption, info, compact, export_import, evaluate, train),
+    *(index, query, teach, history, caption, info, compact, backup, export_import, evaluate, train),
     export_model,
 ):
     search_app.add_typer(_module.app)
