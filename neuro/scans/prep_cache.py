@@ -12,6 +12,7 @@ import io
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +40,13 @@ def read_prepared(path: Path) -> Prepared:
         OSError: it is missing or cannot be read.
         ValueError: it is damaged.
     """
+    content = path.read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             image = arrays["image"]
             record = json.loads(arrays["record"].tobytes())
         quality = Quality.from_record(record["quality"])
         to_mni = np.array(record["to_mni"], np.float64)
-    except OSError:
-        raise
     # A zip file's checksums tell of any damage, its parts' readers of some in ways of their own:
     # zlib.error, BadZipFile, KeyError, NotImplementedError, struct.error ...
     except Exception as error:
@@ -74,7 +74,10 @@ class PrepCache:
         path = self._path(sha256, kind)
         try:
             found = read_prepared(path)
-        except (OSError, ValueError):  # it is prepared and kept again
+        except OSError:
+            return None
+        except ValueError as error:
+            warnings.warn(f"{path.parent}: {error}; the scan is prepared again", stacklevel=2)
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
