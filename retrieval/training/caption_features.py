@@ -86,7 +86,7 @@ def _read(file: Path, rows: int) -> npt.NDArray[np.float32] | None:
         return None
     if array.ndim != 2 or len(array) != rows or array.dtype != np.float32:
         return None
-    end = array.offset + array.nbytes  # type: ignore[attr-defined]  # of a memmap
+    end = array.offset + array.nbytes  # of a memmap
     if file.stat().st_size == end:  # of an earlier version
         return array
     with file.open("rb") as opened:
