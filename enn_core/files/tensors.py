@@ -41,7 +41,6 @@ __all__ = [
 DIGEST = "eigen_sha256"
 """Name of the digest among a safetensors file's metadata; readers never see it."""
 
-_PLACEHOLDER = "0" * 64
 _PIECE = 2**20  # bytes hashed at once
 _IS_FOLDER = 0x10  # among the attributes of a zip's entry
 _TORCH_ZIP = b"PK\x03\x04"
@@ -72,18 +71,16 @@ def write_tensors(
         storages.add(storage)
     with replacing(path) as temporary:
         # Not `save_file`: its files are readable by their owner alone, their names UTF-8.
-        texts = {"format": "pt", **(metadata or {}), DIGEST: _PLACEHOLDER}
-        content = memoryview(save(own, metadata=texts))
+        content = memoryview(save(own, metadata={"format": "pt", **(metadata or {})}))
         start = 8 + int.from_bytes(content[:8], "little")
-        digest = _header_digest(json.loads(bytes(content[8:start])))
+        header = json.loads(bytes(content[8:start]))
+        digest = _header_digest(header)
         digest.update(content[start:])
-        # Within a text the quotation marks would be escaped: there is one such place.
-        entry = f'"{DIGEST}":"{{}}"'
-        header = bytes(content[:start]).replace(
-            entry.format(_PLACEHOLDER).encode(), entry.format(digest.hexdigest()).encode()
-        )
+        header["__metadata__"][DIGEST] = digest.hexdigest()
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
         with temporary.open("wb") as file:
-            file.write(header)
+            file.write(len(text).to_bytes(8, "little") + text)
             file.write(content[start:])
 
 
