@@ -215,3 +215,19 @@ def test_damaged_weights_are_named(bare, place):
         with pytest.raises(ValueError, match=f"{file.name}' is not what was released"):
             use()
         file.write_bytes(whole)
+
+
+def test_a_damaged_photo_is_named(bare):
+    from apps.web.search.serve import _gallery
+
+    folder = bare / "apps" / "gallery"
+    shutil.copytree(ROOT / "apps" / "gallery", folder)
+    assert _gallery() == folder
+    photo = folder / "gc_alpaca.webp"
+    content = bytearray(photo.read_bytes())
+    content[len(content) // 2] ^= 1
+    photo.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"gc_alpaca\.webp' is not what was released.*git checkout"
+    ):
+        _gallery()

@@ -3,13 +3,20 @@
 Tensors by name are a safetensors file, with texts as its metadata; the state of what goes on later
 is a file that torch saves. Neither runs code when it is read. Files appear whole or not at all, and
 whoever may read other new files may read them.
+
+What is read is what was written, or is refused: a safetensors file of ours has a digest of its
+content in its metadata, and torch's files have a checksum for each record, which torch itself does
+not look at. Files without (of other programs, of earlier versions) are read as they are.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "DamagedFileError",
     "TensorFileError",
     "read_metadata",
     "read_state",
@@ -30,11 +38,21 @@ __all__ = [
     "write_tensors",
 ]
 
+DIGEST = "eigen_sha256"
+"""Name of the digest among a safetensors file's metadata; readers never see it."""
+
+_PIECE = 2**20  # bytes hashed at once
+_IS_FOLDER = 0x10  # among the attributes of a zip's entry
+_TORCH_ZIP = b"PK\x03\x04"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
 class TensorFileError(ValueError):
     """A file that is damaged or of another kind; the message is one line and names the file."""
+
+
+class DamagedFileError(TensorFileError):
+    """A file whose content is not what was written."""
 
 
 def write_tensors(
@@ -53,7 +71,17 @@ def write_tensors(
         storages.add(storage)
     with replacing(path) as temporary:
         # Not `save_file`: its files are readable by their owner alone, their names UTF-8.
-        temporary.write_bytes(save(own, metadata={"format": "pt", **(metadata or {})}))
+        content = memoryview(save(own, metadata={"format": "pt", **(metadata or {})}))
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(bytes(content[8:start]))
+        digest = _header_digest(header)
+        digest.update(content[start:])
+        header["__metadata__"][DIGEST] = digest.hexdigest()
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(content[start:])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -65,6 +93,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load, load_file
 
+    _check_digest(path)
     try:
         # By name it is mapped, not copied, but only by a name in UTF-8.
         return load_file(path) if _is_utf8(path) else load(path.read_bytes())
@@ -75,8 +104,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Texts of a safetensors file by name; raises as `read_tensors` does."""
-    return _header(path)[1]
+    """Texts of a safetensors file by name; raises as `read_tensors` does.
+
+    Its digest is not checked, which takes reading the whole file: `read_tensors` does.
+    """
+    return {name: text for name, text in _header(path)[1].items() if name != DIGEST}
 
 
 def read_stored(path: Path) -> dict[str, tuple[str, list[int], memoryview]]:
@@ -84,6 +116,7 @@ def read_stored(path: Path) -> dict[str, tuple[str, list[int], memoryview]]:
 
     Raises as `read_tensors` does.
     """
+    _check_digest(path)
     header, _, start = _header(path)
     content = memoryview(path.read_bytes())[start:]
     stored = {}
@@ -125,6 +158,7 @@ def read_state(path: str | os.PathLike[str]) -> Any:
     """
     import torch
 
+    _check_records(Path(path))
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -155,6 +189,59 @@ def read_weights(path: Path) -> dict[str, Any]:
         kind = type(content).__name__
         raise TensorFileError(f"{path} holds no state dict; expected a state_dict, got {kind}")
     return dict(content)
+
+
+def _check_digest(path: Path) -> None:
+    """Raise DamagedFileError if a safetensors file has a digest that does not fit."""
+    header, metadata, start = _header(path)
+    if DIGEST not in metadata:
+        return
+    digest = _header_digest({**header, "__metadata__": metadata})
+    with path.open("rb") as file:
+        file.seek(start)
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    if digest.hexdigest() != metadata[DIGEST]:
+        raise _damaged(path, "its content does not fit its digest")
+
+
+def _header_digest(header: Mapping[str, Any]) -> hashlib._Hash:
+    """Of a safetensors header without its own digest; the bytes of the tensors follow."""
+    texts = {k: v for k, v in header["__metadata__"].items() if k != DIGEST}
+    text = json.dumps({**header, "__metadata__": texts}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode())
+
+
+def _check_records(path: Path) -> None:
+    """Raise DamagedFileError if a record of a file of torch does not fit its checksum.
+
+    Or if the archive around the records is damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_TORCH_ZIP)) != _TORCH_ZIP:
+            return  # of a torch before 1.6, or something else
+        try:
+            with zipfile.ZipFile(file) as archive:
+                records = archive.infolist()
+                if not any(record.CRC for record in records):
+                    return  # saved after `set_crc32_options(False)`
+                # torch would leave the memory of such a record as it happens to be.
+                bad = [
+                    each.filename
+                    for each in records
+                    if each.file_size and each.external_attr & _IS_FOLDER
+                ]
+                bad += filter(None, [archive.testzip()])
+        except Exception as error:  # zipfile and zlib have a dozen kinds for damaged structures
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise  # a seek to nowhere is damage, too
+            raise _damaged(path, _one_line(error)) from error
+    if bad:
+        raise _damaged(path, f"its record {bad[0]!r} does not fit its checksum")
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(f"{path} is damaged: {why}; restore it from a copy, or make it again")
 
 
 def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:

@@ -25,6 +25,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
+from enn_core.files.digests import DigestError, check_seal, sealed
 from enn_core.files.migrations import Content, FormatError, upgraded
 
 __all__ = ["BiasCorrection", "Calibration", "CalibrationError", "Conformal", "Method", "coverage"]
@@ -201,7 +202,8 @@ class Calibration:
             "sites": {name: bias.to_dict() for name, bias in self.sites.items()},
         }
         with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="ascii")
+            text = json.dumps(sealed(document), indent=2)
+            temporary.write_text(text + "\n", encoding="ascii")
 
     @classmethod
     def load(cls, path: Path | str) -> Calibration:
@@ -212,13 +214,18 @@ class Calibration:
         """
         try:
             document = json.loads(Path(path).read_text(encoding="ascii"))
+            check_seal(document)
             document = upgraded(document, document["format"], FORMAT)
             sites = {str(name): _correction(bias) for name, bias in document["sites"].items()}
             weights = str(document["weights"])
             valid = bool(sites)
         except FormatError as error:
             raise CalibrationError(f"{path}: the calibration {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except DigestError as error:
+            raise CalibrationError(
+                f"{path}: the calibration {error}; fit it again with `enn brain calibrate`"
+            ) from None
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             valid = False
         if not valid:
             raise CalibrationError(f"{path}: no calibration; make one with `enn brain calibrate`")

@@ -42,6 +42,7 @@ class Outcome:
         error: why it failed, in one line without the file's name; "" if it did not.
         seconds: that it took.
         cached: whether it was prepared in an earlier run.
+        remark: on the cache, if its entry was damaged; "" if not.
     """
 
     scan: Scan
@@ -49,6 +50,7 @@ class Outcome:
     error: str
     seconds: float
     cached: bool = False
+    remark: str = ""
 
 
 def prepare_scan(
@@ -215,6 +217,9 @@ def _start(steps: Any) -> None:
 
 
 def _work(scan: Scan, job: _Job) -> Outcome:
+    import warnings
+
+    from neuro.scans.prep_cache import CacheDamage
     from neuro.scans.preprocess import Preprocessor
     from neuro.scans.read import VolumeError
 
@@ -223,14 +228,17 @@ def _work(scan: Scan, job: _Job) -> Outcome:
         _preprocessor = Preprocessor()
     start = time.perf_counter()
     prepared, cached, error = None, False, ""
+    remarks: list[warnings.WarningMessage] = []
     try:
-        prepared, cached = prepare_scan(
-            scan.path,
-            job.kind,
-            preprocessor=_preprocessor,
-            cache=job.cache,
-            progress=lambda step: _steps.send_bytes(f"{scan.name}\0{step}".encode()),
-        )
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always", CacheDamage)
+            prepared, cached = prepare_scan(
+                scan.path,
+                job.kind,
+                preprocessor=_preprocessor,
+                cache=job.cache,
+                progress=lambda step: _steps.send_bytes(f"{scan.name}\0{step}".encode()),
+            )
         if job.out is not None:
             write_outputs(prepared, job.out, scan.name)
     except VolumeError as failure:
@@ -242,7 +250,8 @@ def _work(scan: Scan, job: _Job) -> Outcome:
     except Exception as failure:
         text = " ".join(str(failure).split())
         error = f"failed with {type(failure).__name__}: {text[:200]}"
-    return Outcome(scan, prepared, error, time.perf_counter() - start, cached)
+    remark = "; ".join(str(each.message) for each in remarks)
+    return Outcome(scan, prepared, error, time.perf_counter() - start, cached, remark)
 
 
 # --- in the caller -----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,13 @@ from neuro.scans.preprocess import InputKind, Prepared, parameters
 from neuro.scans.quality import Quality
 from neuro.scans.template import MNI_SHAPE
 
-__all__ = ["PrepCache", "default_cache_dir", "read_prepared"]
+__all__ = ["CacheDamage", "PrepCache", "default_cache_dir", "read_prepared"]
 
 _FORMAT = 1
+
+
+class CacheDamage(UserWarning):
+    """An entry of a cache is damaged, and made again."""
 
 
 def default_cache_dir() -> Path:
@@ -39,20 +44,19 @@ def read_prepared(path: Path) -> Prepared:
         OSError: it is missing or cannot be read.
         ValueError: it is damaged.
     """
+    content = path.read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             image = arrays["image"]
             record = json.loads(arrays["record"].tobytes())
         quality = Quality.from_record(record["quality"])
         to_mni = np.array(record["to_mni"], np.float64)
-    except OSError:
-        raise
     # A zip file's checksums tell of any damage, its parts' readers of some in ways of their own:
     # zlib.error, BadZipFile, KeyError, NotImplementedError, struct.error ...
     except Exception as error:
-        raise ValueError(f"{path.name} is damaged ({' '.join(str(error).split())})") from None
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
     if image.shape != MNI_SHAPE or image.dtype != np.uint8 or to_mni.shape != (4, 4):
-        raise ValueError(f"{path.name} is no prepared brain")
+        raise ValueError("it is no prepared brain")
     return Prepared(image, to_mni, quality, record)
 
 
@@ -74,7 +78,11 @@ class PrepCache:
         path = self._path(sha256, kind)
         try:
             found = read_prepared(path)
-        except (OSError, ValueError):  # it is prepared and kept again
+        except OSError:
+            return None
+        except ValueError as error:
+            text = f"the cache's {path} is damaged ({error}); the scan is prepared again"
+            warnings.warn(text, CacheDamage, stacklevel=2)
             return None
         with contextlib.suppress(OSError):
             os.utime(path)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from enn_core.files.digests import DigestError, check_seal, sealed
 from neuro.scans.contrast import LEAST_WHITE_TO_GREY, LIMIT, white_to_grey
 from neuro.scans.intensity import bright_excess
 from neuro.scans.template import FULL_SCALE, MNI_AFFINE, load_template
@@ -394,7 +395,8 @@ class IntensityReference:
         from enn_core.files.atomic import replacing
 
         with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.as_record()) + "\n", encoding="ascii")
+            text = json.dumps(sealed(self.as_record()))
+            temporary.write_text(text + "\n", encoding="ascii")
 
     @classmethod
     def load(cls, path: Path | str) -> IntensityReference:
@@ -404,8 +406,12 @@ class IntensityReference:
             ValueError: no such document.
         """
         try:
-            return cls.from_record(json.loads(Path(path).read_text(encoding="ascii")))
-        except ValueError:
+            record = json.loads(Path(path).read_text(encoding="ascii"))
+            check_seal(record)
+            return cls.from_record(record)
+        except DigestError as error:
+            raise ValueError(f"{path} {error}; write it by training again") from None
+        except (TypeError, ValueError):
             text = "no statistics of intensities; write them by training again"
             raise ValueError(f"{path}: {text}") from None
 

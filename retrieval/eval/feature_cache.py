@@ -2,13 +2,15 @@
 
 One file per part of a data set, named by a hash of everything that decides its content: model,
 preprocessing and runtime; path, size and time of every image, or the texts. A part that is found
-is therefore right, and nothing ever has to be invalidated.
+is therefore right, and nothing ever has to be invalidated. It ends with a digest: what is damaged
+is computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import warnings
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from retrieval.model.retrieval_model import RetrievalModel
 
 __all__ = ["FeatureCache", "default_cache_dir"]
+
+_DIGEST = hashlib.sha256().digest_size
 
 
 def default_cache_dir() -> Path:
@@ -52,7 +56,7 @@ class FeatureCache:
                 **model.fingerprint(),
                 "runtime": model.runtime,
                 "context": model.context_length,
-                "vectors": 1,
+                "vectors": 2,  # of the files' form
             },
             sort_keys=True,
         )
@@ -116,8 +120,16 @@ class FeatureCache:
     @staticmethod
     def _read(file: Path, rows: int, columns: int) -> npt.NDArray[np.float32] | None:
         try:
-            vectors = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            content = file.read_bytes()
+        except OSError:
+            return None
+        content, digest = content[:-_DIGEST], content[-_DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            warnings.warn(f"{file} is damaged; its vectors are computed again", stacklevel=2)
+            return None
+        try:
+            vectors = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, EOFError):
             return None
         fits = vectors.shape == (rows, columns) and vectors.dtype == np.float32
         return vectors if fits and np.isfinite(vectors).all() else None
@@ -127,7 +139,10 @@ class FeatureCache:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary, open(temporary, "wb") as out:
-                np.save(out, np.asarray(vectors, dtype=np.float32))
+                content = io.BytesIO()
+                np.save(content, np.asarray(vectors, dtype=np.float32))
+                out.write(content.getbuffer())
+                out.write(hashlib.sha256(content.getbuffer()).digest())
         except OSError as error:
             # Hours of work must not end because they cannot be kept for a second run.
             warnings.warn(

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from enn_core.files.atomic import new_folder
+from enn_core.files.digests import file_sha256
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +41,9 @@ RUNTIMES = ("auto", "openvino", "torch")
 PRECISIONS = ("f32", "bf16")
 
 logger = logging.getLogger(__name__)
+
+_SUMS = "sha256"
+"""Name of the file in a cached model's folder with the digests of the others."""
 
 # Bump when the traced graph changes for the same weights.
 _GRAPH_VERSION = 2
@@ -176,6 +180,7 @@ class ImageRuntime:
         probe = _probe(self._size)
         if folder.is_dir():
             try:
+                _check_sums(folder)
                 expected = np.load(folder / "probe.npy", allow_pickle=False)
                 graph = core.read_model(folder / "tower.xml")
                 run = _compile(openvino, core, graph, self.precision)
@@ -194,7 +199,23 @@ class ImageRuntime:
         with contextlib.suppress(OSError, RuntimeError), new_folder(folder) as new:
             openvino.save_model(graph, new / "tower.xml", compress_to_fp16=False)
             np.save(new / "probe.npy", expected)
+            (new / _SUMS).write_text(_sums(new), encoding="ascii")
         return run
+
+
+def _sums(folder: Path) -> str:
+    """The files of a cached model with their digests, one a line."""
+    files = sorted(path for path in folder.iterdir() if path.name != _SUMS)
+    return "".join(f"{file_sha256(path)}  {path.name}\n" for path in files)
+
+
+def _check_sums(folder: Path) -> None:
+    """Raise ValueError if a cached model is not what was written, byte by byte.
+
+    The comparison with torch alone would pass a weight that changed a little.
+    """
+    if (folder / _SUMS).read_text(encoding="ascii") != _sums(folder):
+        raise ValueError("its files do not fit their digests")
 
 
 def _pass_on_interrupt(error: BaseException | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from enn_core.files.atomic import replacing
+from enn_core.files.digests import SEAL, DigestError, check_seal, sealed
 from enn_core.files.tensors import read_tensors, write_tensors
 from retrieval.model.mini_tower import MiniTower
 from retrieval.model.minilm_tower import MINI, VIT, MiniLMTower
@@ -53,7 +54,7 @@ def save_tower(tower: MiniLMTower, directory: Path | str, config: Mapping[str, A
     state = {name: value.float() for name, value in fuse(tower).state_dict().items()}
     write_tensors(directory / WEIGHTS, state)
     with replacing(directory / CONFIG) as temporary:
-        temporary.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(sealed(config), indent=2) + "\n", encoding="utf-8")
 
 
 def save_vit(tower: VitTower, directory: Path | str, config: Mapping[str, Any]) -> None:
@@ -88,6 +89,10 @@ def read_config(directory: Path | str) -> dict[str, Any]:
         raise ValueError(f"{CONFIG} is nested too deeply") from None
     if not isinstance(config, dict):
         raise ValueError(f"{CONFIG} must hold a JSON object, got {type(config).__name__}")
+    try:
+        check_seal(config)
+    except DigestError as error:
+        raise ValueError(f"{CONFIG} {error}; if it was edited, delete its {SEAL!r}") from None
     check_config(config)
     return config
 

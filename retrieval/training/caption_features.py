@@ -3,6 +3,7 @@
 One file for a set of texts, named by a hash of everything that decides its content; it appears
 complete or not at all. While it is computed, the rows so far lie beside it, and a later run goes on
 from there. Several processes may ask for the same texts: one computes, the others wait for it.
+The file ends with a digest: what is damaged is computed again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from enn_core.files.atomic import replacing
+from enn_core.files.digests import check_seal, sealed
 from retrieval.training.settings import TrainError
 
 __all__ = ["text_features"]
 
 # Texts between two notes of progress on disk: some seconds of work on two cores.
 _CHUNK = 512
+_PIECE = 2**20  # bytes hashed at once
 
 
 def text_features(
@@ -80,8 +84,27 @@ def _read(file: Path, rows: int) -> npt.NDArray[np.float32] | None:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    fits = array.ndim == 2 and len(array) == rows and array.dtype == np.float32
-    return array if fits else None
+    if array.ndim != 2 or len(array) != rows or array.dtype != np.float32:
+        return None
+    end = array.offset + array.nbytes  # of a memmap
+    if file.stat().st_size == end:  # of an earlier version
+        return array
+    with file.open("rb") as opened:
+        opened.seek(end)
+        wanted = opened.read()
+    if wanted != _digest(file, end):
+        warnings.warn(f"{file} is damaged; the captions are encoded again", stacklevel=4)
+        return None
+    return array
+
+
+def _digest(file: Path, end: int) -> bytes:
+    """SHA-256 of the first bytes of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while piece := opened.read(min(_PIECE, end - opened.tell())):
+            digest.update(piece)
+    return digest.digest()
 
 
 def _compute(
@@ -116,9 +139,17 @@ def _compute(
         array[mine] = features[which[mine] - start]
         array.flush()  # on the disk before the note of it
         with replacing(state) as temporary:
-            temporary.write_text(json.dumps({"done": end, "chunk": _CHUNK}), encoding="utf-8")
+            note = json.dumps(sealed({"done": end, "chunk": _CHUNK}))
+            temporary.write_text(note, encoding="utf-8")
         report("captions", end, len(unique), "")
+    end = array.offset + array.nbytes
     del array  # Windows renames no file that is mapped
+    with part.open("r+b") as opened:
+        opened.truncate(end)  # a run that was killed here may have come further
+        opened.seek(end)
+        opened.write(_digest(part, end))
+        opened.flush()
+        os.fsync(opened.fileno())
     part.replace(file)
     state.unlink()
 
@@ -136,6 +167,7 @@ def _resume(part: Path, state: Path, rows: int, unique: int) -> tuple[int, Any]:
     """(unique texts done, array to go on in), (0, None) if there is nothing usable."""
     with contextlib.suppress(OSError, ValueError, EOFError, KeyError, TypeError):
         noted = json.loads(state.read_text(encoding="utf-8"))
+        check_seal(noted)
         array = np.lib.format.open_memmap(part, "r+")
         fits = array.ndim == 2 and len(array) == rows and array.dtype == np.float32
         if fits and noted["chunk"] == _CHUNK and 0 < int(noted["done"]) <= unique:

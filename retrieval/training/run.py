@@ -29,7 +29,7 @@ from enn_core.averages import keep_as_they_are
 from enn_core.files.atomic import clear_strays, own_name
 from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tables import write_table
-from enn_core.files.tensors import read_state, write_state
+from enn_core.files.tensors import DamagedFileError, read_state, write_state
 from enn_core.local import Learner, Recipe, random_stream
 from enn_core.torchrun import processes
 from retrieval.datasets.captioned import CaptionDataset
@@ -408,6 +408,8 @@ class _Run:
             theirs = state["config"]
         except FormatError as error:
             raise TrainError(f"{self._checkpoint} {error}") from None
+        except DamagedFileError as error:
+            raise TrainError(str(error)) from None
         except Exception as error:  # whatever a damaged file makes torch raise
             raise TrainError(f"{self._checkpoint} is no checkpoint of a contrastive run") from error
         mine = {k: v for k, v in self._settings().items() if k not in _FREE}

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from places import GALLERY
 
+from enn_core.files.digests import file_sha256
+
 PHOTOS = sorted(p for p in GALLERY.iterdir() if p.suffix in {".jpg", ".webp"})
 MAX_BYTES = 6_000_000
 MAX_SIDE = 400
@@ -26,6 +28,7 @@ COLUMNS = {
     "source_path",
     "source_url",
     "changes",
+    "sha256",
 }
 
 # Everything else (NC, ND, GPL, unknown) may not be shipped here.
@@ -101,6 +104,13 @@ def test_each_photo_has_exactly_one_credit(credits: list[dict[str, str]]) -> Non
     counts = Counter(row["file"] for row in credits)
     assert set(counts) == {p.name for p in PHOTOS}
     assert set(counts.values()) == {1}
+
+
+def test_digests_are_those_of_the_photos(credits: list[dict[str, str]]) -> None:
+    """With these the demo tells a damaged photo; a changed one needs its line changed, too."""
+    assert {row["file"]: row["sha256"] for row in credits} == {
+        p.name: file_sha256(p) for p in PHOTOS
+    }
 
 
 def test_credits_are_complete_and_licences_free(credits: list[dict[str, str]]) -> None:

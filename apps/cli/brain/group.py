@@ -174,6 +174,8 @@ def prepare(
             with contextlib.closing(outcomes):
                 for outcome in outcomes:
                     row = rows[outcome.scan.name] = each(outcome)
+                    if outcome.remark:
+                        line.say(f"note: {printable(row['file'])}: {printable(outcome.remark)}")
                     if odd := note_text(outcome):
                         line.say(f"note: {printable(row['file'])}: {printable(odd)}")
                     if row["error"]:

@@ -224,13 +224,26 @@ def _warm_up(collections: Sequence[Collection]) -> None:
 
 
 def _gallery() -> Path:
-    return shipped("apps/gallery", "the sample gallery", "give a folder of pictures")
+    """The sample photos, each of them the one that was released.
+
+    Raises:
+        NotInstalledError, ShippedDamage: they are not there, or one is damaged.
+    """
+    what = "apps/gallery", "the sample gallery", "give a folder of pictures"
+    rows = _gallery_rows(shipped(*what))
+    # Photos of an older package have no digests beside them.
+    return shipped(*what, {row["file"]: row["sha256"] for row in rows if "sha256" in row})
+
+
+def _gallery_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "credits.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def _gallery_credits() -> dict[str, str]:
     """Author and licence of every shipped photo, which their licences ask to be shown."""
-    with (_gallery() / "credits.csv").open(encoding="utf-8", newline="") as stream:
-        return {r["file"]: f"{r['author']}, {r['licence']}" for r in csv.DictReader(stream)}
+    rows = _gallery_rows(_gallery())
+    return {row["file"]: f"{row['author']}, {row['licence']}" for row in rows}
 
 
 def _cached_index_dir(folder: Path, model: RetrievalModel) -> Path:

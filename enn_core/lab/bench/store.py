@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from enn_core.files.digests import SEAL, DigestError, check_seal, sealed
+
 __all__ = ["Store"]
 
 
@@ -29,7 +31,13 @@ class Store:
         for number, line in enumerate(raw[: self._end].splitlines(), 1):
             try:
                 row = json.loads(line)
+                check_seal(row)
+                row.pop(SEAL, None)
                 self.rows[row["key"]] = row
+            except DigestError as error:
+                raise ValueError(
+                    f"line {number} of '{file}' {error}; remove the line, and the run is done again"
+                ) from None
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
                     f"line {number} of '{file}' is no run of this bench; remove the line, or give "
@@ -38,7 +46,7 @@ class Store:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep a row, on disk when this returns."""
-        line = json.dumps(row).encode() + b"\n"
+        line = json.dumps(sealed(row)).encode() + b"\n"
         with self.file.open("r+b" if self.file.exists() else "wb") as file:
             file.truncate(self._end)
             file.seek(self._end)

@@ -30,7 +30,7 @@ from enn_core.convert import conversion_report, fuse
 from enn_core.files.atomic import replacing
 from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.files.tables import write_table
-from enn_core.files.tensors import read_state, write_state
+from enn_core.files.tensors import DamagedFileError, read_state, write_state
 from enn_core.lab.classify.batches import Augment, Batches, feed
 from enn_core.lab.classify.config import ClassifyConfig, ClassifyError
 from enn_core.lab.classify.datasets import ImageData, Images, load_data
@@ -333,6 +333,8 @@ class _Run:
             theirs = state["classifier"]
         except FormatError as error:
             raise ClassifyError(f"'{self._checkpoint}' {error}") from None
+        except DamagedFileError as error:
+            raise ClassifyError(str(error)) from None
         except Exception as error:  # whatever a damaged file makes torch raise
             raise ClassifyError(
                 f"'{self._checkpoint}' is no checkpoint of a classifier; give another output"

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from neuro.age.calibrate import BiasCorrection, CalibrationError, Conformal, coverage
+from enn_core.files.digests import SEAL
+from neuro.age.calibrate import (
+    BiasCorrection,
+    Calibration,
+    CalibrationError,
+    Conformal,
+    coverage,
+)
 
 
 @pytest.fixture
@@ -89,3 +98,30 @@ def test_too_few_residuals_for_the_confidence():
         Conformal((1.0, 2.0, 3.0)).interval([40.0])
     with pytest.raises(CalibrationError, match="between 0 and 1"):
         Conformal((1.0,) * 20).interval([40.0], confidence=90)
+
+
+def test_a_damaged_calibration_is_refused_and_an_old_one_read(tmp_path):
+    file = tmp_path / "a.json"
+    calibration = Calibration({"a": BiasCorrection("cole", 0.8, 10.25, 30)}, "ab" * 32)
+    calibration.save(file)
+    assert Calibration.load(file) == calibration
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[at] ^= 1 << bit
+            file.write_bytes(damaged)
+            try:
+                found = Calibration.load(file)
+            except CalibrationError:
+                continue
+            assert found == calibration
+    file.write_bytes(whole.replace(b"10.25", b"10.75"))
+    with pytest.raises(
+        CalibrationError, match=r"a\.json: the calibration is damaged.*fit it again"
+    ):
+        Calibration.load(file)
+    old = json.loads(whole)
+    del old[SEAL]
+    file.write_text(json.dumps(old))
+    assert Calibration.load(file) == calibration

@@ -52,6 +52,21 @@ def test_one_scan_here(tmp_path):
         prepare_scan(tmp_path / "b.nii.gz")
 
 
+def test_a_damaged_entry_of_the_cache_is_told_and_replaced(tmp_path):
+    brain(tmp_path / "a.nii.gz")
+    cache = tmp_path / "cache"
+    prepare_scan(tmp_path / "a.nii.gz", "mni", cache=cache)
+    (entry,) = cache.iterdir()
+    whole = bytearray(entry.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    entry.write_bytes(whole)
+    scans = find_scans([tmp_path / "a.nii.gz"])
+    for damaged in (True, False):
+        (outcome,) = prepare_all(scans, kind="mni", cache=cache)
+        assert outcome.prepared is not None
+        assert (outcome.cached, str(entry) in outcome.remark) == (not damaged, damaged)
+
+
 def test_a_process_that_dies_costs_one_scan(tmp_path):
     """As if the kernel had killed it for its memory, each time it reads a certain scan."""
     brain(tmp_path / "a.nii.gz")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
+import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -41,6 +44,39 @@ def test_kept_and_found(tmp_path, path, prepared):
     assert cache.find(sha256, "brain") is None
     assert cache.find("0" * 64, "mni") is None
     assert [p.suffix for p in cache.folder.iterdir()] == [".npz"]
+
+
+def test_damaged_entries_are_prepared_again_and_replaced(tmp_path, path, prepared):
+    cache = PrepCache(tmp_path / "cache")
+    cache.add(prepared)
+    (file,) = cache.folder.iterdir()
+    whole = file.read_bytes()
+    draw = random.Random(3)
+    noticed = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = cache.find(content_hash(path), "mni")
+        if found is None:
+            noticed += 1
+            assert str(file) in str(told[0].message)
+        else:  # what nobody reads of a zip file
+            assert np.array_equal(found.image, prepared.image)
+            assert np.array_equal(found.to_mni, prepared.to_mni)
+            assert found.record == prepared.record
+    assert noticed > 40
+    again, cached = prepare_scan(path, "mni", cache=cache.folder)
+    assert (cached, np.array_equal(again.image, prepared.image)) == (found is not None, True)
+    with pytest.MonkeyPatch.context() as patch:
+        # A compressed part that is no such thing: an error of zlib, and no ValueError.
+        patch.setattr(np, "load", lambda *_, **__: zlib.decompress(b"no stream"))
+        with pytest.warns(UserWarning, match="prepared again"):
+            assert cache.find(content_hash(path), "mni") is None
+    prepare_scan(path, "mni", cache=cache.folder)
+    assert cache.find(content_hash(path), "mni") is not None
 
 
 def test_other_steps_are_other_brains(tmp_path, path, prepared, monkeypatch):

@@ -141,8 +141,17 @@ def test_kept_vectors_of_other_content_are_not_taken(dataset, tmp_path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:-7])  # cut by a crash
-    assert same.find_images(dataset.images) is None
-    assert measure(model, dataset, bootstrap=0, cache=same).result["images_from_cache"] == 23
+    with pytest.warns(UserWarning, match="is damaged; its vectors are computed again"):
+        assert same.find_images(dataset.images) is None
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert measure(model, dataset, bootstrap=0, cache=same).result["images_from_cache"] == 23
+    assert same.find_images(dataset.images) is not None
+    for file in tmp_path.iterdir():
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert same.find_images(dataset.images) is None
 
 
 def test_vectors_that_cannot_be_kept_stop_nothing(dataset, tmp_path):

@@ -125,7 +125,7 @@ def test_the_second_start_needs_no_tower(cache):
 
 @needs_openvino
 @pytest.mark.parametrize("file", ["tower.xml", "tower.bin", "probe.npy"])
-@pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "changed", "one bit"])
 def test_a_damaged_cache_is_made_again(cache, file, damage, caplog):
     first = make()(pixels(3))
     path = next(cache.glob(f"*/{file}"))
@@ -134,6 +134,9 @@ def test_a_damaged_cache_is_made_again(cache, file, damage, caplog):
         path.unlink()
     elif damage == "cut":
         path.write_bytes(data[: len(data) // 2])
+    elif damage == "one bit":  # too little for the comparison with torch
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
     else:
         middle = len(data) // 2
         data[middle : middle + 64] = bytes(255 - b for b in data[middle : middle + 64])

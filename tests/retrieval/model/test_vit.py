@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import retrieval
 from enn_core import conversion_report, orthogonality_error, to_enn
+from enn_core.files.digests import SEAL
 from retrieval.eigen_coordinates import scores
 from retrieval.model.checkpoints import ModelError
 from retrieval.model.preprocess import Preprocess
@@ -214,8 +215,7 @@ def test_heads_that_the_tensors_do_not_show_make_another_compiled_tower(director
     x = pixels().permute(0, 2, 3, 1).numpy().astype(np.uint8)
     first = retrieval.load(directory, runtime="openvino").image_vectors(x)
     config = json.loads((directory / "config.json").read_text())
-    config["vision"]["head_width"] = 32
-    (directory / "config.json").write_text(json.dumps(config))
+    change(directory, vision={**config["vision"], "head_width": 32})
     changed = retrieval.load(directory, runtime="openvino").image_vectors(x)
     expected = retrieval.load(directory, runtime="torch").image_vectors(x)
     assert np.abs(first - expected).max() > 1e-4
@@ -224,6 +224,7 @@ def test_heads_that_the_tensors_do_not_show_make_another_compiled_tower(director
 
 def change(folder: Path, **entries) -> None:
     config = json.loads((folder / "config.json").read_text())
+    del config[SEAL]
     (folder / "config.json").write_text(json.dumps({**config, **entries}))
 
 
@@ -348,3 +349,10 @@ def test_photos_are_found_by_words_and_survive_a_save_of_the_model(directory, tm
     with retrieval.open_index(photos / ".enn-index") as searcher:
         assert searcher.model.name == model.name
         assert len(searcher.search("a dog", k=4)) == 4
+
+
+def test_a_changed_configuration_is_refused(directory):
+    file = directory / "config.json"
+    file.write_text(file.read_text().replace('"epochs": 1', '"epochs": 3'))
+    with pytest.raises(ValueError, match=r"config\.json is damaged.*if it was edited, delete its"):
+        load_tower(directory)

@@ -92,13 +92,17 @@ def test_other_texts_and_other_towers_have_files_of_their_own(tmp_path):
     assert len(list(tmp_path.glob("*.npy"))) == 4
 
 
-@pytest.mark.parametrize("damage", ["cut", "noise", "rows", "type", "state", "stray"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "noise", "rows", "type", "state", "stray"])
 def test_damaged_files_are_computed_again(tmp_path, damage):
     texts = [f"text {i}" for i in range(10)]
     (file,) = [Path(features(texts, tmp_path).filename)]
     part, state = file.with_suffix(".part"), file.with_suffix(".json")
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:50])
+    elif damage == "bit":
+        content = bytearray(file.read_bytes())
+        content[-40] ^= 1
+        file.write_bytes(content)
     elif damage == "noise":
         file.write_bytes(os.urandom(500))
     elif damage == "rows":
@@ -112,6 +116,13 @@ def test_damaged_files_are_computed_again(tmp_path, damage):
         file.unlink()
         state.write_text('{"done": 10, "chunk": 512}')
     np.testing.assert_array_equal(features(texts, tmp_path), encode(texts))
+
+
+def test_a_file_of_an_earlier_version_is_read_as_it_is(tmp_path):
+    texts = ["a", "bb"]
+    file = Path(features(texts, tmp_path).filename)
+    np.save(file, 2 * encode(texts))  # without a digest at its end
+    np.testing.assert_array_equal(features(texts, tmp_path), 2 * encode(texts))
 
 
 def test_a_stray_note_is_not_believed_after_a_kill(tmp_path):

@@ -402,7 +402,13 @@ def test_a_line_cut_off_by_a_kill_is_run_again(tmp_path: Path) -> None:
     assert set(store.rows) == {"a"}
     store.add({"key": "c", "x": 3})
     assert set(Store(file).rows) == {"a", "c"}
-    file.write_text("hello\n" + file.read_text())
+    whole = file.read_text()
+    file.write_text(whole.replace('"x": 3', '"x": 7'))
+    with pytest.raises(ValueError, match=r"line 2 of .* is damaged.*remove the line"):
+        Store(file)
+    file.write_text('{"key": "old", "x": 5}\n' + whole)  # of a version without digests
+    assert Store(file).rows["old"] == {"key": "old", "x": 5}
+    file.write_text("hello\n" + whole)
     with pytest.raises(ValueError, match=r"line 1 of .* is no run"):
         Store(file)
 
