@@ -99,10 +99,13 @@ def redeem(file: Path, db: sqlite3.Connection, generation: int, loss: str | None
         loss: what `lost` said when it was opened.
     """
     with _writing_alone(db):
-        promised = read(file)
         if loss is not None:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('lost', ?)", (loss,))
-        if promised is not None and (loss is not None or promised.generation <= generation):
+        try:
+            promised = read(file)
+        except ValueError:  # damaged: it promises nothing
+            promised = None
+        if promised is None or loss is not None or promised.generation <= generation:
             promise_file(file).unlink(missing_ok=True)
             sync_folder(file.parent)
 

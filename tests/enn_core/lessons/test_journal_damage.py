@@ -199,6 +199,7 @@ def test_a_damaged_promise_stops_nobody(tmp_path, content):
     promise.promise_file(file).write_bytes(content)
     with Journal.open(file, identity=IDENTITY) as journal:
         assert _teach(journal) == 13
+    assert not promise.promise_file(file).exists()
 
 
 # --- copies --------------------------------------------------------------------------------------
