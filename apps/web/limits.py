@@ -343,7 +343,7 @@ async def _keep_body(kept: _Kept, receive: Receive, scope: Scope, max_body: int)
                 kept.rewind()
                 return None
         except OSError:
-            return Refusal(503, "The server's disk is full.")
+            return Refusal(503, "The server has no room left on its disk.")
 
 
 def _plain_json(body: bytes) -> bytes | Refusal:

@@ -102,7 +102,9 @@ def add_brain_routes(
             if isinstance(error, SessionError):
                 return _problem(error)
             gone = isinstance(error, ClientDisconnect)
-            return _problem("the upload ended early" if gone else "the server's disk is full")
+            return _problem(
+                "the upload ended early" if gone else "the server has no room left on its disk"
+            )
         return JSONResponse({"scan": scan.number}, headers=_FORGET)
 
     @app.get("/brain/files/{token}/{number}/{name}")
