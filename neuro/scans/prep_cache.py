@@ -54,9 +54,10 @@ def read_prepared(path: Path) -> Prepared:
     # A zip file's checksums tell of any damage, its parts' readers of some in ways of their own:
     # zlib.error, BadZipFile, KeyError, NotImplementedError, struct.error ...
     except Exception as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path.name} is damaged ({reason})") from None
     if image.shape != MNI_SHAPE or image.dtype != np.uint8 or to_mni.shape != (4, 4):
-        raise ValueError("it is no prepared brain")
+        raise ValueError(f"{path.name} is no prepared brain")
     return Prepared(image, to_mni, quality, record)
 
 
@@ -81,7 +82,7 @@ class PrepCache:
         except OSError:
             return None
         except ValueError as error:
-            text = f"the cache's {path} is damaged ({error}); the scan is prepared again"
+            text = f"{path.parent}{os.sep}{error}; the scan is prepared again"
             warnings.warn(text, CacheDamage, stacklevel=2)
             return None
         with contextlib.suppress(OSError):

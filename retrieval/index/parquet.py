@@ -120,11 +120,14 @@ def manifest_of(path: str | os.PathLike[str]) -> Manifest:
     """The manifest of the index that a Parquet file was exported from.
 
     Raises:
-        ImportFileError: if it is no such file.
+        ImportFileError: if it is no such file, or damaged: an index made of a damaged manifest
+            would take no other file.
         FileNotFoundError: if there is none.
     """
     with _opened(path) as file:
-        return _manifest(file, path)
+        manifest = _manifest(file, path)
+        _check_all(file, path, manifest.dim)
+        return manifest
 
 
 def import_parquet(writer: Writer, path: str | os.PathLike[str]) -> int:
@@ -146,9 +149,10 @@ def import_parquet(writer: Writer, path: str | os.PathLike[str]) -> int:
         FileNotFoundError: if there is no such file.
     """
     with _opened(path) as file:
-        writer.manifest.check(_manifest(file, path), "this file")
+        manifest = _manifest(file, path)
+        _check_all(file, path, manifest.dim)  # first, or damage would look like another model
+        writer.manifest.check(manifest, "this file")
         dim = writer.manifest.dim
-        _check_all(file, path, dim)
         count = 0
         with writer.guard():
             for entries, vectors in _checked(file, path, dim):
@@ -210,10 +214,13 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     with open(path, "rb") as stream:
         try:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from None
-        with file:
-            yield file
+        try:
+            with file:
+                yield file
+        except UnicodeDecodeError as error:  # of a damaged name of a column
+            raise _unreadable(path, error) from None
 
 
 def _batches(file: Any, path: str | os.PathLike[str], columns: list[str]) -> Iterator[Any]:

@@ -237,6 +237,26 @@ def test_flipped_bytes_are_told_in_one_line_or_change_nothing(
         assert len(other) == 0
 
 
+def test_no_index_is_made_of_a_damaged_manifest(exported, tmp_path) -> None:
+    whole = exported.read_bytes()
+    good = manifest_of(exported)
+    end = len(whole) - 8
+    begin = end - int.from_bytes(whole[-8:-4], "little")
+    draw = np.random.default_rng(0)
+    damaged = tmp_path / "damaged.parquet"
+    lines = []
+    for place in draw.integers(begin, end, size=300):
+        content = bytearray(whole)
+        content[place] ^= 1 << int(draw.integers(8))
+        damaged.write_bytes(content)
+        try:
+            assert manifest_of(damaged) == good
+        except (ImportFileError, IndexMismatch) as error:
+            lines.append(str(error))
+    assert len(lines) > 100
+    assert all("damaged.parquet" in line and "\n" not in line for line in lines)
+
+
 def test_an_export_without_a_digest_is_imported(exported, model, tmp_path) -> None:
     """As 0.1 wrote it."""
     table = pq.read_table(exported)
