@@ -218,11 +218,11 @@ def test_damaged_weights_are_named(bare, place):
 
 
 def test_a_damaged_photo_is_named(bare):
-    from apps.web.search.serve import _gallery
+    from apps.web.search.gallery import gallery
 
     folder = bare / "apps" / "gallery"
     shutil.copytree(ROOT / "apps" / "gallery", folder)
-    assert _gallery() == folder
+    assert gallery() == folder
     photo = folder / "gc_alpaca.webp"
     content = bytearray(photo.read_bytes())
     content[len(content) // 2] ^= 1
@@ -230,4 +230,4 @@ def test_a_damaged_photo_is_named(bare):
     with pytest.raises(
         ValueError, match=r"gc_alpaca\.webp' is not what was released.*git checkout"
     ):
-        _gallery()
+        gallery()

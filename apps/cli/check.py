@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,8 +75,8 @@ def check(
             metavar="TARGET",
             help="An index or an indexed folder, a profile's name or journal, a file of a model, "
             "checkpoint, calibration, of lessons or Parquet, or a folder of such files. Without "
-            "one: the index found here or above, all profiles, the shipped models, the cache of "
-            "prepared brains.",
+            "one: the index found here or above, all profiles, shipped models and photos, the "
+            "cache of prepared brains.",
             show_default=False,
         ),
     ] = None,
@@ -176,7 +177,9 @@ def _in_folder(folder: Path) -> Iterator[_Thing]:
     if any(folder.glob("*.npz")):
         yield _brain_cache(folder)
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (*_TENSORS, *_STATES, ".parquet") and path.is_file():
+        if (path.suffix in (*_TENSORS, *_STATES, ".parquet") and path.is_file()) or (
+            path.name == "config.json" and path.with_name("model.safetensors").is_file()
+        ):
             yield _file(path)
 
 
@@ -247,17 +250,29 @@ def _shipped() -> Iterator[_Thing]:
     def looked(find: Callable[[], Path]) -> list[Damage]:
         try:
             return _told(find(), lambda _: None)
-        except ValueError as error:  # its line names the file, and what to do
+        except (ValueError, OSError) as error:  # its line names the file, and what to do
             return [_damage(Path(), error, "")]
 
-    with contextlib.suppress(ModuleNotFoundError, NotInstalledError):
+    found: list[tuple[str, str, Callable[[], Path]]] = []
+    with contextlib.suppress(ModuleNotFoundError):
         from retrieval.model.loading import MINI, shipped_model
 
-        yield _Thing("model", Path(MINI), lambda: looked(shipped_model))
-    with contextlib.suppress(ModuleNotFoundError, NotInstalledError):
+        found.append(("model", MINI, shipped_model))
+    with contextlib.suppress(ModuleNotFoundError):
         from neuro.age.predict import shipped_weights
 
-        yield _Thing("model", Path("brain-age-ixi"), lambda: looked(shipped_weights))
+        found.append(("model", "brain-age-ixi", shipped_weights))
+    with contextlib.suppress(ModuleNotFoundError):
+        from apps.web.search.gallery import gallery
+
+        found.append(("photos", "sample gallery", gallery))
+    for kind, name, find in found:
+        with contextlib.suppress(ValueError, OSError):  # what is wrong is told when it is looked at
+            try:
+                find()
+            except NotInstalledError:
+                continue
+        yield _Thing(kind, Path(name), partial(looked, find))
 
 
 def _brain_cache(folder: Path) -> _Thing:

@@ -9,7 +9,6 @@ The page itself is in `apps.web.search.page`, the protection around it in `apps.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import os
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.web import server
-from enn_core.files.shipped import shipped
+from apps.web.search.gallery import credits_of, gallery
 
 server.prepare_environment()  # before anything imports gradio
 
@@ -107,7 +106,7 @@ def serve(
 
     # Fail before the slow part.
     if index is None and not folders:
-        _gallery()
+        gallery()
     if auth_file is not None:
         server.read_auth_file(auth_file, warn=lambda _: None)
     server.check_port(host, port, forwarded_allow_ips)
@@ -171,7 +170,7 @@ def _open_collections(
     _say("Loading the model…")
     model: RetrievalModel | None = None
     shipped = not folders
-    for number, folder in enumerate(folders or [_gallery()]):
+    for number, folder in enumerate(folders or [gallery()]):
         folder = folder.resolve()
         directory = index if index is not None else default_index_dir(folder)
         known = (directory / "manifest.json").exists()
@@ -198,7 +197,7 @@ def _open_collections(
             folder,
             number=number,
             token=pictures.token,
-            credits=_gallery_credits() if shipped else None,
+            credits=credits_of(folder) if shipped else None,
         )
 
 
@@ -221,29 +220,6 @@ def _warm_up(collections: Sequence[Collection]) -> None:
                 model.image_vectors(model.preprocess(blank)[None])
 
     threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
-
-
-def _gallery() -> Path:
-    """The sample photos, each of them the one that was released.
-
-    Raises:
-        NotInstalledError, ShippedDamage: they are not there, or one is damaged.
-    """
-    what = "apps/gallery", "the sample gallery", "give a folder of pictures"
-    rows = _gallery_rows(shipped(*what))
-    # Photos of an older package have no digests beside them.
-    return shipped(*what, {row["file"]: row["sha256"] for row in rows if "sha256" in row})
-
-
-def _gallery_rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "credits.csv").open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def _gallery_credits() -> dict[str, str]:
-    """Author and licence of every shipped photo, which their licences ask to be shown."""
-    rows = _gallery_rows(_gallery())
-    return {row["file"]: f"{row['author']}, {row['licence']}" for row in rows}
 
 
 def _cached_index_dir(folder: Path, model: RetrievalModel) -> Path:

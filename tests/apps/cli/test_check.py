@@ -9,11 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli_cases import GALLERY, document, load_models_once, run
 from places import ROOT
 from typer.testing import CliRunner
 
 from apps.cli.main import app
+from enn_core.files import shipped
+from enn_core.files.digests import sealed
+from enn_core.files.tensors import write_state, write_tensors
+from neuro.age.calibrate import BiasCorrection, Calibration
 
 pytest.importorskip("faiss")
 PHOTOS = ("gc_alpaca", "gc_bison", "gc_duck", "gc_giraffe_head", "gc_kitten_on_box", "gc_mars")
@@ -60,7 +65,7 @@ def test_all_that_is_a_users_is_looked_at(home) -> None:
     assert found["damaged"] == 0
     kinds = [each["kind"] for each in found["checked"]]
     assert kinds[:2] == ["index", "profile"]
-    assert "model" in kinds
+    assert {"model", "photos"} <= set(kinds)
     assert all(each["damage"] == [] for each in found["checked"])
 
 
@@ -68,6 +73,7 @@ def test_targets_by_name_folder_and_file(home) -> None:
     run("export", home / "out.parquet")
     run("export", home / "lessons.json")
     (home / "empty").mkdir()
+    Calibration({"a": BiasCorrection("offset", 0.0, 3.5, 5)}).save(home / "calibration.json")
     wanted = {
         "default": "profile",
         home / "photos": "index",
@@ -75,6 +81,7 @@ def test_targets_by_name_folder_and_file(home) -> None:
         home / "out.parquet": "export",
         home / "lessons.json": "document",
         ROOT / "neuro" / "weights": "model",
+        home / "calibration.json": "document",
     }
     for target, kind in wanted.items():
         (found,) = check(target)["checked"]
@@ -132,3 +139,30 @@ def test_a_damaged_brain_in_the_cache_is_deleted(tmp_path) -> None:
     assert found["kind"] == "cache"
     assert check(tmp_path, "--repair")["damaged"] == 0
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_not_installed_is_no_damage(home, monkeypatch) -> None:
+    monkeypatch.setattr(shipped, "__file__", str(home / "enn_core" / "files" / "shipped.py"))
+    monkeypatch.setattr(shipped, "_PACKAGE", "no_such_package")
+    found = check()
+    assert [each["kind"] for each in found["checked"]] == ["index", "profile"]
+    copy = home / "apps" / "gallery"
+    shutil.copytree(GALLERY, copy)
+    flip(copy / "gc_alpaca.webp")
+    (damage,) = check(code=1)["checked"][-1]["damage"]
+    assert "gc_alpaca.webp" in damage["lost"]
+
+
+def test_a_runs_folder_is_checked_file_by_file(home) -> None:
+    folder = home / "run"
+    folder.mkdir()
+    write_tensors(folder / "model.safetensors", {"w": torch.ones(50)})
+    write_state({"w": torch.ones(50)}, folder / "checkpoint.pt")
+    (folder / "config.json").write_text(json.dumps(sealed({"dim": 3})))
+    assert [Path(each["path"]).name for each in check(folder)["checked"]] == [
+        "checkpoint.pt", "config.json", "model.safetensors",
+    ]  # fmt: skip
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        file.write_bytes(content.replace(b"dim", b"din").replace(b"\x80\x3f", b"\x81\x3f"))
+    assert check(folder, code=1)["damaged"] == 3

@@ -281,7 +281,7 @@ def test_pages_of_one_address_remember_the_demos_profile_apart():
 @pytest.mark.parametrize("folders", [[], ["mine"]])
 def test_only_the_sample_gallery_is_a_demo(tmp_path, monkeypatch, folders):
     served: list[Shelf] = []
-    monkeypatch.setattr(serve, "_gallery", lambda: tmp_path)
+    monkeypatch.setattr(serve, "gallery", lambda: tmp_path)
     monkeypatch.setattr(serve, "_open_collections", lambda *_: iter(()))
     monkeypatch.setattr(serve, "create_app", lambda *args, **_: served.append(args[3]))
     monkeypatch.setattr(serve.server, "run", lambda *_, **__: None)
