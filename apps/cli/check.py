@@ -34,13 +34,14 @@ __all__ = ["CHECK_EPILOG", "check"]
 
 CHECK_EPILOG = """\b
 Examples:
-  enn check                                 the index here, all profiles, the shipped models
-  enn check ~/Photos default                an index, a profile
-  enn check runs/mine study.json --json     a run's folder, a file
+  enn check                               the index here, all profiles, what came along
+  enn check ~/Photos default              an index, a profile
+  enn check runs/mine study.json --json   a run's folder, a file
   enn check ~/Photos --repair
 
 \b
-Exit codes: 0 nothing is damaged, or all is repaired; 1 something is damaged; 2 user error."""
+Exit codes: 0 nothing is damaged, or all is repaired; 1 something is damaged;
+2 user error."""
 
 _TENSORS = (".safetensors",)
 _STATES = (".pt", ".pth")

@@ -57,7 +57,8 @@ Examples:
 \b
 Writes to --out, for each scan: NAME_METHOD.nii.gz (a map on the scan's own grid, for
 any viewer) and NAME_METHOD.png (slices of the registered brain, what makes it look
-older in red); explain.csv has the predicted ages, their flags, and why a scan was refused.
+older in red); explain.csv has the predicted ages, their flags, and why a scan was
+refused.
 occlusion hides one place after the other and tells the years that each adds (minutes);
 gradient tells the years for 10 % more brightness in 1 cm3 (seconds). Both show what the
 model reacts to, which need not be what ages.

@@ -42,7 +42,17 @@ def test_every_command_has_help_with_examples_and_exit_codes(path):
 
 def test_the_commands_of_the_manual_are_there():
     search = ["index", "query", "teach", "history", "undo", "forget", "profiles", "caption"]
-    search += ["info", "compact", "export", "import", "eval", "eval-build", "train", "export-model"]
+    search += [
+        "info",
+        "compact",
+        "backup",
+        "export",
+        "import",
+        "eval",
+        "eval-build",
+        "train",
+        "export-model",
+    ]
     expected = {("enn",), ("enn", "search"), ("enn", "demo")}
     expected |= {("enn", "demo", "brain"), ("enn", "demo", "search")}
     expected |= {("enn", "search", name) for name in search}
@@ -52,7 +62,9 @@ def test_the_commands_of_the_manual_are_there():
     expected |= {("enn", "brain")} | {("enn", "brain", name) for name in brain}
     expected |= {("enn", "train"), ("enn", "train", "classifier")}
     expected |= {("enn", "train", "bench"), ("enn", "train", "bench", "core")}
-    assert {path for path, _ in commands()} == expected | {("enn", "convert"), ("enn", "fuse")}
+    assert {path for path, _ in commands()} == expected | {
+        ("enn", name) for name in ("check", "convert", "fuse")
+    }
 
 
 def test_reference_page_equals_the_help():
