@@ -103,11 +103,11 @@ def repair_index(
         found = _examine(folder)
         if not found.damage or found.hopeless or found.manifest is None:
             return found.damage
+        if found.restore:  # first: what it says may decide how the model is loaded
+            found.manifest.write(folder)
         model = load(found.manifest.model) if found.again else None
         if model is not None:
             found.manifest.check(Manifest.of_model(model), "this model")
-        if found.restore:
-            found.manifest.write(folder)
         try:
             if found.rebuild:
                 _rebuild(found)
