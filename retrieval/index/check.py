@@ -6,7 +6,9 @@ others again from their pictures; what it cannot know it says, and leaves to the
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -33,6 +35,11 @@ Progress = Callable[[int, int], None]
 _COLUMNS = {"images": IMAGE, "pending": PENDING, "removed": "id", "kept": KEPT}
 _BATCH = 500
 _MODEL_BATCH = 32
+# Numbers of one picture in different batches differ by less than this.
+_ROUNDING = 1e-6
+# Values next to a computed one that are tried, and combinations of such.
+_STEPS = 64
+_TRIES = 20_000
 _STATE, _CHANGED = 8, 10  # columns of `IMAGE`
 
 _REPAIR = "`enn check {} --repair`"
@@ -55,6 +62,8 @@ class _Findings:
     again: set[int] = field(default_factory=set)  # ids whose vectors are to be computed again
     name: str | None = None  # of the snapshot that can be read
     digests: Digests | None = None
+    snapshot: Snapshot | None = None
+    blocks: list[int] = field(default_factory=list)  # damaged ones of it, of known digests
     held: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # its ids
     no_snapshot: bool = False
     no_ann: bool = False
@@ -103,11 +112,11 @@ def repair_index(
         found = _examine(folder)
         if not found.damage or found.hopeless or found.manifest is None:
             return found.damage
+        if found.restore:  # first: what it says may decide how the model is loaded
+            found.manifest.write(folder)
         model = load(found.manifest.model) if found.again else None
         if model is not None:
             found.manifest.check(Manifest.of_model(model), "this model")
-        if found.restore:
-            found.manifest.write(folder)
         try:
             if found.rebuild:
                 _rebuild(found)
@@ -119,7 +128,7 @@ def repair_index(
     lost: list[str] = []
     with Writer(folder, found.manifest) as writer, writer.guard():
         if model is not None:
-            lost = _embed(writer, entries, model, progress)
+            lost = _embed(writer, entries, model, found, progress)
         if not (found.restore and len(found.damage) == 1):
             writer.publish(force=True)
     repaired = [replace(each, repaired=True, remedy="") for each in found.damage]
@@ -273,13 +282,14 @@ def _look_at_snapshot(found: _Findings, catalog: Catalog) -> None:
             what = f"{problem}: the vectors of {len(bad)} images are lost"
             found.tell(names[0] if names else "vectors", "", what, "computes them again")
         return
-    found.name, found.held = snapshot.name, snapshot.ids
+    found.name, found.held, found.snapshot = snapshot.name, snapshot.ids, snapshot
     live = found.indexed - found.pending - removed
     if found.digests is None:
         positions = snapshots.not_unit(snapshot.vectors)
         blocks = np.unique(positions // snapshots.BLOCK_ROWS)
     else:
         blocks = snapshot.damaged()
+        found.blocks = blocks.tolist()
         positions = np.flatnonzero(
             np.isin(np.arange(len(snapshot)) // snapshots.BLOCK_ROWS, blocks)
         )
@@ -431,29 +441,88 @@ def _drop_damaged(found: _Findings) -> list[Entry]:
 
 
 def _embed(
-    writer: Writer, entries: list[Entry], model: EmbeddingModel, progress: Progress | None
+    writer: Writer,
+    entries: list[Entry],
+    model: EmbeddingModel,
+    found: _Findings,
+    progress: Progress | None,
 ) -> list[str]:
     """Give images their vectors anew; returns the paths of those that are not as they were."""
     root, lost, done = writer.root(), [], 0
-    for batch in _batches(iter(entries), _MODEL_BATCH):
-        loaded = []
-        for entry in batch:
-            pixels = _pixels(root, entry, model) if root is not None else None
-            if pixels is None:
-                lost.append(entry.path)
-            else:
-                loaded.append((entry, pixels))
-        if loaded:
-            vectors = model.image_vectors(np.stack([pixels for _, pixels in loaded]))
-            vectors = np.asarray(vectors, np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            with writer.catalog.writing():
-                for (entry, _), vector in zip(loaded, vectors, strict=True):
-                    writer.catalog.put_vector(writer.catalog.put(entry), vector)
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(entries))
+    for block, part in _by_block(entries, found):
+        vectors: dict[int, np.ndarray] = {}
+        for batch in _batches(part, _MODEL_BATCH):
+            pixels = [_pixels(root, entry, model) if root is not None else None for entry in batch]
+            lost += [entry.path for entry, one in zip(batch, pixels, strict=True) if one is None]
+            usable = [one for one in pixels if one is not None]
+            if usable:
+                new = np.asarray(model.image_vectors(np.stack(usable)), np.float32)
+                new /= np.linalg.norm(new, axis=1, keepdims=True)
+                kept = [e.id for e, one in zip(batch, pixels, strict=True) if one is not None]
+                vectors.update(zip(kept, new, strict=True))
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(entries))
+        if block is not None and found.snapshot is not None:
+            vectors = _as_written(found.snapshot, block, vectors)
+        with writer.catalog.writing():
+            for entry in part:
+                if entry.id in vectors:
+                    writer.catalog.put_vector(writer.catalog.put(entry), vectors[entry.id])
     return lost
+
+
+def _by_block(entries: list[Entry], found: _Findings) -> Iterator[tuple[int | None, list[Entry]]]:
+    """Images of each damaged block, then those of none, in parts."""
+    rest = {entry.id: entry for entry in entries}
+    for block in found.blocks:
+        ids = found.held[block * snapshots.BLOCK_ROWS : (block + 1) * snapshots.BLOCK_ROWS]
+        yield block, [rest.pop(id_) for id_ in ids.tolist() if id_ in rest]
+    for part in _batches(rest.values()):
+        yield None, part
+
+
+def _as_written(
+    snapshot: Snapshot, block: int, vectors: dict[int, np.ndarray]
+) -> dict[int, np.ndarray]:
+    """The vectors of a damaged block to the bit, where its digest proves them; else as computed.
+
+    The same picture in another batch differs by rounding. So what is stored stays where it is that
+    near, and of the other numbers what is nearest is tried.
+
+    Args:
+        snapshot: that has the block.
+        block: its number.
+        vectors: as computed, by id.
+    """
+    start = block * snapshots.BLOCK_ROWS
+    ids = snapshot.ids[start : start + snapshots.BLOCK_ROWS].tolist()
+    stored = np.array(snapshot.vectors[start : start + len(ids)])
+    doubtful: list[tuple[int, int]] = []
+    for row, id_ in enumerate(ids):
+        if id_ in vectors:
+            with np.errstate(over="ignore", invalid="ignore"):
+                off = np.flatnonzero(~(np.abs(stored[row] - vectors[id_]) <= _ROUNDING))
+            doubtful += [(row, column) for column in off.tolist()]
+    choices = [_candidates(stored[at], vectors[ids[at[0]]][at[1]]) for at in doubtful]
+    if math.prod(map(len, choices)) <= _TRIES:
+        for choice in itertools.product(*choices):
+            for at, value in zip(doubtful, choice, strict=True):
+                stored[at] = value
+            if snapshot.is_written(block, stored):
+                return {id_: stored[row] for row, id_ in enumerate(ids) if id_ in vectors}
+    return vectors
+
+
+def _candidates(stored: np.float32, computed: np.float32) -> np.ndarray:
+    """What a number may have been: one bit of it is another, or it is nearly what is computed."""
+    bits = np.float32(stored).view(np.uint32) ^ (np.uint32(1) << np.arange(32, dtype=np.uint32))
+    steps = np.float32(computed).view(np.uint32) + np.arange(-_STEPS, _STEPS + 1)
+    near = np.concatenate([bits, steps.astype(np.uint32)]).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = np.abs(near - computed)
+    order = np.argsort(distance, kind="stable")
+    return near[order[distance[order] <= _ROUNDING]]
 
 
 def _pixels(root: Path, entry: Entry, model: EmbeddingModel) -> np.ndarray | None:

@@ -203,8 +203,12 @@ class Snapshot:
 
     def _is_sound(self, block: int) -> bool:
         vectors = self.vectors[block * BLOCK_ROWS : (block + 1) * BLOCK_ROWS]
+        return self.is_written(block, vectors) if self.digests else not len(not_unit(vectors))
+
+    def is_written(self, block: int, vectors: np.ndarray) -> bool:
+        """Whether vectors (M, r) are those that a block was written with."""
         if self.digests is None:
-            return not len(not_unit(vectors))
+            return False
         return _digest(vectors) == self.digests.blocks[block * _BYTES : (block + 1) * _BYTES]
 
     def __len__(self) -> int:

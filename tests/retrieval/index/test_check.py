@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from index_cases import TinyTestModel, age, assert_sound, photo, queries
 
@@ -239,6 +240,42 @@ def test_damage_everywhere_ends_sound(root, seeds) -> None:
             index.update(root, model)
             assert len(index) == 300
             assert_sound(index, root)
+
+
+class Rounding(TinyTestModel):
+    """As models do, computes the last bits of a vector otherwise in another batch."""
+
+    def image_vectors(self, pixels):
+        noise = np.random.default_rng(len(pixels)).normal(size=(len(pixels), self.dim))
+        return super().image_vectors(pixels) * (1 + 3e-8 * noise.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x80", b"\0\0\0\0", bytes(7), None, bytes(2000)], ids=lambda data: repr(data)[:12]
+)
+def test_rounding_of_other_batches_is_not_seen(tmp_path, data) -> None:
+    """One bit, one number, two numbers, and rows of them."""
+    root, model = tmp_path, Rounding()
+    for number in range(20):
+        photo(root / f"{number}.png", number)
+    age(root)
+    with EigenIndex.create(root / ".enn-index", model) as index:
+        index.update(root, model, batch_size=7)
+        ids = index.ids()
+        good = index.vectors(ids).tobytes()
+        rough = index.vectors(ids)
+    file = root / ".enn-index" / V
+    before = file.read_bytes()
+    at = before.index(good[64:128])
+    flipped = bytes([before[at + 2] ^ 4]) if data is None else data
+    overwrite(V, at if data is not None else at + 2, flipped)(root / ".enn-index")
+    assert file.read_bytes() != before
+    assert [each.repaired for each in repair_index(root, lambda _: model)] == [True]
+    with EigenIndex.open(root) as index:
+        if data is None or len(data) < 10:
+            assert index.vectors(ids).tobytes() == good
+        else:
+            np.testing.assert_allclose(index.vectors(ids), rough, atol=2e-7)
 
 
 def test_an_index_of_an_older_version_is_checked(v0_1) -> None:

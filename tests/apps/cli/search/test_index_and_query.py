@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from apps.cli.options import ManyValues
+from enn_core.files.digests import sealed
 
 pytest.importorskip("faiss")
 PHOTOS = ("gc_alpaca", "gc_bison", "gc_duck", "gc_giraffe_head", "gc_kitten_on_box", "gc_mars")
@@ -160,7 +161,7 @@ def test_rebuild_replaces_an_index_of_another_model(tmp_path):
     assert run("index", tmp_path, "--rebuild").code == 0
     manifest = tmp_path / ".enn-index" / "manifest.json"
     content = json.loads(manifest.read_text()) | {"weights": "0" * 64}
-    manifest.write_text(json.dumps(content))
+    manifest.write_text(json.dumps(sealed(content)))
     assert "--rebuild" in refused("index", tmp_path)
     assert document("index", "--index", tmp_path, "--rebuild")["added"] == 1
     assert len(document("query", "a duck", "--index", tmp_path)["results"]) == 1
@@ -386,7 +387,7 @@ def test_index_of_another_model_is_refused(tmp_path, indexed):
     manifest = json.loads((indexed / ".enn-index" / "manifest.json").read_text())
     shutil.copytree(indexed / ".enn-index", tmp_path / "other")
     manifest |= {"weights": "0" * 64}
-    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(sealed(manifest)))
     assert "index the folder again" in refused("query", "x", "--index", tmp_path / "other")
 
 
