@@ -83,10 +83,11 @@ def _verdict(
 ) -> Verdict:
     """The worst of all steps.
 
-    Once the file was named, later refusals need not name it again; and if a change was refused,
+    Once the file was named, later refusals need not name it again; and once a change was refused,
     a result of before it is right.
     """
     rights = [result for _, result in good]
+    refused = False
     known, worst = False, len(VERDICTS) - 1
     for (done, result), (was, expected) in zip(found, good, strict=True):
         said = "\n".join(set(done.err.splitlines()) - set(was.err.splitlines()))
@@ -95,11 +96,12 @@ def _verdict(
         if done.code < 0 or done.code == 70 or "Traceback" in said:
             verdict = "blocked"
         elif done.code == was.code:
-            right = result == expected or (known and result in rights)
+            right = result == expected or (refused and result in rights)
             verdict = "named" if named else "harmless" if right else "silently wrong"
         else:
             verdict = "named" if (named or known) and not kind.derived else "blocked"
         known |= named
+        refused |= done.code != was.code
         worst = min(worst, VERDICTS.index(verdict))
     return VERDICTS[worst]
 
@@ -110,7 +112,7 @@ def _verdict(
 def flip(file: Path, rng: random.Random) -> None:
     """Change one to three bytes, by one bit or by several."""
     content = bytearray(file.read_bytes())
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.randint(1, 3) if content else 0):
         change = rng.choice((1 << rng.randrange(8), rng.randint(1, 255)))
         content[rng.randrange(len(content))] ^= change
     file.write_bytes(content)
@@ -253,7 +255,8 @@ def _with_other(stored: Stored) -> None:
 
 def _killed_teacher(stored: Stored) -> None:
     taught = [("x", 1, 2), ("y", 3, 4), ("z", 5, 6)]
-    done = stored.call("teach_and_die", str(stored.index), taught)
+    journal = str(_journal("search-*.sqlite")(stored))
+    done = stored.call("teach_and_die", str(stored.index), taught, journal)
     assert done.out.split() == ["x", "y", "z"]
 
 
@@ -310,7 +313,9 @@ KINDS = {
         prepare=_with_ann,
         derived=True,
     ),
-    "catalog.sqlite": Kind(_index_file("catalog.sqlite"), _SNAPSHOT, 40, named=("the catalog",)),
+    "catalog.sqlite": Kind(
+        _index_file("catalog.sqlite"), _SNAPSHOT, 40, named=("the catalog", "its catalog")
+    ),
     "manifest.json": Kind(_index_file("manifest.json"), (_query(),), 20, named=("manifest",)),
     "journal, then teach and undo": Kind(_journal("search-*.sqlite"), _TAUGHT, 40),
     "journal of brains": Kind(_journal("brain-*.sqlite"), (_age(), _brain_history), 20),

@@ -242,10 +242,18 @@ def stop_training(here: str) -> None:
     assert command.main(["brain", *_training(Path(here))], standalone_mode=False) == 130
 
 
-def teach_and_die(index: str, lessons: Sequence[tuple[str, int, int]]) -> None:
-    """Teach, each lesson acknowledged by a line, and be killed while the journal is open."""
+def teach_and_die(index: str, lessons: Sequence[tuple[str, int, int]], journal: str) -> None:
+    """Teach, each lesson acknowledged by a line, and be killed while the journal is open.
+
+    Somebody reads the journal meanwhile, so that the lessons are in its log.
+    """
+    import sqlite3
+
     from retrieval.search import open_index
 
+    reader = sqlite3.connect(journal, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM events").fetchone()
     searcher = open_index(index, profile="default")
     for query, good, bad in lessons:
         searcher.teach(query, [good], [bad], force=True)
