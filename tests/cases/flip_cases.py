@@ -187,13 +187,21 @@ def _update(stored: Stored) -> tuple[Done, Any]:
     return done, [line for line in done.out.splitlines() if "took" not in line]
 
 
-def _import_vectors(stored: Stored) -> tuple[Done, Any]:
-    words = ("search", "import", stored.here / "vectors.parquet", "--index")
-    return stored.run(*words, stored.here / "imported"), None
+def _imported(name: str, where: Sequence[str], then: Sequence[Step]) -> Step:
+    """What an import brings, if it is not refused."""
 
+    def step(stored: Stored) -> tuple[Done, Any]:
+        places = [
+            str(stored.here / each) if each in ("imported", "photos") else each for each in where
+        ]
+        done = stored.run("search", "import", stored.here / name, *places)
+        if done.code:
+            return done, None
+        found = [each(stored) for each in then]
+        errors = "".join(each.err for each in (done, *(said for said, _ in found)))
+        return Done(max(each.code for each, _ in found), done.out, errors), [r for _, r in found]
 
-def _import_lessons(stored: Stored) -> tuple[Done, Any]:
-    return stored.search("import", stored.here / "lessons.json", "--profile", "new"), None
+    return step
 
 
 def _age(*options: str) -> Step:
@@ -300,6 +308,8 @@ _TAUGHT = (
     _query("one"),
     _history(),
 )
+_NEW = ("--profile", "new", "--index", "photos")
+_IN_NEW = (_query("one", "--profile", "new", "-k", "999"), _history("--profile", "new"))
 _SNAPSHOT = (_query(), _update, _query())
 _LOG = {"prepare": _killed_teacher, "steps": (_query("x"), _history())}
 _LOST = ("search-",)
@@ -319,16 +329,12 @@ KINDS = {
     "manifest.json": Kind(_index_file("manifest.json"), (_query(),), 20, named=("manifest",)),
     "journal, then teach and undo": Kind(_journal("search-*.sqlite"), _TAUGHT, 40),
     "journal of brains": Kind(_journal("brain-*.sqlite"), (_age(), _brain_history), 20),
-    "Parquet export": Kind(_at("vectors.parquet"), (_import_vectors, _query(place="imported")), 30),
-    "exported lessons": Kind(
-        _at("lessons.json"),
-        (
-            _import_lessons,
-            _query("one", "--profile", "new", "-k", "999"),
-            _history("--profile", "new"),
-        ),
+    "Parquet export": Kind(
+        _at("vectors.parquet"),
+        (_imported("vectors.parquet", ("--index", "imported"), [_query(place="imported")]),),
         30,
     ),
+    "exported lessons": Kind(_at("lessons.json"), (_imported("lessons.json", _NEW, _IN_NEW),), 30),
     "brain model": Kind(_at("brains", "model.safetensors"), (_age(),), 12),
     "classifier model": Kind(_at("whole", "model.safetensors"), (_fine_tune,), 30),
     "checkpoint.pt of a classifier": Kind(_at("half", "checkpoint.pt"), (_go_on,), 30),

@@ -25,12 +25,6 @@ WORDS = {
     # SQLite opens read-only what it cannot open for writing, and never says why.
     errno.EIO: ("Input/output error", "I/O error", "readonly database", "unable to open"),
 }
-# SQLite tells of a used-up quota as of a broken disk, and nobody words it anew.
-NOT_TOLD_YET = set(WRITERS) - {
-    *("vectors exported", "a calibration", "a classifier", "a brain model", "a search model")
-}
-# Their temporary file stays when they are killed.
-STAYS = {"lessons exported"}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +37,6 @@ def _injected(library) -> None:
 class Undisturbed:
     """What a writer does if nothing happens."""
 
-    name: str
     operations: int
     before: Any
     after: Any
@@ -65,7 +58,7 @@ def start(stored: Stored, name: str) -> tuple[Writer, Undisturbed]:
         done = writer.run(stored, fault=Fault(0, 0, str(stored.here)))
         assert done.code == 0, done
         after = writer.state(stored)
-        _undisturbed[name] = Undisturbed(name, done.count, before, after, names(stored))
+        _undisturbed[name] = Undisturbed(done.count, before, after, names(stored))
         assert writer.state(stored) == after
     return writer, _undisturbed[name]
 
@@ -85,8 +78,6 @@ def check_again(stored: Stored, writer: Writer, good: Undisturbed, found: Any, d
         assert again.code == 0, (done, again)
     assert writer.state(stored) == good.after, f"another result after {done}"
     left = names(stored) ^ good.names
-    if good.name in STAYS:
-        left = {name for name in left if not name.endswith(".tmp")}
     assert not left, f"left lying about, or missing, after {done}: {sorted(left)}"
 
 
@@ -100,7 +91,7 @@ def check_words(done: Done, error: int) -> None:
     assert any(word in said[0] for word in WORDS[error]), done
 
 
-def cases(few: int, many: int, quotas: bool = False) -> list[Any]:
+def cases(few: int, many: int) -> list[Any]:
     """Every writer with few faults; and with many, which is slow."""
     found = []
     for count in (few, many):
@@ -110,9 +101,6 @@ def cases(few: int, many: int, quotas: bool = False) -> list[Any]:
                 marks.append(pytest.mark.slow)
             elif name in LONG:
                 continue
-            if quotas and name in NOT_TOLD_YET:
-                reason = "a used-up quota is not told"
-                marks.append(pytest.mark.xfail(reason=reason, raises=AssertionError, strict=False))
             found.append(pytest.param(name, count, marks=marks))
     return found
 
@@ -140,7 +128,7 @@ def test_killed(stored: Stored, name: str, count: int) -> None:
         check_again(stored, writer, good, found, done)
 
 
-@pytest.mark.parametrize(("name", "count"), cases(0, 4, quotas=True))
+@pytest.mark.parametrize(("name", "count"), cases(0, 4))
 def test_refused(stored: Stored, name: str, count: int) -> None:
     writer, good = start(stored, name)
     turn = list(WRITERS).index(name) % len(ERRORS)
