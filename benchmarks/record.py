@@ -14,9 +14,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows, each with its provenance, to `results/NAME.csv`, replacing the file."""
+    """Write rows, each with its provenance, to `results/NAME.csv`, replacing the file.
+
+    Rows of an earlier run, that have theirs, keep it.
+    """
     origin = provenance()
-    rows = [{**row, **origin} for row in rows]
+    rows = [{**row, **origin, **row} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"

@@ -136,7 +136,9 @@ def _explain(error: Exception) -> tuple[str, int]:
         return missing_package(error), EXIT_USER
     if isinstance(error, MemoryError):
         return "not enough memory; close other programs, or give a smaller --batch-size", EXIT_USER
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is None:
+            return printable(" ".join(error.strerror.split())), EXIT_USER
         return f"'{printable(os.fsdecode(error.filename))}': {error.strerror}", EXIT_USER
     text = printable(" ".join(str(error).split()) or type(error).__name__)
     ours = type(error).__module__.partition(".")[0] in {"apps", "enn_core", "neuro", "retrieval"}

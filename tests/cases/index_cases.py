@@ -35,6 +35,7 @@ class TinyTestModel:
     runtime = "numpy"
     precision = "f32"
     context_length = 8
+    truncated_texts = 0
 
     def __init__(self, seed: int = 0, dim: int = 16) -> None:
         rng = np.random.default_rng(seed)
