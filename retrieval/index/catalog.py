@@ -242,6 +242,10 @@ class Catalog:
         """Copy all of it, inside `reading` or `writing` as it is there, into an empty database."""
         self._db.backup(other)
 
+    def forget_on_close(self, copy: str) -> None:
+        """Delete the folder of a copy with it."""
+        self._copy = copy
+
     def close(self) -> None:
         with self._lock:
             self._db.close()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -56,6 +58,7 @@ class _Findings:
     manifest: Manifest | None = None
     restore: bool = False  # the manifest, from the catalog's copy
     hopeless: bool = False  # nothing can be done here
+    tables: bool = False  # the definitions of the catalog's tables
     rebuild: bool = False  # the catalog, from its sound rows
     indexed: set[int] = field(default_factory=set)
     pending: set[int] = field(default_factory=set)
@@ -118,6 +121,8 @@ def repair_index(
         if model is not None:
             found.manifest.check(Manifest.of_model(model), "this model")
         try:
+            if found.tables:
+                _mend_tables(folder / FILE_NAME)
             if found.rebuild:
                 _rebuild(found)
         except DAMAGE as error:
@@ -163,8 +168,14 @@ def _examine(folder: Path) -> _Findings:
         found.give_up(FILE_NAME, str(error), "update the software")
         return found
     except (*DAMAGE, OSError) as error:
-        found.give_up(FILE_NAME, f"it cannot be read ({_line(error)}): no image can be found")
-        return found
+        what = f"it cannot be read ({_line(error)}): no image can be found"
+        mended = _mended(folder)
+        if mended is None:
+            found.give_up(FILE_NAME, what)
+            return found
+        found.tell(FILE_NAME, "", what, "keeps the rows that can be read")
+        found.tables = found.rebuild = True
+        catalog = mended
     with closing(catalog):
         if problem and not found.hopeless:
             _find_manifest(found, catalog, problem)
@@ -172,6 +183,43 @@ def _examine(folder: Path) -> _Findings:
             _look_at_rows(found, catalog)
             _look_at_snapshot(found, catalog)
     return found
+
+
+def _mended(folder: Path) -> Catalog | None:
+    """A copy of a catalog with the definitions of its tables made anew; None if that is no help."""
+    place = tempfile.mkdtemp(prefix="enn-catalog-")
+    try:
+        for name in (FILE_NAME, f"{FILE_NAME}-wal"):
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, Path(place) / name)
+        _mend_tables(Path(place) / FILE_NAME)
+        catalog = Catalog.open(Path(place))
+    except (*DAMAGE, OSError, IndexMismatch):
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    catalog.forget_on_close(place)
+    return catalog
+
+
+def _mend_tables(file: Path) -> None:
+    """Write the definitions of a catalog's tables anew: they are the same in every catalog.
+
+    Raises:
+        sqlite3.Error, OSError: it is no catalog of today's format, or cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        Catalog.create(Path(place))
+        with closing(sqlite3.connect(Path(place) / FILE_NAME)) as new:
+            known = new.execute("SELECT type, name, tbl_name, sql, rowid FROM sqlite_master")
+            rows = known.fetchall()
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("PRAGMA writable_schema = ON")  # definitions that make no sense are passed over
+        if db.execute("SELECT rowid FROM sqlite_master").fetchall() != [row[-1:] for row in rows]:
+            raise sqlite3.DatabaseError("its tables are others")
+        db.executemany(
+            "UPDATE sqlite_master SET type = ?, name = ?, tbl_name = ?, sql = ? WHERE rowid = ?",
+            rows,
+        )
 
 
 def _read_manifest(found: _Findings) -> str:

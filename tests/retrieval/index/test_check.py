@@ -96,6 +96,13 @@ def overwrite(name: str, at: int, data: bytes) -> Callable[[Path], None]:
     return damage
 
 
+def misspelt(folder: Path) -> None:
+    """SQLite opens no file whose tables have definitions that make no sense."""
+    content = (folder / C).read_bytes()
+    assert b"CREATE TABLE pending" in content
+    (folder / C).write_bytes(content.replace(b"CREATE TABLE pending", b"CREAVE TABLE pending"))
+
+
 def foreign(folder: Path) -> None:
     root, model = folder.parents[1] / "others", TinyTestModel()
     for number in range(300):
@@ -134,6 +141,7 @@ V, A, C, M = "vectors-1.faiss", "ann-1.faiss", "catalog.sqlite", "manifest.json"
         (overwrite(M, 20, b"#"), M, "", 0),
         (sql("UPDATE pending SET vector = zeroblob(64) WHERE id IN (SELECT max(id) FROM pending)"),
          C, "pending", 1),
+        (misspelt, C, "", 0),
         (sql("DELETE FROM removed"), C, "removed", 0),
         (sql("UPDATE kept SET vector = zeroblob(64)"), C, "kept", 0),
         (sql("UPDATE meta SET value = 'vectors-7.faiss' WHERE key = 'snapshot'"), C, "snapshot", 0),
