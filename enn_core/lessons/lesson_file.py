@@ -18,14 +18,13 @@ import json
 import math
 import os
 import stat
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from enn_core.files.atomic import sync_folder
+from enn_core.files.atomic import clear_strays, own_name, sync_folder
 from enn_core.files.digests import DigestError, check_seal, sealed
 from enn_core.files.migrations import Content, FormatError, upgraded
 from enn_core.lessons.errors import JournalCorrupt, JournalError, check_identity
@@ -279,9 +278,10 @@ def _refused(name: str, why: str) -> JournalCorrupt:
 
 def _replace(target: Path, data: bytes) -> None:
     """Write a file, readable by its owner only: whoever looks finds the old one or all of this."""
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent
-    )
+    begin = f".{target.name[:80]}"
+    clear_strays(target.parent, f"{begin}.")
+    temporary = target.parent / own_name(begin)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb") as file:
             file.write(data)

@@ -35,13 +35,16 @@ class Writer:
 
 
 def names(stored: Stored) -> set[str]:
-    """Files, without numbers that count publications; a log comes and goes with its readers."""
+    """Files, without numbers that count publications.
+
+    A journal's log comes and goes with its readers, its spare room with its writers.
+    """
     return {
         "".join("N" if letter.isdigit() else letter for letter in name)
         if ".enn-index" in name or "imported" in name
         else name
         for name in stored.files()
-        if not name.endswith(("-wal", "-shm"))
+        if not name.endswith(("-wal", "-shm", ".reserve"))
     }
 
 
