@@ -355,7 +355,7 @@ def _look_at_snapshot(found: _Findings, catalog: Catalog) -> None:
         found.tell(FILE_NAME, f"images {_some(sorted(bad))}", "they have no vector", "computes it")
     if isinstance(ann, str):
         try:
-            Snapshot(folder, snapshot.name, ann, dim, found.digests)
+            snapshots.read_ann(folder / ann, len(snapshot), dim, found.digests)
         except (FileNotFoundError, SnapshotError):
             found.no_ann = True
             what = "it is not what was written; no image is lost with it"

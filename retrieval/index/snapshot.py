@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -123,7 +124,8 @@ class Snapshot:
 
         Raises:
             FileNotFoundError: if a file is gone (a writer may have published a newer snapshot).
-            SnapshotError: if a file is damaged or holds vectors of another length.
+            SnapshotError: if the vectors' file is damaged or holds vectors of another length. Of a
+                damaged ANN a UserWarning tells.
         """
         self.name = name
         self.ann_name = ann
@@ -153,12 +155,15 @@ class Snapshot:
         self._norms_lock = threading.Lock()
         self._ann: Any = None
         if ann is not None:
-            # Before FAISS reads it: what it makes of damaged lengths may be a crash.
-            if digests is not None and digests.ann != file_digest(folder / ann):
-                raise SnapshotError(f"{ann} is not what was written; no image is lost with it")
-            self._ann = _read(folder / ann)
-            if self._ann.d != dim or self._ann.ntotal != rows:
-                raise SnapshotError(f"{ann} does not fit {name}")
+            try:
+                self._ann = read_ann(folder / ann, rows, dim, digests)
+            except SnapshotError as error:
+                # It only proposes: an exact scan answers as well, later.
+                warnings.warn(
+                    f"{str(folder / ann)!r} is damaged ({error}): searches are exact without it, "
+                    f"and slower; `enn check {folder} --repair` makes it again",
+                    stacklevel=2,
+                )
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The vectors (N, r) of some rows, checked.
@@ -394,6 +399,22 @@ def not_unit(vectors: np.ndarray) -> np.ndarray:
             part = slice(start, start + _GATHER_ROWS)
             norms[part] = np.linalg.norm(vectors[part], axis=1)
         return np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))
+
+
+def read_ann(path: Path, rows: int, dim: int, digests: Digests | None) -> Any:
+    """Open the ANN of a snapshot of so many rows.
+
+    Raises:
+        FileNotFoundError: if it is gone.
+        SnapshotError: if it is damaged, or another snapshot's.
+    """
+    # Before FAISS reads it: what it makes of damaged lengths may be a crash.
+    if digests is not None and digests.ann != file_digest(path):
+        raise SnapshotError("it is not what was written")
+    ann = _read(path)
+    if ann.d != dim or ann.ntotal != rows:
+        raise SnapshotError("it does not fit the vectors")
+    return ann
 
 
 def _read(path: Path, *, map_file: bool = True) -> Any:

@@ -472,6 +472,7 @@ class _Run:
             averaged: Any = self.mean.module
             clear_strays(self.output, ".model.")
             new = self.output / own_name(".model")
+            new.mkdir()
             try:
                 averaged.eval().save(new, self._settings())
                 new.chmod(0o755)

@@ -77,9 +77,7 @@ def flip(path: Path, choice: random.Random, count: int) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "name", ["vectors-1.faiss", "ann-1.faiss", "catalog.sqlite", "manifest.json"]
-)
+@pytest.mark.parametrize("name", ["vectors-1.faiss", "catalog.sqlite", "manifest.json"])
 def test_a_flipped_bit_changes_no_answer(folder, name) -> None:
     good, path, told = seen(folder), folder / name, 0
     content = path.read_bytes()
@@ -194,7 +192,28 @@ def test_the_snapshot_of_another_index_is_refused(folder, made, tmp_path) -> Non
         seen(folder)
 
 
-@pytest.mark.parametrize("name", ["vectors-1.faiss", "ann-1.faiss", "catalog.sqlite"])
+@pytest.mark.parametrize("damage", ["flip", "zeros", "cut"])
+def test_without_its_ann_an_index_searches_exactly(folder, damage) -> None:
+    path = folder / "ann-1.faiss"
+    with EigenIndex.open(folder) as index:
+        index.ann_candidates = 10**6  # more than a quarter of all: no ANN is asked
+        exact = [index.search(Q, 5), index.search(Q, 5, delta=np.linspace(0.5, 2, len(Q)))]
+    if damage == "flip":
+        flip(path, random.Random(0), 1)
+    elif damage == "zeros":
+        path.write_bytes(bytes(path.stat().st_size))
+    else:
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.warns(UserWarning, match="ann-1.faiss' is damaged") as told:
+        index = EigenIndex.open(folder)
+    assert "--repair" in str(told[0].message)
+    with index:
+        index.ann_candidates = 1
+        assert not index.stats()["ann"]
+        assert [index.search(Q, 5), index.search(Q, 5, delta=np.linspace(0.5, 2, len(Q)))] == exact
+
+
+@pytest.mark.parametrize("name", ["vectors-1.faiss", "catalog.sqlite"])
 def test_zeros_are_refused(folder, name) -> None:
     path = folder / name
     content = bytearray(path.read_bytes())
