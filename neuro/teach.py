@@ -542,7 +542,7 @@ def _check_event(event: Event) -> None:
     right = right and isinstance(details.get("name"), str) and len(details["name"]) <= 200
     right = right and isinstance(details.get("replaces"), str | None)
     if not right or not AGES[0] <= details["age"] <= AGES[1] or abs(details["raw_age"]) > 1000:
-        raise JournalCorrupt(f"entry {event.seq} is no lesson of a brain's age; erase it to go on")
+        raise JournalCorrupt(f"entry {event.seq} is no lesson of a brain's age; forget it to go on")
 
 
 def _same_scan(events: Sequence[Event], stored: np.ndarray) -> Event | None:
@@ -577,7 +577,7 @@ def _inputs(event: Event, members: int) -> np.ndarray:
     """
     stored = event.arrays[_INPUTS]
     if stored.ndim != 4 or len(stored) % members:
-        raise SiteError(f"entry {event.seq} was taught to another model; erase it to go on")
+        raise SiteError(f"entry {event.seq} was taught to another model; forget it to go on")
     return stored.reshape(members, -1, *stored.shape[1:])
 
 

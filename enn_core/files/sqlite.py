@@ -80,6 +80,8 @@ def trouble(error: sqlite3.DatabaseError) -> Trouble | None:
     """What is wrong with a file; None for errors of programs, such as using it after `close`."""
     if isinstance(error, sqlite3.ProgrammingError):
         return None
+    if "Could not decode to UTF-8" in str(error):  # of Python's own, without a code
+        return "damaged"
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF
     return _TROUBLES.get(code, "failed")
 

@@ -21,6 +21,9 @@ from enn_core.lessons.errors import JournalCorrupt
 
 __all__ = ["ERASED", "TEACH", "DamagedEntry", "Event", "is_uid", "latest"]
 
+SET_ASIDE = "forget it, or let `enn check --repair` set it aside"
+"""What to do with a damaged entry."""
+
 TEACH = "teach"
 """Kind of the events that the user made by marking; any other kind is bookkeeping."""
 ERASED = "erased"
@@ -291,7 +294,7 @@ def events_of(rows: Iterable[Sequence], line: Any, active: bool | None) -> list[
     """
     events, damaged = intact(rows, line, active)
     for each in damaged:
-        raise JournalCorrupt(f"entry {each.seq} is damaged ({each.why}); erase it to go on")
+        raise JournalCorrupt(f"entry {each.seq} is damaged ({each.why}); {SET_ASIDE}")
     return events
 
 

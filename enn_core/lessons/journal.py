@@ -50,6 +50,7 @@ from enn_core.lessons.errors import (
 from enn_core.lessons.events import (
     COLUMNS,
     ERASED,
+    SET_ASIDE,
     DamagedEntry,
     Entries,
     Event,
@@ -231,7 +232,7 @@ class Journal(Closing):
                     yield db
                 finally:
                     db.execute("COMMIT")
-            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError, JournalCorrupt) as error:
                 raise on_disk.refusal(self.path, error) from None
 
     def _read_anew(self) -> None:
@@ -472,7 +473,7 @@ class Writing:
             raise JournalError("this writing is over; start another one")
         try:
             yield self._db
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError, JournalCorrupt) as error:
             raise on_disk.refusal(self._path, error) from None
 
     def events(self, *, active: bool | None = True) -> list[Event]:
@@ -623,8 +624,8 @@ class Writing:
             return None
         with self.using() as db:
             row = db.execute(_ROW, (seq,)).fetchone()
-        if row is None or not is_whole(row):
-            raise JournalCorrupt(f"entry {seq} is damaged; erase it to go on")
+            if row is None or not is_whole(row):
+                raise JournalCorrupt(f"entry {seq} is damaged; {SET_ASIDE}")
         return row
 
     def _erase(self, seq: int, held: Entries, keep_uid: bool) -> bool:

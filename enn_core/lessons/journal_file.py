@@ -161,7 +161,9 @@ def read_header(db: sqlite3.Connection) -> Header:
         layout, data = sealed_meta(db, "header_layout"), sealed_meta(db, "header_data")
         return details, unpack_arrays(layout, data)
     except (ValueError, TypeError, KeyError) as error:
-        raise JournalCorrupt(f"the journal's header is damaged ({error})") from None
+        raise JournalCorrupt(
+            f"the journal's header is damaged ({error}); `enn check --repair` saves the rest"
+        ) from None
 
 
 def _described(db: sqlite3.Connection, key: str) -> dict[str, Any]:
@@ -505,10 +507,10 @@ BUSY = "another process has been writing {!r} for more than 10 s; try again when
 
 @contextlib.contextmanager
 def errors(file: Path) -> Iterator[None]:
-    """SQLite's errors as ours."""
+    """SQLite's errors as ours, and the file's name in all that is said of damage."""
     try:
         yield
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError, JournalCorrupt) as error:
         raise refusal(file, error) from None
 
 
@@ -528,8 +530,13 @@ def making(file: Path) -> Iterator[None]:
 
 
 def refusal(file: Path, error: Exception) -> Exception:
-    """SQLite's error as ours; UnicodeDecodeError is what its messages on damage can end in."""
+    """SQLite's error as ours, with the file's name in it.
+
+    UnicodeDecodeError is what its messages on damage can end in.
+    """
     name = str(file)
+    if isinstance(error, JournalCorrupt):  # of a part of it
+        return error if name in str(error) else JournalCorrupt(f"{name!r}: {error}")
     what = trouble(error) if isinstance(error, sqlite3.DatabaseError) else "damaged"
     said = " ".join(str(error).split())[:200]
     if what is None:

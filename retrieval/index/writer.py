@@ -342,7 +342,9 @@ def refusal(error: Exception, folder: Path, *, writing: bool = False) -> Excepti
     what = trouble(error) if isinstance(error, sqlite3.DatabaseError) else "damaged"
     if what is None:
         return error
-    if what == "full" or (writing and isinstance(error, sqlite3.OperationalError)):
+    if what == "full" or (
+        writing and what != "damaged" and isinstance(error, sqlite3.OperationalError)
+    ):
         return no_space(error, folder)
     if is_gone(folder):
         return gone(folder)
