@@ -124,7 +124,9 @@ def _say(results: Sequence[tuple[_Thing, list[Damage]]], left: int, repair: bool
         state = "fine" if not damage else "repaired" if whole else "damaged"
         emit(f"{thing.kind:<12} {state:<9} {printable(thing.path)}")
         for each in damage:
-            part = f"{each.part}: " if each.part else ""
+            names = [Path(each.file).name] if Path(each.file) != thing.path else []
+            part = ", ".join([*names, each.part] if each.part else names)
+            part += ": " if part else ""
             remedy = f"; {each.remedy}" if each.remedy else ""
             emit(f"  {printable(part + each.lost + remedy)}")
     if not results:

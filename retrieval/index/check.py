@@ -25,7 +25,14 @@ from retrieval.images import MAX_BYTES, ImageError, decode_with_size, read_stabl
 from retrieval.index import snapshot as snapshots
 from retrieval.index.catalog import FILE_NAME, Catalog, Entry, row_sum
 from retrieval.index.manifest import FILE_NAME as MANIFEST
-from retrieval.index.manifest import EmbeddingModel, IndexCorrupt, IndexMismatch, Manifest, NoIndex
+from retrieval.index.manifest import (
+    EmbeddingModel,
+    IndexCorrupt,
+    IndexMismatch,
+    Manifest,
+    NoIndex,
+    repair_command,
+)
 from retrieval.index.schema import FORMAT, IMAGE, KEPT, PENDING, PROTECTED, TOTALS
 from retrieval.index.snapshot import Digests, Snapshot, SnapshotError
 from retrieval.index.writer import DAMAGE, Writer, index_lock, is_gone
@@ -44,7 +51,6 @@ _STEPS = 64
 _TRIES = 20_000
 _STATE, _CHANGED = 8, 10  # columns of `IMAGE`
 
-_REPAIR = "`enn check {} --repair`"
 _ANEW = "delete the index directory and index the folder again"
 _LEFT = "its vector was damaged; `enn search index` computes it again"
 
@@ -72,7 +78,7 @@ class _Findings:
     no_ann: bool = False
 
     def tell(self, name: str, part: str, lost: str, remedy: str | None = None) -> None:
-        remedy = _REPAIR.format(self.folder) + (f" {remedy}" if remedy else "")
+        remedy = repair_command(self.folder) + (f" {remedy}" if remedy else "")
         self.damage.append(Damage(str(self.folder / name), part, lost, remedy))
 
     def give_up(self, name: str, lost: str, remedy: str = _ANEW) -> None:

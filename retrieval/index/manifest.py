@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ __all__ = [
     "IndexMismatch",
     "Manifest",
     "NoIndex",
+    "repair_command",
 ]
 
 FILE_NAME = "manifest.json"
@@ -42,6 +44,11 @@ nothing in the manifest but its number: older versions then refuse the index."""
 # Largest difference of a probe coordinate between two factorisations that count as the same. A
 # flipped sign or a turned pair of components changes some coordinate by about 1/sqrt(d) > 0.01.
 _PROBE_TOLERANCE = 1e-4
+
+
+def repair_command(folder: Path) -> str:
+    """What to type to have an index repaired."""
+    return f"`enn check {shlex.quote(str(folder))} --repair`"
 
 
 class NoIndex(FileNotFoundError):
@@ -167,7 +174,7 @@ class Manifest:
                 raise IndexCorrupt("the index's manifest is damaged: it has no digest")
             return cls.from_dict(values)
         except IndexCorrupt as error:
-            raise IndexCorrupt(f"{error}; `enn check {folder} --repair` restores it") from None
+            raise IndexCorrupt(f"{error}; {repair_command(folder)} restores it") from None
 
     @classmethod
     def bring_up_to_date(cls, folder: Path) -> str:

@@ -28,7 +28,7 @@ import xxhash
 
 from enn_core.files.atomic import replacing
 from retrieval.index.catalog import UNIT_TOLERANCE
-from retrieval.index.manifest import IndexCorrupt
+from retrieval.index.manifest import IndexCorrupt, repair_command
 
 __all__ = [
     "BLOCK_ROWS",
@@ -161,7 +161,7 @@ class Snapshot:
                 # It only proposes: an exact scan answers as well, later.
                 warnings.warn(
                     f"{str(folder / ann)!r} is damaged ({error}): searches are exact without it, "
-                    f"and slower; `enn check {folder} --repair` makes it again",
+                    f"and slower; {repair_command(folder)} makes it again",
                     stacklevel=2,
                 )
 
@@ -192,7 +192,7 @@ class Snapshot:
             raise IndexCorrupt(
                 f"{str(self._folder / self.name)!r} is damaged: {len(bad)} of its blocks, between "
                 f"rows {first} and {last}, with the vectors of {count} images; "
-                f"`enn check {self._folder} --repair` computes these again"
+                f"{repair_command(self._folder)} computes these again"
             )
 
     def damaged(self, rows: np.ndarray | None = None) -> np.ndarray:

@@ -22,7 +22,14 @@ from enn_core.files.sqlite import is_full, no_room, no_room_in, trouble
 from retrieval.index import snapshot as snapshots
 from retrieval.index.catalog import FILE_NAME, Catalog, decode_path, encode_path
 from retrieval.index.manifest import FILE_NAME as MANIFEST
-from retrieval.index.manifest import IndexCorrupt, IndexLocked, IndexMismatch, Manifest, NoIndex
+from retrieval.index.manifest import (
+    IndexCorrupt,
+    IndexLocked,
+    IndexMismatch,
+    Manifest,
+    NoIndex,
+    repair_command,
+)
 from retrieval.index.snapshot import Digests, Snapshot
 
 __all__ = ["ANN_FROM", "KEPT_SECONDS", "Writer", "index_lock", "size_of"]
@@ -351,7 +358,7 @@ def refusal(error: Exception, folder: Path, *, writing: bool = False) -> Excepti
     reason = " ".join(str(error).split())[:200]  # SQLite quotes what it cannot read
     return IndexCorrupt(
         f"the catalog in {str(folder)!r} cannot be read ({reason}); if this stays, "
-        f"`enn check {folder} --repair` saves what there is, or delete the index directory and "
+        f"{repair_command(folder)} saves what there is, or delete the index directory and "
         "index the folder again"
     )
 
@@ -361,7 +368,7 @@ def damaged(what: object, folder: Path) -> Exception:
     if is_gone(folder):
         return gone(folder)
     return IndexCorrupt(
-        f"the index in {str(folder)!r} is damaged ({what}); `enn check {folder} --repair` saves "
+        f"the index in {str(folder)!r} is damaged ({what}); {repair_command(folder)} saves "
         "what there is, or delete the index directory and index the folder again"
     )
 

@@ -178,7 +178,9 @@ class ImageRuntime:
         folder = cache_dir() / hashlib.sha256(key.encode()).hexdigest()[:32]
         core = _core(openvino)
         probe = _probe(self._size)
-        if folder.is_dir():
+        if not (folder / _SUMS).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a version that kept no digests
+        else:
             try:
                 _check_sums(folder)
                 expected = np.load(folder / "probe.npy", allow_pickle=False)
