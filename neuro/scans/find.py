@@ -21,7 +21,8 @@ from neuro.scans.ages import (
     agreed,
     parse_age,
 )
-from neuro.scans.read import DICOM_ADVICE, holds_dicom, is_volume_name
+from neuro.scans.dicom import DICOM_ADVICE, holds_dicom, is_dicom
+from neuro.scans.read import is_volume_name
 
 __all__ = ["Scan", "ScanError", "find_scans", "parse_age"]
 
@@ -109,13 +110,12 @@ def _folder(root: Path, tables: _Tables) -> Iterator[Scan]:
     bids = (root / "dataset_description.json").is_file() or any(
         entry.name.startswith("sub-") and entry.is_dir() for entry in os.scandir(root)
     )
-    count = 0
-    for path in _files(root, bids):
-        count += 1
-        yield replace(tables.scan(path), name=_subject(path))
-    if count:
+    paths = list(_files(root, bids))
+    # Some archives call each slice .img; a stray one among volumes gets a row that says so.
+    if not all(is_dicom(path) for path in paths):
+        yield from (replace(tables.scan(path), name=_subject(path)) for path in paths)
         return
-    if holds_dicom(root):
+    if paths or holds_dicom(root):
         raise ScanError(f"the folder {str(root)!r} holds DICOM files; {DICOM_ADVICE}")
     what = "no sub-*/.../anat/*_T1w.nii.gz" if bids else "no .nii, .nii.gz, .mgz or .img files"
     raise ScanError(f"the folder {str(root)!r} holds {what}; give another folder, or files")

@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from neuro.scans.dicom import DICOM_ADVICE, dicom_problem, holds_dicom
+
 __all__ = [
-    "DICOM_ADVICE",
     "MAX_FILE_BYTES",
     "MAX_VOXELS",
     "Volume",
     "VolumeError",
     "content_hash",
-    "holds_dicom",
     "is_volume_name",
     "read_volume",
 ]
@@ -55,16 +55,8 @@ _MGH_FOOTER = 20
 
 _SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".mgh.gz", ".img", ".img.gz", ".hdr", ".hdr.gz")
 
-DICOM_ADVICE = (
-    "convert the series to NIfTI first (for example with dcm2niix -z y -o OUT FOLDER) and give that"
-)
-_DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
-# Files of a folder that are looked into before it is taken to hold no DICOM.
-_DICOM_LOOKS = 2000
-
 # What else may be given by mistake: first bytes at an offset, and what to do.
 _STRANGERS = (
-    (128, b"DICM", f"is a DICOM file; {DICOM_ADVICE}"),
     (0, b"NRRD", "is an NRRD file; convert it to NIfTI (.nii.gz) first"),
     (0, b"CDF", "is a MINC file; convert it to NIfTI (.nii.gz) first"),
     (0, b"\x89HDF", "is an HDF5 or MINC file; convert it to NIfTI (.nii.gz) first"),
@@ -125,28 +117,6 @@ def is_volume_name(name: str) -> bool:
     return name.endswith(_SUFFIXES) and not name.endswith((".hdr", ".hdr.gz"))
 
 
-def holds_dicom(folder: Path) -> bool:
-    """Whether a file in this folder or below it is DICOM, by its content or its name."""
-    looked = 0
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if name == "DICOMDIR" or name.lower().endswith(_DICOM_SUFFIXES):
-                return True
-            try:
-                if not os.path.isfile(path := os.path.join(place, name)):
-                    continue
-                with open(path, "rb") as file:
-                    if file.read(132)[128:] == b"DICM":
-                        return True
-            except OSError:
-                continue
-            looked += 1
-            if looked >= _DICOM_LOOKS:
-                return False
-    return False
-
-
 def content_hash(path: Path | str) -> str:
     """sha256 of what `read_volume` would read.
 
@@ -184,7 +154,11 @@ def _read_files(path: Path) -> list[bytes]:
     if pair:
         # An Analyze header with its voxels behind it is NIfTI by another magic; these are apart.
         return [first, _read_bytes(_partner(path, ".img", "voxels"))]
-    if name.endswith(".img") and not _is_single(head):
+    if _is_single(head):
+        return [first]
+    if problem := dicom_problem(first, path.name):
+        raise VolumeError(problem)
+    if name.endswith(".img"):
         return [_read_bytes(_partner(path, ".hdr", "header")), first]
     return [first]
 
