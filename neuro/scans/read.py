@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from neuro.scans.dicom import DICOM_ADVICE, dicom_problem, holds_dicom
+from neuro.scans.padding import CT_LOW, padding
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -68,11 +69,6 @@ _KNOWN = "a NIfTI (.nii, .nii.gz, .hdr with .img), MGH (.mgz) or Analyze volume 
 
 # NIfTI's codes of length units, in mm.
 _UNITS_MM = {1: 1000.0, 3: 0.001}
-
-
-# Hounsfield units: below the first lies air, below the second fat.
-_CT_LOW = -500
-_PADDED_LOW = -20
 
 
 class VolumeError(ValueError):
@@ -515,13 +511,14 @@ def _voxels(image: Any, dtype: np.dtype, notes: list[str]) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if low == high:
         raise VolumeError(f"is empty: every voxel is {low:g}")
-    if np.mean(values < _CT_LOW) > 0.05 and not _is_padded(values, low):
-        raise VolumeError(
-            f"has values down to {low:.0f}, as the Hounsfield units of a CT; a T1-weighted MR "
-            "image is needed"
-        )
-    if np.mean(values < _CT_LOW) > 0.05:
-        notes.append(f"The background of {low:g} is padding, set to 0.")
+    if np.mean(values < CT_LOW) > 0.05:
+        padded = padding(values)
+        if padded is None:
+            raise VolumeError(
+                f"has values down to {low:.0f}, as the Hounsfield units of a CT; a T1-weighted MR "
+                "image is needed"
+            )
+        notes.append(f"The background of {padded:g} is padding, set to 0.")
         values = np.maximum(values, np.float32(0))
         if not values.any():
             raise VolumeError(f"is empty: every voxel is {low:g} or 0")
@@ -530,13 +527,3 @@ def _voxels(image: Any, dtype: np.dtype, notes: list[str]) -> np.ndarray:
     if share < 0.02:
         raise VolumeError(f"is nearly empty: {100 * (1 - share):.1f} % of the voxels are equal")
     return values
-
-
-def _is_padded(values: np.ndarray, low: float) -> bool:
-    """Whether what is far below 0 is one value around an image that has hardly any below 0.
-
-    Fat, foam and the edges of the skin are below 0 in a CT, even where its air is one value. Some
-    are here too: where padding was interpolated.
-    """
-    inside = values[values != low]
-    return bool(np.mean(inside < _PADDED_LOW) < 0.05)
