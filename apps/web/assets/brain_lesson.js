@@ -3,10 +3,10 @@ element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-do]");
   const what = button?.dataset.do;
   if (what === "accept") {
-    const { scan, age, profile, force } = element.querySelector("[data-scan]").dataset;
+    const { scan, age, name, profile, force } = element.querySelector("[data-scan]").dataset;
     button.disabled = true;
     const id = window.enn.marks.newId();
-    const lesson = { scan: Number(scan), age, profile, force: force === "true", id };
+    const lesson = { scan: Number(scan), age, name, profile, force: force === "true", id };
     window.ennBrain.hold(lesson);
     trigger("accept", lesson);
   }

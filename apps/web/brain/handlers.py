@@ -128,9 +128,20 @@ class BrainHandlers:
         return html.add_html(session.token, samples, SCAN_BYTES), *self.show(screen, request)
 
     def show(
-        self, screen: Screen, request: gr.Request, notice: str = "", preview: str = ""
+        self,
+        screen: Screen,
+        request: gr.Request,
+        notice: str = "",
+        preview: str = "",
+        told: Scan | None = None,
     ) -> tuple:
-        """The page: (scans, stage, quality, teach, lesson, table, taught, timer, screen)."""
+        """The page: (scans, stage, quality, teach, lesson, table, taught, timer, screen).
+
+        Args:
+            screen, request: whose page, and what it shows.
+            notice, preview: about teaching.
+            told: the scan that is shown as it would be with what is told of it, not kept.
+        """
         try:
             scope = visitor_of(request).known()
             session = self.sessions.get(screen.session, scope)
@@ -150,7 +161,11 @@ class BrainHandlers:
         if chosen is None and scans:
             chosen = scans[-1]
         screen = replace(screen, state=state, chosen=None if chosen is None else chosen.number)
-        stage, quality, form = self._chosen(session, chosen, estimates, screen, lessons, problem)
+        if told is not None and told.looked is not None and told.number == screen.chosen:
+            chosen, said = told, estimates | {told.number: self._estimate(told.looked, site)}
+        else:
+            said = estimates
+        stage, quality, form = self._chosen(session, chosen, said, screen, lessons, problem)
         return (
             html.scans_html([(s, self._said(s, estimates)) for s in scans], screen.chosen),
             stage,
@@ -273,21 +288,22 @@ class BrainHandlers:
     def gap(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
         """The true age is told, to see the gap; nothing is taught."""
         try:
-            self._told(screen, request, event, empty=True)
+            _, scan, told, _ = self._told(screen, request, event, empty=True)
+            _keep(scan, told)
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         return self.show(screen, request)
 
     def preview(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
-        """What teaching would do."""
+        """What teaching would do; nothing that is told is kept."""
         try:
-            session, scan, seen, site = self._told(screen, request, event)
-            others = _others(session, scan)
+            session, scan, told, site = self._told(screen, request, event)
+            others, seen = _others(session, scan), _seen([told])[0]
             lesson = site.preview(seen, _known(seen), earlier=_seen(others))
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
-        preview = taught_html.preview_html(lesson, scan, others, screen.profile)
-        return self.show(screen, request, preview=preview)
+        preview = taught_html.preview_html(lesson, told, others, screen.profile)
+        return self.show(screen, request, preview=preview, told=told)
 
     def accept(self, screen: Screen, request: gr.Request, event: gr.EventData) -> tuple:
         """Teaches what was previewed."""
@@ -295,19 +311,21 @@ class BrainHandlers:
         try:
             if data.get("profile") != screen.profile:
                 raise SessionError("another profile was chosen meanwhile; preview it again")
-            session, scan, seen, site = self._told(screen, request, event)
-            others = _others(session, scan)
+            session, scan, told, site = self._told(screen, request, event)
+            others, seen = _others(session, scan), _seen([told])[0]
             insist = data.get("force") is True
             lesson = site.teach(
                 seen, _known(seen), earlier=_seen(others), force=insist, uid=_uid(data)
             )
         except AlreadyTaught:
+            _keep(scan, told)
             return self.show(screen, request, taught_html.lesson_html("Learned already."))
         except EXPECTED as error:
             return self.show(screen, request, notice_html(_line(error), bad=True))
         if lesson.entry is None:
-            preview = taught_html.preview_html(lesson, scan, others, screen.profile)
-            return self.show(screen, request, preview=preview)
+            preview = taught_html.preview_html(lesson, told, others, screen.profile)
+            return self.show(screen, request, preview=preview, told=told)
+        _keep(scan, told)
         text = (
             f"Learned: {scan.label} is {lesson.age:g}. Its prediction goes from "
             f"{lesson.before:.1f} to {lesson.after:.1f} years."
@@ -355,8 +373,8 @@ class BrainHandlers:
 
     def _told(
         self, screen: Screen, request: gr.Request, event: gr.EventData, *, empty: bool = False
-    ) -> tuple[Session, Scan, Seen, Site]:
-        """The scan of an event with the age and name that are told of it."""
+    ) -> tuple[Session, Scan, Scan, Site]:
+        """The scan of an event, and as it would be with the age and name that are told of it."""
         data = _data(event)
         scope = visitor_of(request).known()
         session = self.sessions.get(screen.session, scope)
@@ -365,12 +383,11 @@ class BrainHandlers:
         if looked is None:
             raise SessionError("this scan is not ready yet")
         age = _age(data.get("age"), empty=empty)
-        if "name" in data:
-            scan.label = clean_label(str(data["name"]))
-        scan.age = age
+        label = clean_label(str(data["name"])) if "name" in data else scan.label
         flags = self.brain.judge(looked.prepared, looked.seen.distance, age)
-        looked.seen = replace(looked.seen, name=scan.label, age=age, flags=flags)
-        return session, scan, looked.seen, self.sites.get(self.brain, scope, screen.profile)
+        seen = replace(looked.seen, name=label, age=age, flags=flags)
+        told = replace(scan, label=label, age=age, looked=replace(looked, seen=seen))
+        return session, scan, told, self.sites.get(self.brain, scope, screen.profile)
 
     # -- what is shown -----------------------------------------------------------------------
 
@@ -492,6 +509,11 @@ class BrainHandlers:
         """The page without a session."""
         rest = (notice, "", "", gr.Timer(active=False), screen)
         return ("", html.empty_html(), "", "", *rest)
+
+
+def _keep(scan: Scan, told: Scan) -> None:
+    """What was told of a scan is its own from now on."""
+    scan.label, scan.age, scan.looked = told.label, told.age, told.looked
 
 
 def _state(session: Session) -> str:

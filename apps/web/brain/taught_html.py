@@ -93,6 +93,7 @@ def preview_html(lesson: Lesson, scan: Scan, others: Sequence[Scan], profile: st
     kind = "enn-button" if lesson.refused else "enn-button enn-main"
     return (
         f'<section class="enn-preview-lesson" data-scan="{scan.number}" data-age="{lesson.age:g}" '
+        f'data-name="{escape(scan.label)}" '
         f'data-profile="{escape(profile)}" data-force="{"true" if lesson.refused else "false"}" '
         'aria-label="Preview"><h2>What it would change</h2>'
         f"{table_html(rows, heads, 'Predictions before and after')}"

@@ -395,6 +395,36 @@ def test_a_profile_is_taught_exported_forgotten_and_imported(live, page):
     page.forget(screen, _request(), _event({"profile": "default"}))
 
 
+def test_a_preview_leaves_the_scan_as_it_was(live, page):
+    screen = _open(page)
+    screen = page.sample(screen, _request(), _event({"key": "mni152"}))[SCREEN]
+    scan = _ready(live, screen, 1)
+    own = scan.label
+    flags = scan.looked.seen.flags
+
+    def kept(age: float | None, name: str) -> None:
+        assert (scan.age, scan.label, scan.looked.seen.age) == (age, name, age)
+        session = live.sessions.get(screen.session, "local")
+        (row,) = csv.DictReader(io.StringIO(session_csv(live.brain, session, None)))
+        assert row["age"] == ("" if age is None else str(float(age)))
+
+    odd = {"scan": 1, "age": "3", "name": "Odd", "profile": "default", "force": False}
+    previewed = page.preview(screen, _request(), _event(odd))
+    assert 'data-name="Odd"' in previewed[LESSON]
+    assert "3.0" in previewed[STAGE]  # the gap that would be
+    kept(None, own)
+    # A lesson that is refused is shown as a preview again.
+    assert "Teach anyway" in page.accept(screen, _request(), _event(odd))[LESSON]
+    kept(None, own)
+    assert "Odd" not in page.show(screen, _request())[STAGE]
+    assert scan.looked.seen.flags == flags
+    page.gap(screen, _request(), _event({"scan": 1, "age": "50", "name": "Ann"}))
+    kept(50, "Ann")
+    page.preview(screen, _request(), _event(odd))
+    kept(50, "Ann")
+    assert "Odd" not in page.show(screen, _request())[TABLE]
+
+
 # --- HTML --------------------------------------------------------------------------------------
 
 
