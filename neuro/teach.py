@@ -41,7 +41,7 @@ from enn_core.lessons.profile import Profile
 from neuro.age.model import features_of
 from neuro.age.population import Population
 from neuro.age.predict import BrainAge, Seen
-from neuro.scans.quality import Flag
+from neuro.scans.quality import Flag, told_apart
 from neuro.site_rule import MOST_MOVED, Correction, Taught
 
 __all__ = [
@@ -524,8 +524,9 @@ def _verdict(predicted: float, age: float, protected: float, flags: Sequence[Fla
             "later ages far"
         )
     if protected > MOST_MOVED:
+        moved, _ = told_apart(protected, MOST_MOVED, digits=2)
         against.append(
-            f"ages of scans like those the model was trained on would move by {protected:.2f} "
+            f"ages of scans like those the model was trained on would move by {moved} "
             f"years (root mean square), more than {MOST_MOVED:g}"
         )
     if flags:

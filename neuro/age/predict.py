@@ -25,7 +25,7 @@ from neuro.age.model import BrainAgeModel, ModelError, answer, both_sides, weigh
 from neuro.scans.contrast import FITTED_TO, deviation
 from neuro.scans.grid import as_input, crop, uncrop
 from neuro.scans.preprocess import Prepared
-from neuro.scans.quality import Flag, IntensityReference, judge
+from neuro.scans.quality import Flag, IntensityReference, judge, told_apart
 
 __all__ = ["BrainAge", "Corrects", "Estimate", "Seen", "shipped_weights"]
 
@@ -246,8 +246,9 @@ class BrainAge:
         youngest, oldest = self.trained_ages
         if youngest <= age <= oldest:
             return []
+        told, first, last = told_apart(age, youngest, oldest, digits=0)
         text = (
-            f"the model has learnt from ages {youngest:.0f} to {oldest:.0f}, {age:.0f} lies "
+            f"the model has learnt from ages {first} to {last}, {told} lies "
             "beyond; for children and the very old it is not made"
         )
         return [Flag("predicted_age", text)]

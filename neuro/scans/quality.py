@@ -26,6 +26,7 @@ from neuro.scans.intensity import bright_excess
 from neuro.scans.template import FULL_SCALE, MNI_AFFINE, load_template
 
 __all__ = [
+    "USUAL_DICE",
     "Flag",
     "IntensityReference",
     "Quality",
@@ -35,12 +36,14 @@ __all__ = [
     "intensity_features",
     "judge",
     "save_picture",
+    "told_apart",
 ]
 
 # (fatal, odd) below these; what is usual is measured: docs/decisions.md.
 # Dice of a brain that lies within its scan: 13 IXI heads, 8 old ones and 3 others have 0.941 to
 # 0.966; 16 heads that lay upside down, back to front or on their side 0.80 to 0.911.
 _DICE = (0.925, 0.935)
+USUAL_DICE = 0.94
 _FIELD = (0.80, 0.96)
 # Brain with its ventricles in mL: fatal outside of the first, odd outside of the second.
 _POSSIBLE_ML = (700.0, 2300.0)
@@ -138,6 +141,24 @@ def empty_share(image: np.ndarray) -> float:
     return float(np.mean(image[load_template()[1]] == 0))
 
 
+def told_apart(value: float, *limits: float, digits: int = 1) -> tuple[str, ...]:
+    """A number and its limits with as many digits as tell it from each of them.
+
+    >>> told_apart(1.03, 1.0), told_apart(82.3, 20.17, 82.0, digits=0)
+    (('1.03', '1.00'), ('82.3', '20.2', '82.0'))
+
+    Args:
+        value: beyond a limit.
+        limits: other numbers.
+        digits: behind the point, at least; three more at most.
+    """
+    for more in range(3):
+        texts = tuple(f"{number:.{digits + more}f}" for number in (value, *limits))
+        if texts[0] not in texts[1:]:
+            return texts
+    return tuple(f"{number:.{digits + 3}f}" for number in (value, *limits))
+
+
 def judge(
     quality: Quality,
     *,
@@ -171,9 +192,9 @@ def judge(
         "registration",
         quality.dice,
         (_DICE[0] * most, _DICE[1] * most),
-        f"the brain overlaps the template's with Dice {quality.dice:.2f} (usual: 0.94 or more); "
-        "is it a T1-weighted head, complete and upright in its header? Mend the orientation there "
-        "if it lies upside down, back to front or on its side",
+        f"the brain overlaps the template's with Dice {quality.dice:.2f} (usual: "
+        f"{USUAL_DICE} or more); is it a T1-weighted head, complete and upright in its header? "
+        "Mend the orientation there if it lies upside down, back to front or on its side",
     )
     low(
         "field_of_view",
@@ -182,10 +203,11 @@ def judge(
         f"only {100 * quality.field_of_view:.0f} % of the brain lie within the scan",
     )
     if quality.brain_ml is not None and not _within(quality.brain_ml, _VOLUME_ML):
+        volume, *_ = told_apart(quality.brain_ml, *_VOLUME_ML, *_POSSIBLE_ML, digits=0)
         flags.append(
             Flag(
                 "brain_volume",
-                f"the brain has {quality.brain_ml:.0f} mL (adults: {_VOLUME_ML[0]:.0f} to "
+                f"the brain has {volume} mL (adults: {_VOLUME_ML[0]:.0f} to "
                 f"{_VOLUME_ML[1]:.0f}; {_POSSIBLE_ML[0]:.0f} to {_POSSIBLE_ML[1]:.0f} get an age); "
                 "is it a T1-weighted head with the right voxel size?",
                 fatal=not _within(quality.brain_ml, _POSSIBLE_ML),
@@ -217,30 +239,37 @@ def judge(
         flags += _of_contrast(image)
     if distance is not None and not distance <= _DISTANCE[0]:
         beyond = not distance <= _DISTANCE[1]
+        times, *_ = told_apart(distance, *_DISTANCE)
         flags.append(
             Flag(
                 "intensity",
-                f"its intensities are {distance:.1f} times as far from the training scans' as the "
+                f"its intensities are {times} times as far from the training scans' as the "
                 "farthest of these: another scanner, sequence or age"
-                + ("; is it T1-weighted, without a contrast agent?" if beyond else ""),
+                + (
+                    f" (up to {_DISTANCE[1]} get an age); is it T1-weighted, without a contrast "
+                    "agent?"
+                    if beyond
+                    else ""
+                ),
                 fatal=beyond,
             )
         )
     elif contrast is not None and not abs(contrast) <= LIMIT:
+        deviations, *_ = told_apart(abs(contrast), LIMIT)
         flags.append(
             Flag(
                 "contrast",
-                f"its contrast is unlike the training scans' ({abs(contrast):.1f} standard "
+                f"its contrast is unlike the training scans' ({deviations} standard "
                 f"deviations {'flatter' if contrast < 0 else 'steeper'}; usual: up to {LIMIT}): "
                 "the age may be off by several years",
             )
         )
     if age is not None and trained_ages is not None and not _within(age, trained_ages):
+        told, youngest, oldest = told_apart(age, *trained_ages, digits=0)
         flags.append(
             Flag(
                 "age",
-                f"the model has learnt from ages {trained_ages[0]:.0f} to {trained_ages[1]:.0f}, "
-                f"this person is {age:.0f}",
+                f"the model has learnt from ages {youngest} to {oldest}, this person is {told}",
             )
         )
     # A knee may be stretched until its outline is nearly that of a brain.

@@ -265,4 +265,4 @@ def verdict(
         )
     if not reasons:
         return None
-    return "not learned: " + "; ".join(reasons) + "; mark other pictures, or force it"
+    return "not learned: " + "; ".join(reasons) + "; mark other pictures, or teach it anyway"

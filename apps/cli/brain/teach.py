@@ -141,15 +141,21 @@ def teach(
             return EXIT_SKIPPED
         earlier = [each for each in site.taught() if each.name != seen[0].name]
         lesson = site.preview(seen[0], known, earlier=earlier)
-        held = lesson.refused is not None and not force
+        against = lesson.refused
+        held = against is not None and not force
         if not json:
             _say_lesson(lesson, earlier, site.name)
+            if held:
+                note(f"refused: {printable(str(against))}; --force learns it all the same")
         if not (preview or held):
+            although = f", although {printable(against)}" if against else ""
             if not (yes or json) and asks():
+                if against:
+                    note(f"against it: {printable(against)}")
                 confirm(f"Learn this under profile {site.name}?", "")
             lesson = site.teach(seen[0], known, earlier=earlier, force=force)
             if not json and lesson.entry is not None:
-                emit(f"learnt: lesson {lesson.entry} of profile {site.name}")
+                emit(f"learnt: lesson {lesson.entry} of profile {site.name}{although}")
         elif not json:
             note("nothing was written")
     if json:
@@ -178,8 +184,6 @@ def _say_lesson(lesson: Lesson, earlier: list[Seen], profile: str) -> None:
         f"  kept under profile {profile}: {size(lesson.stored_bytes)} of what the last blocks read "
         "of it, the name, both ages; never the scan"
     )
-    if lesson.refused:
-        note(f"refused: {printable(lesson.refused)}; --force learns it all the same")
 
 
 def _errors(lesson: Lesson, earlier: list[Seen]) -> tuple[float, float]:

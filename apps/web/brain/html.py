@@ -382,18 +382,22 @@ def quality_html(
         steps: of the work.
         planes: address of the picture.
     """
+    from neuro.scans.quality import USUAL_DICE, told_apart
+
     flags = "".join(
         notice_html(flag.text[:1].upper() + flag.text[1:], bad=True) for flag in estimate.flags
     )
     if not flags:
         flags = notice_html("Nothing is odd about this scan.")
     distance = estimate.out_of_distribution
+    # Its limit is told beside it.
+    far = "–" if math.isnan(distance) else told_apart(distance, 1.0, digits=2)[0]
     facts = [
-        (f"{quality.dice:.2f}", "overlap with the template (Dice; usual: 0.93 or more)"),
+        (f"{quality.dice:.2f}", f"overlap with the template (Dice; usual: {USUAL_DICE} or more)"),
         ("–" if quality.brain_ml is None else f"{quality.brain_ml:,.0f} mL", "brain volume"),
         (f"{100 * quality.field_of_view:.0f} %", "of the brain within the scan"),
         (
-            "–" if math.isnan(distance) else f"{distance:.2f}",
+            far,
             "intensity distance to training (1: the farthest scan there)",
         ),
         (f"{quality.spacing_mm:.1f} mm", "largest voxel side"),

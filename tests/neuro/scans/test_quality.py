@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from neuro.scans.quality import (
     intensity_features,
     judge,
     save_picture,
+    told_apart,
 )
 from neuro.scans.template import FULL_SCALE, MNI_AFFINE, MNI_SHAPE, load_template
 
@@ -201,3 +203,22 @@ def test_what_is_not_t1_weighted_is_refused(kind):
     image = (np.where(value > 0, other, 0) * 200).clip(0, 255).astype(np.uint8)
     flags = judge(GOOD, image=image)
     assert ("not_t1", True) in [(flag.name, flag.fatal) for flag in flags]
+
+
+@pytest.mark.parametrize("value", [1.0004, 1.03, 1.049, 1.3])
+def test_a_number_is_told_from_its_limit(value):
+    text = told_apart(value, 1.0)[0]
+    assert float(text) > 1
+    assert len(text) <= 6
+
+
+def test_a_barely_far_scan_is_not_one_time_as_far():
+    (flag,) = judge(GOOD, distance=1.03)
+    assert "1.03 times as far" in flag.text
+    (flag,) = judge(GOOD, distance=6.52)
+    assert "6.52 times" in flag.text
+    assert "up to 6.5 get" in flag.text
+    (flag,) = judge(GOOD, age=82.3, trained_ages=(20.17, 82.0))
+    assert "20.2 to 82.0, this person is 82.3" in flag.text
+    (flag,) = judge(replace(GOOD, brain_ml=899.8))
+    assert "899.8 mL (adults: 900" in flag.text

@@ -93,6 +93,7 @@ def test_teach_undo_forget(study, model, scan, tmp_path):
     assert "told 60.0 years" in done.out
     assert "never the scan" in done.out
     assert "learnt: lesson 1 of profile default" in done.out
+    assert "although" not in done.out
     assert str(study.folder) not in done.out
 
     second = document("teach", study.two, "--force", *scan)
@@ -151,6 +152,10 @@ def test_a_far_age_is_refused_unless_forced(study, model, scan):
     assert "years apart" in line
     assert "--force" in line
     assert document("history", *model) == []
+    done = run("teach", study.one, "--age", "5", "--force", *scan)
+    assert done.code == 0
+    assert "learnt: lesson 1 of profile default, although the age told is 5.0" in done.out
+    assert "refused" not in done.out + done.err
 
 
 def test_at_a_terminal_the_user_is_asked(study, model, scan, monkeypatch):
