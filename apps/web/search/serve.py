@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -181,6 +182,8 @@ def _open_collections(
             model = model or (load(model_name) if model_name else load())
             if shipped or (index is None and not _writable(folder)):
                 directory = _cached_index_dir(folder, model)
+            if shipped:
+                _discard_damaged(directory)
             if not (directory / "manifest.json").exists():
                 EigenIndex.create(directory, model, root=folder).close()
             with EigenIndex.open(directory, model=model) as built, _terminal_progress() as show:
@@ -229,6 +232,17 @@ def _cached_index_dir(folder: Path, model: RetrievalModel) -> Path:
     what = f"{folder}\n{sorted(model.fingerprint().items())}".encode("utf-8", "surrogateescape")
     name = f"{folder.name}-{hashlib.sha256(what).hexdigest()[:12]}"
     return Path(user_cache_dir("eigen-suite", appauthor=False)) / "indexes" / name
+
+
+def _discard_damaged(directory: Path) -> None:
+    """Delete an index in the cache that is damaged: all of it can be made again."""
+    from retrieval.index.check import check_index
+    from retrieval.index.eigen_index import NoIndex
+
+    with contextlib.suppress(NoIndex):
+        if check_index(directory):
+            _say("The index of these pictures in the cache is damaged; it is made again.")
+            shutil.rmtree(directory)
 
 
 def _writable(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 pytest.importorskip("gradio")
@@ -13,6 +14,7 @@ import gradio as gr
 from colour_model import Colours
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from index_cases import TinyTestModel, photo
 from starlette.requests import Request
 
 from apps.web.limits import MARKED_PICTURES
@@ -287,6 +289,29 @@ def test_only_the_sample_gallery_is_a_demo(tmp_path, monkeypatch, folders):
     monkeypatch.setattr(serve.server, "run", lambda *_, **__: None)
     serve.serve(folders=[tmp_path / name for name in folders], port=0)
     assert served[0].default == ("default" if folders else "demo")
+
+
+@pytest.mark.parametrize("damage", [0, 1], ids=["whole", "damaged"])
+def test_a_damaged_index_of_the_sample_gallery_is_made_again(tmp_path, monkeypatch, damage):
+    root, model = tmp_path / "photos", TinyTestModel()
+    for number in range(3):
+        photo(root / f"{number}.png", number)
+    (tmp_path / "index").mkdir()
+    monkeypatch.setattr(serve, "gallery", lambda: root)
+    monkeypatch.setattr(serve, "credits_of", lambda _: None)
+    monkeypatch.setattr(serve, "_cached_index_dir", lambda *_: tmp_path / "index")
+    monkeypatch.setattr("retrieval.model.loading.load", lambda *_: model)
+
+    def found() -> list:
+        (collection,) = serve._open_collections(None, [], None, Pictures(lambda ref: (b"", True)))
+        return collection.index.search(np.eye(16, dtype=np.float32)[0], 3)
+
+    good = found()
+    (vectors,) = (tmp_path / "index").glob("vectors-*.faiss")
+    before = vectors.read_bytes()
+    vectors.write_bytes(before[:300] + bytes([before[300] ^ damage]) + before[301:])
+    assert found() == good
+    assert vectors.read_bytes() == before
 
 
 def _sent(page, screen, uid, *, scope="local", **more):
