@@ -349,9 +349,11 @@ def refusal(error: Exception, folder: Path, *, writing: bool = False) -> Excepti
     what = trouble(error) if isinstance(error, sqlite3.DatabaseError) else "damaged"
     if what is None:
         return error
-    if what == "full" or (
+    # SQLite opens read-only what it cannot open for writing, as on a full disk.
+    unwritable = "readonly database" in str(error) or (
         writing and what != "damaged" and isinstance(error, sqlite3.OperationalError)
-    ):
+    )
+    if what == "full" or unwritable:
         return no_space(error, folder)
     if is_gone(folder):
         return gone(folder)

@@ -19,10 +19,11 @@ from writers import WRITERS, Writer, names
 FEW, MANY = 2, 14
 LONG = {"a search model"}
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+# SQLite opens read-only what it cannot open for writing, and never says why.
+READ_ONLY = "cannot be written (attempt to write a readonly database)"
 WORDS = {
-    errno.ENOSPC: ("No space left", "full", "space"),
-    errno.EDQUOT: ("quota",),
-    # SQLite opens read-only what it cannot open for writing, and never says why.
+    errno.ENOSPC: ("No space left", "full", "space", READ_ONLY),
+    errno.EDQUOT: ("quota", READ_ONLY),
     errno.EIO: ("Input/output error", "I/O error", "readonly database", "unable to open"),
 }
 
