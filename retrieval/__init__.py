@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from retrieval.model.retrieval_model import RetrievalModel
     from retrieval.queries import QueryError, parse_query
     from retrieval.search import Hit, Searcher, open_index, rank_captions
+    from retrieval.teach.effects import Effect
     from retrieval.teach.marks import TeachError
     from retrieval.teach.profiles import ProfileError, list_profiles
-    from retrieval.teach.reports import Effect, HistoryEntry, Lesson
+    from retrieval.teach.reports import HistoryEntry, Lesson
     from retrieval.teach.teacher import Teacher
 
 # Imported on first use: torch, faiss and the models take seconds.
 _HOME = {
     "DatasetError": "retrieval.datasets.captioned",
-    "Effect": "retrieval.teach.reports",
+    "Effect": "retrieval.teach.effects",
     "EigenBasis": "retrieval.eigen_coordinates",
     "EigenIndex": "retrieval.index.eigen_index",
     "HistoryEntry": "retrieval.teach.reports",

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,12 @@ from retrieval.index.manifest import EmbeddingModel
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    Picture = str | os.PathLike[str] | bytes | Image
+    """A picture to ask with: a path, the bytes of a file, or a PIL image."""
+
 
 __all__ = [
+    "Asked",
     "Mapping",
     "Part",
     "QueryError",
@@ -38,6 +42,9 @@ __all__ = [
     "rank",
     "under",
 ]
+
+Asked = Literal["words", "picture", "mixed"]
+"""What a query consists of: words, a picture, or words beside a picture."""
 
 # Spaces before a sign make it an operator; a hyphen inside a word is text.
 _OPERATOR = re.compile(r"(?:^|(?<=\s))[+-]")
@@ -70,6 +77,17 @@ class Mapping(Protocol):
 
     def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """(N, r) taught coordinates of text queries (N, r)."""
+
+    def recall(
+        self, kind: Asked, asked: npt.NDArray[np.floating], rows: npt.NDArray[np.floating]
+    ) -> npt.NDArray[np.float32]:
+        """(N, r) what becomes of rows (N, r) by what was taught about queries as a whole.
+
+        Args:
+            kind: of queries that are not words alone.
+            asked: (N, r) unit directions without any teaching.
+            rows: with what was taught about their words.
+        """
 
 
 def parse_query(text: str) -> list[Part]:
@@ -142,7 +160,7 @@ def rank(
     model: QueryModel,
     index: EigenIndex,
     text: str | None = None,
-    image: str | os.PathLike[str] | bytes | Image | None = None,
+    image: Picture | None = None,
     *,
     like: int | None = None,
     mapping: Mapping | None = None,
@@ -165,7 +183,7 @@ def rank(
     if like is None:
         query = query_coordinates(model, index, text, image, mapping)
         return Ranked(index.search(query, k, delta=delta, ids=ids), query, delta)
-    query = under(delta, index.vectors([like]))[0]
+    query = _as_taught(index.vectors([like]), mapping)[0]
     hits = [hit for hit in index.search(query, k + 1, delta=delta, ids=ids) if hit[0] != like]
     return Ranked(hits[:k], query, delta)
 
@@ -174,7 +192,7 @@ def query_coordinates(
     model: QueryModel,
     index: EigenIndex,
     text: str | None = None,
-    image: str | os.PathLike[str] | bytes | Image | None = None,
+    image: Picture | None = None,
     mapping: Mapping | None = None,
 ) -> npt.NDArray[np.float32]:
     """(r,) eigen-coordinates of a query.
@@ -188,7 +206,8 @@ def query_coordinates(
         index: whose gallery it is.
         text: words, with weights and negatives as `parse_query` reads them.
         image: path, file bytes or PIL image.
-        mapping: what was taught; applies to the sum of the texts, not to the image.
+        mapping: what was taught about words applies to the sum of the texts; what was taught about
+            pictures, or about words beside a picture, to such queries as a whole.
 
     Raises:
         QueryError: if the query is empty or its parts cancel.
@@ -203,27 +222,44 @@ def query_coordinates(
         rows.append(image_vectors(model, image))
         weights.append(1.0)
     vectors = np.concatenate(rows)
-    delta = mapping.delta if mapping is not None else None
     if len(vectors) == 1:
         alone = vectors * np.float32(np.sign(weights[0]))
-        if mapping is not None:
-            alone = mapping.map(alone) if parts else under(delta, alone)
-        return alone[0]
+        if mapping is not None and parts:
+            alone = mapping.map(alone)
+        return (alone if parts else _as_taught(alone, mapping))[0]
     _, covariance = index.moments()
     exact = vectors.astype(np.float64)
     spread = np.sqrt(np.einsum("ir,rs,is->i", exact, covariance, exact).clip(min=0))
     norms = np.linalg.norm(exact, axis=1)
     scale = np.maximum(spread, _LEAST_SPREAD * norms)
     shares = np.asarray(weights) / np.where(scale > 0, scale, 1)
-    total = shares[: len(parts)] @ exact[: len(parts)]
+    least = 1e-6 * np.abs(np.asarray(weights)).max()
+    words = shares[: len(parts)] @ exact[: len(parts)]
+    total = words
     if mapping is not None and parts:
-        total = mapping.map(total[None])[0].astype(np.float64)
+        total = mapping.map(words[None])[0].astype(np.float64)
     if image is not None:
+        delta = mapping.delta if mapping is not None else None
         total = total + shares[-1] * under(delta, exact[-1:])[0]
+    total = _unit(total, least)
+    if mapping is not None and image is not None:
+        asked = _unit(words + shares[-1] * exact[-1], least)
+        total = mapping.recall("mixed", asked[None], total[None])[0]
+    return np.asarray(total, dtype=np.float32)
+
+
+def _unit(total: npt.NDArray[np.float64], least: float) -> npt.NDArray[np.float64]:
     length = np.linalg.norm(total)
-    if length <= 1e-6 * np.abs(np.asarray(weights)).max():
+    if length <= least:
         raise QueryError("the parts of the query cancel each other; change a weight")
-    return np.asarray(total / length, dtype=np.float32)
+    return total / length
+
+
+def _as_taught(vectors: np.ndarray, mapping: Mapping | None) -> np.ndarray:
+    """Pictures (N, r) as queries."""
+    if mapping is None:
+        return vectors
+    return mapping.recall("picture", vectors, under(mapping.delta, vectors))
 
 
 def under(delta: np.ndarray | None, vectors: np.ndarray) -> np.ndarray:
@@ -235,9 +271,7 @@ def under(delta: np.ndarray | None, vectors: np.ndarray) -> np.ndarray:
     return np.divide(changed, lengths, out=np.zeros_like(changed), where=lengths > 0)
 
 
-def image_vectors(
-    model: QueryModel, image: str | os.PathLike[str] | bytes | Image
-) -> npt.NDArray[np.float32]:
+def image_vectors(model: QueryModel, image: Picture) -> npt.NDArray[np.float32]:
     """(1, r) stored form of a picture."""
     from retrieval.images import decode
 

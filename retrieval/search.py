@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,8 @@ from retrieval.queries import QueryError, Ranked, image_vectors, query_coordinat
 from retrieval.teach.profiles import check_name
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from retrieval.model.retrieval_model import RetrievalModel
-    from retrieval.queries import Mapping
+    from retrieval.queries import Mapping, Picture
     from retrieval.teach.teacher import Effect, HistoryEntry, Lesson, Teacher
 
 __all__ = ["Hit", "Searcher", "open_index", "rank_captions"]
@@ -78,7 +76,7 @@ class Searcher(Closing):
         self,
         text: str | None = None,
         *,
-        image: str | os.PathLike[str] | bytes | Image | None = None,
+        image: Picture | None = None,
         k: int = 20,
         ids: Sequence[int] | np.ndarray | None = None,
         taught: bool = True,
@@ -118,7 +116,7 @@ class Searcher(Closing):
     def query_vector(
         self,
         text: str | None = None,
-        image: str | os.PathLike[str] | bytes | Image | None = None,
+        image: Picture | None = None,
         *,
         taught: bool = True,
     ) -> npt.NDArray[np.float32]:
@@ -139,10 +137,12 @@ class Searcher(Closing):
 
     def teach(
         self,
-        text: str,
+        text: str | None = None,
         good: Iterable[int] = (),
         bad: Iterable[int] = (),
         *,
+        image: Picture | None = None,
+        like: int | None = None,
         unmark: Iterable[int] = (),
         rule: str | None = None,
         force: bool = False,
@@ -150,21 +150,27 @@ class Searcher(Closing):
         """Learn that these pictures are good and bad answers; see `Teacher.teach`."""
         teacher = self._teacher()
         self.index.refresh()
-        return teacher.teach(self.index, text, good, bad, unmark=unmark, rule=rule, force=force)
+        asked: dict[str, Any] = {"image": image, "like": like}
+        return teacher.teach(
+            self.index, text, good, bad, **asked, unmark=unmark, rule=rule, force=force
+        )
 
     def preview(
         self,
-        text: str,
+        text: str | None = None,
         good: Iterable[int] = (),
         bad: Iterable[int] = (),
         *,
+        image: Picture | None = None,
+        like: int | None = None,
         unmark: Iterable[int] = (),
         rule: str | None = None,
     ) -> Lesson:
         """What `teach` would do, without doing it."""
         teacher = self._teacher()
         self.index.refresh()
-        return teacher.preview(self.index, text, good, bad, unmark=unmark, rule=rule)
+        asked: dict[str, Any] = {"image": image, "like": like}
+        return teacher.preview(self.index, text, good, bad, **asked, unmark=unmark, rule=rule)
 
     def undo(self, entry: int | None = None) -> HistoryEntry:
         """Take back a lesson, by default the newest; see `Teacher.undo`."""
@@ -179,6 +185,12 @@ class Searcher(Closing):
     def forget(self, text: str | None = None) -> int:
         """Erase a query's lessons, or all, for good; returns how many there were."""
         return self._teacher().forget(text)
+
+    def answering(
+        self, text: str | None = None, image: Picture | None = None
+    ) -> list[tuple[str, float]]:
+        """The taught queries that a search follows now; see `Teacher.answering`."""
+        return self._teacher().answering(self.index, text, image)
 
     def effects(self) -> list[Effect]:
         """Where the marked pictures stand without and with what was taught."""
@@ -198,7 +210,7 @@ class Searcher(Closing):
 
     def caption(
         self,
-        image: str | os.PathLike[str] | bytes | Image,
+        image: Picture,
         captions: Sequence[str],
         k: int = 5,
     ) -> list[tuple[int, float, str]]:
@@ -274,7 +286,7 @@ def open_index(
 
 def rank_captions(
     model: RetrievalModel,
-    image: str | os.PathLike[str] | bytes | Image,
+    image: Picture,
     captions: Sequence[str],
     k: int = 5,
 ) -> list[tuple[int, float, str]]:

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.eigen_coordinates import scores
-from retrieval.queries import Mapping, QueryModel
-from retrieval.teach.knowledge import Knowledge, Unchanged, marks_of
+from retrieval.queries import Asked, Mapping, QueryModel
+from retrieval.teach.knowledge import KINDS, Knowledge, Unchanged, answered, kind_of, marks_of
 from retrieval.teach.marks import BAD, GOOD, find
 
 if TYPE_CHECKING:
@@ -70,13 +70,15 @@ class Marks:
     """A taught query with the pictures that its user marked.
 
     Attributes:
-        c: (r,) coordinates of the query as its words give them.
+        c: (r,) coordinates of the query without teaching.
         good, bad: (n, r) and (m, r) stored vectors.
+        kind: what the query consists of.
     """
 
     c: np.ndarray
     good: np.ndarray
     bad: np.ndarray
+    kind: Asked = "words"
 
 
 class Guard:
@@ -152,7 +154,8 @@ class Guard:
                 bad = [mark for mark in marks if mark.sign == BAD][-_CHECKED_MARKS:]
                 found = find(index, [*good, *bad])
                 c = event.arrays["c"].astype(np.float64)
-                kept = event.uid, sample, Marks(c, found.good_vectors, found.bad_vectors)
+                marked = found.good_vectors, found.bad_vectors
+                kept = event.uid, sample, Marks(c, *marked, kind_of(event))
                 self._marks[other] = kept
             taught[other] = kept[2]
         return taught
@@ -215,13 +218,13 @@ def agreements(
     Returns:
         area under the ROC curve of each, 0..1; NaN where there is nothing to compare.
     """
-    if not taught:
-        return []
-    queries = mapping.map(np.stack([marks.c for marks in taught]))
-    return [
-        _agreement(q, mapping.delta, marks, sample)
-        for q, marks in zip(queries, taught, strict=True)
-    ]
+    queries: dict[int, np.ndarray] = {}
+    for kind in KINDS:
+        places = [i for i, marks in enumerate(taught) if marks.kind == kind]
+        if places:
+            rows = answered(mapping, kind, np.stack([taught[i].c for i in places]))
+            queries |= zip(places, rows, strict=True)
+    return [_agreement(queries[i], mapping.delta, marks, sample) for i, marks in enumerate(taught)]
 
 
 def _agreement(

@@ -7,8 +7,10 @@ matter beyond rounding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Mapping as Mapping_
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,39 +18,46 @@ import numpy.typing as npt
 from enn_core.lessons.adapter import RidgeAdapter
 from enn_core.lessons.errors import JournalCorrupt
 from enn_core.lessons.events import TEACH, Event, latest
-from retrieval.queries import Mapping
+from retrieval.queries import Asked, Mapping
 from retrieval.teach import local_rule
 from retrieval.teach.fitting import ALPHA
+from retrieval.teach.lookup import OTHER, SAME, LookedUp, Recalled, near_words
 from retrieval.teach.marks import BAD, GOOD, WITHDRAWN, Mark, merge, read_marks
+from retrieval.teach.subjects import MOST_NAME, shown
 
 __all__ = [
     "ADAPTER",
     "LOCAL_RULE",
+    "LOOKUP",
     "NOTHING",
     "REFIT",
     "RULES",
+    "UPGRADE",
     "Adapted",
     "Knowledge",
     "Unchanged",
+    "answered",
     "check_event",
     "derive",
+    "kind_of",
     "lessons_on",
     "marks_of",
     "merged",
+    "rule_of",
     "settled",
     "stored_vectors",
 ]
 
-ADAPTER, LOCAL_RULE = "adapter", "local"
-RULES = (ADAPTER, LOCAL_RULE)
-"""How lessons become a change of the model: a map of queries, or steps on its last layer."""
+LOOKUP, ADAPTER, LOCAL_RULE = "lookup", "adapter", "local"
+RULES = (LOOKUP, ADAPTER, LOCAL_RULE)
+"""How lessons become a change of the model: a look-up of taught queries, a ridge map of queries (of
+profiles from before the look-up), or steps on its last layer."""
 
 REFIT = "refit"
 """Kind of the events that fit a query again after one of its lessons was undone."""
-
-# Cosine with a taught query from which on it is that query (it is kept in half precision), and
-# up to which it is another one.
-_SAME, _OTHER = 1 - 1e-6, 0.98
+KINDS: tuple[Asked, ...] = ("words", "picture", "mixed")
+UPGRADE = "upgrade"
+"""Kind of the event from which on pairs of the rule "adapter" are looked up."""
 
 # Lengths that a unit vector may have as float16, with room for other ways of rounding.
 _UNIT = (0.98, 1.02)
@@ -60,6 +69,11 @@ class Unchanged:
     delta = None
 
     def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        return np.asarray(rows, np.float32)
+
+    def recall(
+        self, kind: Asked, asked: npt.NDArray[np.floating], rows: npt.NDArray[np.floating]
+    ) -> npt.NDArray[np.float32]:
         return np.asarray(rows, np.float32)
 
 
@@ -94,6 +108,11 @@ class Adapted:
         scaled = np.where(usable, moved * (wanted / np.where(usable, lengths, 1)), given)
         return scaled.astype(np.float32)
 
+    def recall(
+        self, kind: Asked, asked: npt.NDArray[np.floating], rows: npt.NDArray[np.floating]
+    ) -> npt.NDArray[np.float32]:
+        return np.asarray(rows, np.float32)
+
     @cached_property
     def _missed(self) -> npt.NDArray[np.float64]:
         """(n, r) what the adapter misses of the targets."""
@@ -112,9 +131,9 @@ class Adapted:
         ) / sizes
         most = cosines.max(axis=1)
         # Of two ways to say the same, the one taught last.
-        same = cosines >= most[:, None] - (1 - _SAME)
+        same = cosines >= most[:, None] - (1 - SAME)
         nearest = len(self.inputs) - 1 - same[:, ::-1].argmax(axis=1)
-        share = np.clip((most - _OTHER) / (_SAME - _OTHER), 0, 1)
+        share = np.clip((most - OTHER) / (SAME - OTHER), 0, 1)
         own = np.flatnonzero(share)
         recalled[own] = share[own, None] * lengths[own] * self._missed[nearest[own]]
         return recalled
@@ -126,10 +145,10 @@ class Knowledge:
 
     Attributes:
         version: of the journal; None if there is none, or it must be read again.
-        rule: "adapter", "local", or None if there are no lessons.
+        rule: one of `RULES`, or None if there are no lessons.
         events: the active ones, by seq.
         current: by query, the event that now stands for it; those taught last at the end.
-        pairs: seq of the events in the adapter, in order.
+        pairs: seq of the events whose pairs the mapping has, in order.
         mapping: how it changes searches.
     """
 
@@ -144,6 +163,12 @@ class Knowledge:
     def taught(self) -> tuple[str, ...]:
         """The queries that have marks, those taught last at the end."""
         return tuple(q for q, event in self.current.items() if event.details.get("marks_left"))
+
+    def lines(self, kind: Asked) -> list[str]:
+        """The taught queries of one kind for people, in the order of their pairs."""
+        by_seq = {event.seq: event for event in self.current.values()}
+        events = [by_seq[seq] for seq in self.pairs]
+        return [shown(e.subject, e.details) for e in events if kind_of(e) == kind]
 
 
 NOTHING = Knowledge(None, None, (), {}, (), Unchanged())
@@ -167,34 +192,92 @@ def derive(
         JournalCorrupt: if the journal was written by something else.
     """
     current = _current(events)
-    rules = {event.details.get("rule") for event in current.values()}
-    if not rules:
-        return Knowledge(version, None, tuple(events), {}, (), Unchanged())
-    if len(rules) > 1 or not rules <= set(RULES):
-        raise JournalCorrupt(f"the journal mixes rules, or holds unknown ones ({rules!r:.60})")
-    rule = rules.pop()
+    rule = rule_of(events, current)
+    if not current or rule is None:
+        return Knowledge(version, rule, tuple(events), {}, (), Unchanged())
     if rule == LOCAL_RULE:
         lessons = [_local_lesson(events, query, event) for query, event in current.items()]
         mapping: Mapping = local_rule.learn(lessons, anchors)
         return Knowledge(version, rule, tuple(events), current, (), mapping)
     pairs = [event for event in current.values() if "b" in event.arrays]
     seqs = tuple(event.seq for event in pairs)
+    same = _common(previous.pairs, seqs)
+    learn = _looked_up if rule == LOOKUP else _adapted
+    mapping = learn(pairs, same, previous.mapping, anchors)
+    return Knowledge(version, rule, tuple(events), current, seqs, mapping)
+
+
+def rule_of(events: Iterable[Event], current: Mapping_[str, Event] | None = None) -> str | None:
+    """The rule that active events are answered by, None if there are none.
+
+    Pairs of queries and targets are the same under both rules that have them: once one lesson was
+    learned by the look-up, or the profile was upgraded, all of them are looked up.
+
+    Args:
+        events: the active ones.
+        current: by query, the event that stands for it.
+
+    Raises:
+        JournalCorrupt: if the journal was written by something else.
+    """
+    standing = (current or {}).values()
+    rules = {e.details.get("rule") for e in events if e.kind in (TEACH, UPGRADE)}
+    rules |= {event.details.get("rule") for event in standing}
+    if not rules <= set(RULES) or (LOCAL_RULE in rules and len(rules) > 1):
+        raise JournalCorrupt(f"the journal mixes rules, or holds unknown ones ({rules!r:.60})")
+    return next((rule for rule in RULES if rule in rules), None)
+
+
+def _adapted(
+    pairs: Sequence[Event], same: int, known: Mapping, anchors: npt.NDArray[np.float64]
+) -> Adapted:
+    """The ridge map of pairs, of which `known` has the first `same`."""
     dim = anchors.shape[1]
-    known = previous.mapping
     if not isinstance(known, Adapted):
         known = Adapted(RidgeAdapter(dim, alpha=ALPHA), np.empty((0, dim)), np.empty((0, dim)))
-    same = _common(previous.pairs, seqs)
-    shape = len(pairs) - same, dim
-    a, b = (
-        np.array([event.arrays[name] for event in pairs[same:]], np.float64).reshape(shape)
-        for name in ("c", "b")
-    )
-    mapping = Adapted(
+        same = 0
+    a, b = _rows(pairs[same:], dim)
+    return Adapted(
         known.adapter.first(same).with_pairs(a, b),
         np.concatenate([known.inputs[:same], a]),
         np.concatenate([known.targets[:same], b]),
     )
-    return Knowledge(version, rule, tuple(events), current, seqs, mapping)
+
+
+def _looked_up(
+    pairs: Sequence[Event], same: int, known: Mapping, anchors: npt.NDArray[np.float64]
+) -> Recalled:
+    """The look-up of pairs, of which `known` has the first `same`."""
+    dim = anchors.shape[1]
+    nothing = LookedUp(np.empty((0, dim)), np.empty((0, dim)), np.empty((0, 2)))
+    if not isinstance(known, Recalled):
+        known, same = Recalled(nothing, nothing, nothing), 0
+    words = near_words(anchors)
+    parts = []
+    for kind in KINDS:
+        here = sum(kind_of(event) == kind for event in pairs[:same])
+        new = [event for event in pairs[same:] if kind_of(event) == kind]
+        near = [words if kind == "words" else tuple(event.details["near"]) for event in new]
+        a, b = _rows(new, dim)
+        parts.append(known.of(kind).with_rows(here, a, b, np.array(near).reshape(-1, 2)))
+    return Recalled(*parts)
+
+
+def _rows(
+    pairs: Sequence[Event], dim: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Taught directions and their targets, (n, dim) each."""
+    a, b = (
+        np.array([event.arrays[name] for event in pairs], np.float64).reshape(-1, dim)
+        for name in ("c", "b")
+    )
+    return a, b
+
+
+def kind_of(event: Event) -> Asked:
+    """What the query of a lesson consists of."""
+    kind: Asked = event.details.get("kind", "words")
+    return kind
 
 
 def settled(drafted: Knowledge, event: Event) -> Knowledge:
@@ -207,6 +290,13 @@ def settled(drafted: Knowledge, event: Event) -> Knowledge:
         current={**drafted.current, event.subject: event},
         pairs=tuple(event.seq if seq == draft.seq else seq for seq in drafted.pairs),
     )
+
+
+def answered(mapping: Mapping, kind: Asked, c: npt.NDArray[np.floating]) -> np.ndarray:
+    """(..., r) what a mapping makes of queries (..., r) of one kind, as they are asked."""
+    rows = np.atleast_2d(c)
+    found = mapping.map(rows) if kind == "words" else mapping.recall(kind, rows, rows)
+    return found.reshape(c.shape)
 
 
 def lessons_on(events: Iterable[Event], query: str) -> list[Event]:
@@ -252,6 +342,8 @@ def check_event(event: Event, dim: int) -> None:
         ValueError: what is wrong.
     """
     rule = event.details.get("rule")
+    if event.kind == UPGRADE and rule == LOOKUP and not event.arrays:
+        return
     if event.kind not in (TEACH, REFIT) or rule not in RULES:
         raise ValueError("an event is no lesson of a search")
     if " ".join(event.subject.split()) != event.subject or not event.subject:
@@ -259,12 +351,14 @@ def check_event(event: Event, dim: int) -> None:
     details = event.details
     if type(details.get("kept_text")) is not bool or type(details.get("marks_left")) is not int:
         raise ValueError("a lesson does not say what came of it")
+    if details.get("kind", "words") != "words":
+        _check_picture(details, rule)
     marks = read_marks(details) if event.kind == TEACH else []
     wanted: dict[str, tuple[int, ...]] = {"c": (dim,)}
     if rule == LOCAL_RULE and event.kind == TEACH:
         kept = sum(mark.sign != WITHDRAWN for mark in marks)
         wanted["marked"] = (min(kept, local_rule.MOST_STORED), dim)
-    elif rule == ADAPTER and "b" in event.arrays:
+    elif rule != LOCAL_RULE and "b" in event.arrays:
         wanted["b"] = (dim,)
     if {name: array.shape for name, array in event.arrays.items()} != wanted:
         raise ValueError("the numbers of a lesson do not fit the model")
@@ -272,6 +366,20 @@ def check_event(event: Event, dim: int) -> None:
         lengths = np.linalg.norm(array.astype(np.float64), axis=-1)
         if not np.all((lengths > _UNIT[0]) & (lengths < _UNIT[1])):
             raise ValueError("the numbers of a lesson are no directions")
+
+
+def _check_picture(details: Mapping_[str, Any], rule: str) -> None:
+    """Refuse a lesson on a picture that could not be looked up."""
+    if details["kind"] not in KINDS or rule != LOOKUP:
+        raise ValueError("a lesson is about something unknown")
+    near = details.get("near")
+    if not isinstance(near, list) or [type(each) for each in near] != [float, float]:
+        raise ValueError("a lesson on a picture does not say what is near it")
+    if not -1 <= near[0] < near[1] <= 1:
+        raise ValueError("a lesson on a picture says nonsense about what is near it")
+    name = details.get("picture")
+    if not isinstance(name, str) or len(name) > MOST_NAME:
+        raise ValueError("a lesson on a picture has no short name of it")
 
 
 def _current(events: Sequence[Event]) -> dict[str, Event]:

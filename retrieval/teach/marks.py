@@ -23,6 +23,7 @@ __all__ = [
     "BAD",
     "GOOD",
     "MOST_MARKS",
+    "PRINT_CHARACTERS",
     "WITHDRAWN",
     "Found",
     "Mark",
@@ -40,7 +41,8 @@ GOOD, BAD, WITHDRAWN = 1, -1, 0
 MOST_MARKS = 10_000
 """Marks that one query may have."""
 
-_PRINT_CHARACTERS = 16
+PRINT_CHARACTERS = 16
+"""Hex digits that tell a picture's content from any other."""
 
 
 class TeachError(ValueError):
@@ -101,7 +103,7 @@ def read_marks(details: Any) -> list[Mark]:
         id_, print_, sign = item
         if type(id_) is not int or not 0 <= id_ < 2**63:
             raise ValueError("a marked id is out of range")
-        if not isinstance(print_, str) or len(print_) > _PRINT_CHARACTERS:
+        if not isinstance(print_, str) or len(print_) > PRINT_CHARACTERS:
             raise ValueError("a print is no short text")
         if type(sign) is not int or sign not in (GOOD, BAD, WITHDRAWN):
             raise ValueError("a mark is neither good nor bad nor withdrawn")
@@ -193,10 +195,10 @@ def find(index: EigenIndex, marks: Sequence[Mark]) -> Found:
 def picture_print(entry: Entry) -> str:
     """16 characters that tell a picture's content from any other."""
     if entry.sha256:
-        return entry.sha256[:_PRINT_CHARACTERS]
+        return entry.sha256[:PRINT_CHARACTERS]
     # Vectors that were imported have no content; their path is all that is known of them.
     name = entry.path.encode("utf-8", "surrogateescape")
-    return hashlib.sha256(name).hexdigest()[:_PRINT_CHARACTERS]
+    return hashlib.sha256(name).hexdigest()[:PRINT_CHARACTERS]
 
 
 def _integers(name: str, ids: Iterable[Any]) -> list[int]:

@@ -1,4 +1,4 @@
-"""What teaching reports: lessons, the history, and what they did."""
+"""What teaching reports: lessons, upgrades and the history."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from enn_core.lessons.events import Event
 from retrieval.teach.marks import BAD, GOOD, WITHDRAWN, read_marks
+from retrieval.teach.subjects import shown
 
-__all__ = ["Effect", "HistoryEntry", "Lesson", "history_entry"]
+__all__ = ["HistoryEntry", "Lesson", "Upgrade", "history_entry"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,9 @@ class Lesson:
 
     Attributes:
         entry: its number in the history; None for a preview and for what was refused.
-        query: the words, with single spaces.
-        rule: "adapter" or "local".
+        query: the words, with single spaces; of a picture, the line it is filed under.
+        shown: the query for people: the name of a picture in place of its print.
+        rule: one of `RULES`.
         good, bad: ids of all pictures now marked for this query that this index has.
         ignored: marked ids that this index does not have, with the reason.
         kept_text: the words alone agree at least as well with held-out marks, so that this query
@@ -27,12 +29,16 @@ class Lesson:
         overlap: share of the generic queries' best pictures that this lesson leaves in place.
         overlap_total: the same, for everything taught so far.
         worse: (query, agreement before, after) of queries taught earlier that lose by it.
+        reaches: (generic query, share of the move that it takes, 0..1) of those that move with
+            this lesson, greatest first; none under rules that do not look up.
+        untouched: how many generic queries it leaves exactly as they are; None if unknown.
         refused: why nothing was learned, one line; None if it was.
         seconds: from the call to the durable result.
     """
 
     entry: int | None
     query: str
+    shown: str
     rule: str
     good: tuple[int, ...]
     bad: tuple[int, ...]
@@ -43,8 +49,27 @@ class Lesson:
     overlap: float
     overlap_total: float
     worse: tuple[tuple[str, float, float], ...]
+    reaches: tuple[tuple[str, float], ...]
+    untouched: int | None
     refused: str | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """What looking up old lessons changes, or would change.
+
+    Attributes:
+        queries: how many are taught; each keeps its own answers, other wordings may change.
+        overlap: share of the generic queries' best pictures that stays.
+        worse: (query, agreement before, after) of taught queries that lose by it.
+        done: False for a preview.
+    """
+
+    queries: int
+    overlap: float
+    worse: tuple[tuple[str, float, float], ...]
+    done: bool
 
 
 @dataclass(frozen=True)
@@ -54,9 +79,10 @@ class HistoryEntry:
     Attributes:
         entry: its number; numbers are never used again.
         at: seconds since the epoch.
-        query: the words.
+        query: the words; for a picture, the line that its lessons are filed under.
+        shown: the query for people: the name of a picture in place of its print.
         good, bad, unmarked: the ids that this lesson marked, in the index it was given in.
-        rule: "adapter" or "local".
+        rule: one of `RULES`.
         active: False once it is undone.
         kept_text: see `Lesson`.
     """
@@ -64,32 +90,13 @@ class HistoryEntry:
     entry: int
     at: float
     query: str
+    shown: str
     good: tuple[int, ...]
     bad: tuple[int, ...]
     unmarked: tuple[int, ...]
     rule: str
     active: bool
     kept_text: bool
-
-
-@dataclass(frozen=True)
-class Effect:
-    """Where the marked pictures of a taught query stand, without and with what was taught.
-
-    Attributes:
-        query: the words.
-        good, bad: how many marked pictures this index has.
-        good_before, good_after, bad_before, bad_after: their mean rank, 1 is best; NaN if there
-            are none. In a large index estimated from an even choice of its pictures.
-    """
-
-    query: str
-    good: int
-    bad: int
-    good_before: float
-    good_after: float
-    bad_before: float
-    bad_after: float
 
 
 def history_entry(event: Event) -> HistoryEntry:
@@ -99,6 +106,7 @@ def history_entry(event: Event) -> HistoryEntry:
         entry=event.seq,
         at=event.at,
         query=event.subject,
+        shown=shown(event.subject, event.details),
         good=tuple(mark.id for mark in marks if mark.sign == GOOD),
         bad=tuple(mark.id for mark in marks if mark.sign == BAD),
         unmarked=tuple(mark.id for mark in marks if mark.sign == WITHDRAWN),

@@ -30,26 +30,31 @@ from enn_core.lessons.events import TEACH, Event, latest
 from enn_core.lessons.journal import Journal
 from enn_core.lessons.journal_file import HEADER_LOST
 from enn_core.lessons.profile import Profile
-from retrieval.eigen_coordinates import scores
 from retrieval.index.manifest import Manifest
-from retrieval.queries import Mapping, QueryModel, query_coordinates
+from retrieval.queries import Asked, Mapping, QueryModel
 from retrieval.teach import guard, local_rule
+from retrieval.teach.effects import Effect, effects_of
 from retrieval.teach.fitting import Fit, fit_direction
 from retrieval.teach.knowledge import (
+    ADAPTER,
     LOCAL_RULE,
+    LOOKUP,
     NOTHING,
     REFIT,
     RULES,
+    UPGRADE,
     Knowledge,
-    Unchanged,
     check_event,
     derive,
+    kind_of,
     lessons_on,
     marks_of,
     merged,
+    rule_of,
     settled,
     stored_vectors,
 )
+from retrieval.teach.lookup import Recalled, near_pictures
 from retrieval.teach.marks import (
     BAD,
     GOOD,
@@ -63,25 +68,21 @@ from retrieval.teach.marks import (
     merge,
 )
 from retrieval.teach.profiles import DEFAULT, LOCAL, check_name, profile_path
-from retrieval.teach.reports import Effect, HistoryEntry, Lesson, history_entry
+from retrieval.teach.reports import HistoryEntry, Lesson, Upgrade, history_entry
+from retrieval.teach.subjects import Subject, direction, shown, subject_of, words_of
 
 if TYPE_CHECKING:
     from retrieval.index.eigen_index import EigenIndex
+    from retrieval.queries import Picture
 
 __all__ = ["RULES", "Effect", "HistoryEntry", "Lesson", "TeachError", "Teacher"]
-
-MOST_CHARACTERS = 10_000
-"""Length of a query that can be taught."""
-
-# Pictures among which `effects` ranks: above, ranks are estimated from an even choice.
-_RANKED = 10_000
 
 
 @dataclass(frozen=True, eq=False)
 class _Request:
     """A lesson as it was asked for, checked."""
 
-    query: str
+    subject: Subject
     c: npt.NDArray[np.float16]  # (r,) unit, as it is stored
     marks: list[Mark]  # withdrawals last
 
@@ -148,7 +149,7 @@ class Teacher(Profile[Knowledge]):
 
     @property
     def rule(self) -> str | None:
-        """ "adapter" or "local"; None before the first lesson."""
+        """One of `RULES`; None before the first lesson."""
         return self._state.rule
 
     @property
@@ -170,29 +171,35 @@ class Teacher(Profile[Knowledge]):
     def preview(
         self,
         index: EigenIndex,
-        text: str,
+        text: str | None,
         good: Iterable[int] = (),
         bad: Iterable[int] = (),
         *,
+        image: Picture | None = None,
+        like: int | None = None,
         unmark: Iterable[int] = (),
         rule: str | None = None,
     ) -> Lesson:
         """What `teach` would do, without doing it."""
-        return self.draft(index, text, good, bad, unmark=unmark, rule=rule)[0]
+        return self.draft(index, text, good, bad, image=image, like=like, unmark=unmark, rule=rule)[
+            0
+        ]
 
     def draft(
         self,
         index: EigenIndex,
-        text: str,
+        text: str | None,
         good: Iterable[int] = (),
         bad: Iterable[int] = (),
         *,
+        image: Picture | None = None,
+        like: int | None = None,
         unmark: Iterable[int] = (),
         rule: str | None = None,
     ) -> tuple[Lesson, Mapping]:
         """`preview` with the mapping that the lesson would lead to, for a look at its ranking."""
         started = time.perf_counter()
-        request = self._request(index, text, good, bad, unmark)
+        request = self._request(index, (text, image, like), good, bad, unmark)
         with self._lock:
             self.refresh()
             draft = self._draft(index, request, self._state, self._chosen(rule))
@@ -201,10 +208,12 @@ class Teacher(Profile[Knowledge]):
     def teach(
         self,
         index: EigenIndex,
-        text: str,
+        text: str | None,
         good: Iterable[int] = (),
         bad: Iterable[int] = (),
         *,
+        image: Picture | None = None,
+        like: int | None = None,
         unmark: Iterable[int] = (),
         rule: str | None = None,
         force: bool = False,
@@ -214,10 +223,12 @@ class Teacher(Profile[Knowledge]):
 
         Args:
             index: where the marked pictures are.
-            text: the query, with weights and signs as in a search.
+            text: words of the query, with weights and signs as in a search; None for a picture.
             good, bad: ids of pictures that are good and bad answers to it.
+            image: picture of the query, alone or beside words: path, file bytes or PIL image.
+            like: id of the picture in the index that others are looked for by.
             unmark: ids whose earlier marks for this query are taken back.
-            rule: "adapter" (default) or "local"; a profile keeps to the rule of its first lesson.
+            rule: one of `RULES`, the first by default; a profile keeps to that of its first lesson.
             force: learn even if it hurts other queries.
             uid: 32 hex digits by which a lesson that arrives twice is known; a new one by default.
 
@@ -229,7 +240,7 @@ class Teacher(Profile[Knowledge]):
             JournalError: if the profile cannot be written.
         """
         started = time.perf_counter()
-        request = self._request(index, text, good, bad, unmark)
+        request = self._request(index, (text, image, like), good, bad, unmark)
         with self._lock:
             if self._existing() is None:
                 # The first lesson: if it is refused, not even a file is left behind.
@@ -242,7 +253,7 @@ class Teacher(Profile[Knowledge]):
                 if draft.lesson.refused and not force:
                     return _timed(draft.lesson, started)
                 event = writing.append(
-                    TEACH, request.query, draft.details, draft.arrays, draft.covers, uid=uid
+                    TEACH, request.subject.line, draft.details, draft.arrays, draft.covers, uid=uid
                 )
             self._state = settled(draft.state, event)
         lesson = replace(draft.lesson, entry=event.seq, refused=None)
@@ -279,7 +290,7 @@ class Teacher(Profile[Knowledge]):
         Returns:
             How many lessons are gone.
         """
-        subject = None if text is None else _subject(text)
+        subject = None if text is None else words_of(text)
 
         def chosen(events: list[Event]) -> list[Event]:
             return [event for event in events if subject in (None, event.subject)]
@@ -287,6 +298,37 @@ class Teacher(Profile[Knowledge]):
         with self._lock:
             self._guard.forget()
             return self._erase(chosen, lambda damaged: subject in (None, damaged.subject))
+
+    def upgrade(self, index: EigenIndex, *, preview: bool = False) -> Upgrade:
+        """Look up what was taught by the rule "adapter"; the lessons themselves stay as they are.
+
+        Args:
+            index: on whose pictures both rules are compared.
+            preview: change nothing.
+
+        Raises:
+            TeachError: if nothing was taught by that rule.
+            JournalError: if the profile cannot be written.
+        """
+        index.check_model(self._model)
+        with self._lock:
+            self._needed()
+            with self._writing() as (writing, state):
+                if state.rule != ADAPTER:
+                    raise TeachError(
+                        f"the profile {self.name!r} has nothing to upgrade; its rule is "
+                        f"{state.rule or RULES[0]!r}"
+                    )
+                seq = state.events[-1].seq + 1
+                details = {"rule": LOOKUP}
+                event = Event(seq, f"{0:032x}", 0.0, UPGRADE, "", details, {}, (), True)
+                after = derive((*state.events, event), state.version, self._protected(), state)
+                found = self._guard.compare(index, self._protected(), state, after, "")
+                if not preview:
+                    writing.append(UPGRADE, "", details, {}, ())
+            if not preview:
+                self._changed()
+        return Upgrade(len(state.taught), found["overlap"], found["worse"], not preview)
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -302,29 +344,34 @@ class Teacher(Profile[Knowledge]):
             index: if given, only pictures that it has.
         """
         self.refresh()
-        marks = marks_of(self._state.events, _subject(text))
+        marks = marks_of(self._state.events, words_of(text))
         if index is None:
             return {mark.id: mark.sign == GOOD for mark in marks}
         found = find(index, marks)
         return {**dict.fromkeys(found.good, True), **dict.fromkeys(found.bad, False)}
 
+    def answering(
+        self, index: EigenIndex, text: str | None, image: Picture | None = None
+    ) -> list[tuple[str, float]]:
+        """The taught queries that a search follows now, and the share of each, greatest first.
+
+        Empty where nothing taught is near, and under rules that do not look up.
+        """
+        self.refresh()
+        state = self._state
+        if not isinstance(state.mapping, Recalled):
+            return []
+        kind: Asked = "words" if image is None else "mixed" if text and text.strip() else "picture"
+        c = direction(self._model, index, text, image, None)
+        shares = state.mapping.of(kind).shares(c[None])[0]
+        lines = state.lines(kind)
+        order = np.argsort(-shares, kind="stable")
+        return [(lines[i], float(shares[i])) for i in order if shares[i] > 0]
+
     def effects(self, index: EigenIndex) -> list[Effect]:
         """Where the marked pictures of every taught query stand, without and with teaching."""
         self.refresh()
-        state = self._state
-        sample, size = index.sample(_RANKED), len(index)
-        effects = []
-        for query in state.taught:
-            event = state.current[query]
-            found = find(index, marks_of(state.events, query))
-            c = event.arrays["c"].astype(np.float64)
-            ranks = [
-                _mean_rank(mapping, c, vectors, sample, size)
-                for vectors in (found.good_vectors, found.bad_vectors)
-                for mapping in (Unchanged(), state.mapping)
-            ]
-            effects.append(Effect(query, len(found.good), len(found.bad), *ranks))
-        return effects
+        return effects_of(self._state, index)
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -346,25 +393,33 @@ class Teacher(Profile[Knowledge]):
         except ValueError as error:
             raise JournalCorrupt(f"the file is refused: {error}; nothing was imported") from None
         held = self._journal.events() if self._journal is not None else []
-        rules = {event.details["rule"] for event in [*held, *events] if event.active}
-        if len(rules) > 1:
+        here, there = rule_of(e for e in held if e.active), rule_of(e for e in events if e.active)
+        if None in (here, there) or here == there or (here, there) == (LOOKUP, ADAPTER):
+            return
+        if (here, there) == (ADAPTER, LOOKUP):
             raise TeachError(
-                f"the lessons were taught by different rules ({', '.join(sorted(rules))}); import "
-                "them into another profile"
+                f"the lessons are of the rule {LOOKUP!r}, those of the profile {self.name!r} of "
+                f"{ADAPTER!r}; `enn search upgrade --lessons` first, or import them into another "
+                "profile"
             )
+        raise TeachError(
+            f"the lessons were taught by different rules ({here}, {there}); import them into "
+            "another profile"
+        )
 
     # --- inside --------------------------------------------------------------------------------
 
     def _request(
         self,
         index: EigenIndex,
-        text: str,
+        asked: tuple[str | None, Picture | None, int | None],
         good: Iterable[int],
         bad: Iterable[int],
         unmark: Iterable[int],
     ) -> _Request:
         index.check_model(self._model)
-        query = _subject(text)
+        text, image, like = asked
+        subject = subject_of(text, image, like=like, index=index)
         good_ids, bad_ids, unmark_ids = checked_ids(good, bad, unmark)
         prints = known(index, [*good_ids, *bad_ids])
         # In turns, so that whoever takes the first few takes some of both.
@@ -376,14 +431,23 @@ class Teacher(Profile[Knowledge]):
             if id_ is not None
         ]
         marks += [Mark(id_, "", WITHDRAWN) for id_ in unmark_ids]
-        c = query_coordinates(self._model, index, query).astype(np.float64)
+        if subject.kind == "words":
+            text = subject.line
+        c = direction(self._model, index, text, image, like)
         length = np.linalg.norm(c)
         if not np.isfinite(c).all() or length == 0:
-            raise TeachError("the model gives these words no direction; use other words")
-        return _Request(query, (c / length).astype(np.float16), marks)
+            raise TeachError("the model gives this query no direction; use another one")
+        return _Request(subject, (c / length).astype(np.float16), marks)
 
     def _draft(self, index: EigenIndex, request: _Request, state: Knowledge, rule: str) -> _Draft:
-        query = request.query
+        subject = request.subject
+        query = subject.line
+        if subject.kind != "words" and rule != LOOKUP:
+            others = "`enn search upgrade --lessons` changes that; or " if rule == ADAPTER else ""
+            raise TeachError(
+                f"the profile {self.name!r} is taught by the rule {rule!r}, which knows words "
+                f"alone; {others}use another profile to teach about a picture"
+            )
         lessons = lessons_on(state.events, query)
         before = merged(lessons)
         marked = {mark.id for mark in before}
@@ -401,6 +465,9 @@ class Teacher(Profile[Knowledge]):
             "marks_left": len(marks),
             "kept_text": False,
         }
+        if subject.kind != "words":
+            near = near_pictures(request.c.astype(np.float64), index.sample(guard.SAMPLE))
+            details |= {"kind": subject.kind, "picture": subject.name, "near": list(near)}
         arrays: dict[str, np.ndarray] = {"c": request.c}
         if rule == LOCAL_RULE:
             rows = dict(zip(found.good, found.good_vectors, strict=True))
@@ -431,6 +498,7 @@ class Teacher(Profile[Knowledge]):
         lesson = Lesson(
             entry=None,
             query=query,
+            shown=shown(query, details),
             rule=rule,
             good=found.good,
             bad=found.bad,
@@ -439,9 +507,25 @@ class Teacher(Profile[Knowledge]):
             marks_before=fit.before if fit is not None else math.nan,
             marks_after=fit.after if fit is not None else math.nan,
             **self._guard.compare(index, self._protected(), state, after, query),
+            **self._reach(after, event),
             seconds=0.0,
         )
         return _Draft(lesson, details, arrays, covers, after)
+
+    def _reach(self, after: Knowledge, event: Event) -> dict[str, Any]:
+        """The fields of a `Lesson` that tell which generic queries move with it."""
+        if not isinstance(after.mapping, Recalled) or kind_of(event) != "words":
+            return {"reaches": (), "untouched": None}
+        names, taught = guard.protected_queries(), after.mapping.words
+        if event.seq not in after.pairs or len(names) != len(self._protected()):
+            return {"reaches": (), "untouched": None}
+        # Its pair is the last one.
+        shares = taught.shares(self._protected())[:, -1]
+        found = sorted(
+            ((name, float(share)) for name, share in zip(names, shares, strict=True) if share > 0),
+            key=lambda each: -each[1],
+        )
+        return {"reaches": tuple(found), "untouched": len(names) - len(found)}
 
     def _refit(
         self, events: Sequence[Event], query: str, rule: str, index: EigenIndex | None
@@ -463,6 +547,8 @@ class Teacher(Profile[Knowledge]):
             "marks_left": len(marks),
             "kept_text": fit is not None and fit.kept_text,
         }
+        newest = lessons[-1].details
+        details |= {name: newest[name] for name in ("kind", "picture", "near") if name in newest}
         return details, arrays, tuple(event.seq for event in lessons)
 
     def _fit_again(
@@ -539,40 +625,6 @@ def _identity(model: QueryModel) -> dict[str, Any]:
     # Another linear algebra library may factor the same weights with other signs.
     signs = np.packbits(np.asarray(manifest.probe) > 0).tobytes().hex()
     return {"app": "search", "weights": manifest.weights, "dim": manifest.dim, "signs": signs}
-
-
-def _subject(text: str) -> str:
-    """A query as lessons on it are filed: with single spaces.
-
-    Raises:
-        TeachError: if it is no text that can be taught.
-    """
-    if not isinstance(text, str):
-        raise TeachError(f"only words can be taught, got {type(text).__name__}")
-    subject = " ".join(text.split())
-    if not subject:
-        raise TeachError("the query is empty; give the words that the marks are about")
-    if len(subject) > MOST_CHARACTERS:
-        raise TeachError(
-            f"the query has {len(subject):,} characters; at most {MOST_CHARACTERS:,} can be taught"
-        )
-    try:
-        subject.encode("utf-8")
-    except UnicodeEncodeError:
-        raise TeachError("the query holds characters that are no text; type it anew") from None
-    return subject
-
-
-def _mean_rank(
-    mapping: Mapping, c: np.ndarray, marked: np.ndarray, sample: np.ndarray, size: int
-) -> float:
-    """Mean rank of some pictures among `size`, of which a sample is known."""
-    if not len(marked):
-        return math.nan
-    q = mapping.map(c[None])[0]
-    others = np.sort(scores(q, sample, mapping.delta))
-    better = len(others) - np.searchsorted(others, scores(q, marked, mapping.delta), "right")
-    return float(1 + better.mean() * size / len(others))
 
 
 def _timed(lesson: Lesson, started: float) -> Lesson:

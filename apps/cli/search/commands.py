@@ -15,13 +15,14 @@ from apps.cli.search import (
     query,
     teach,
     train,
+    upgrade,
 )
 from apps.cli.search.group import search_app
 
 __all__ = ["search_app"]
 
 for _module in (
-    *(index, query, teach, history, caption, info, compact, backup, export_import, evaluate, train),
-    export_model,
+    *(index, query, teach, history, upgrade, caption, info, compact, backup, export_import),
+    *(evaluate, train, export_model),
 ):
     search_app.add_typer(_module.app)

@@ -71,7 +71,7 @@ def history(
 def _told(lesson: HistoryEntry) -> str:
     kinds = {"good": lesson.good, "bad": lesson.bad, "unmark": lesson.unmarked}
     marks = "; ".join(f"{kind} {_listed(ids)}" for kind, ids in kinds.items() if ids)
-    return f"{quote(lesson.query)}: {marks}"
+    return f"{quote(lesson.shown)}: {marks}"
 
 
 def _listed(ids: Sequence[int]) -> str:
@@ -84,6 +84,7 @@ def _entry(lesson: HistoryEntry) -> dict[str, Any]:
         "lesson": lesson.entry,
         "at": lesson.at,
         "query": lesson.query,
+        "shown": lesson.shown,
         "good": list(lesson.good),
         "bad": list(lesson.bad),
         "unmarked": list(lesson.unmarked),

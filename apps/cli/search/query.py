@@ -36,6 +36,8 @@ __all__ = ["app", "check_picture", "naming", "picture_named", "query"]
 
 app = typer.Typer(rich_markup_mode=None)
 
+_SHOWN = 3  # taught queries that are named
+
 
 @app.command(
     "query",
@@ -120,6 +122,7 @@ def query(
             note(f"{quote(named)} is a picture: these are pictures like it")
         taught_by = searcher.teacher.name if searcher.teacher is not None else None
         changed = _is_changed(searcher, words or None, image, hits)
+        follows = searcher.answering(words or None, image) if changed else []
         stats = searcher.index.stats() if json else {}
         total = len(searcher.index)
         note_cut(searcher.model, "the query")
@@ -137,6 +140,7 @@ def query(
                 "images": total,
                 "profile": taught_by,
                 "changed": changed,
+                "follows": [{"query": each, "share": round(share, 4)} for each, share in follows],
                 "seconds": round(seconds, 4),
                 "results": [
                     {"id": hit.id, "score": round(hit.score, 6), "path": str(hit.path)}
@@ -148,7 +152,9 @@ def query(
         for hit in hits:
             emit(f"{hit.id:>7}  {hit.score:7.4f}  {printable(hit.path)}")
     if changed and not json:
-        note(f"changed by what profile {taught_by} was taught; --no-profile shows it without")
+        about = ", ".join(f"{quote(each)} ({share:.0%})" for each, share in follows[:_SHOWN])
+        about = f" about {about}" if about else ""
+        note(f"changed by what profile {taught_by} was taught{about}; --no-profile: without it")
     return EXIT_OK
 
 
@@ -167,7 +173,7 @@ def _open(directory: Path, profile: str | None, no_profile: bool) -> Searcher:
 def _is_changed(searcher: Searcher, words: str | None, image: Path | None, hits: list[Hit]) -> bool:
     """Whether teaching changed which pictures are found, or their order."""
     teacher = searcher.teacher
-    if teacher is None or not len(teacher) or (words is None and teacher.delta is None):
+    if teacher is None or not len(teacher):
         return False
     plain = searcher.search(words, image=image, k=max(1, len(hits)), taught=False)
     return [hit.id for hit in plain] != [hit.id for hit in hits]

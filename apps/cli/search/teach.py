@@ -10,7 +10,7 @@ import typer
 
 from apps.cli.options import JsonOption, ManyValues, ProfileOption
 from apps.cli.search.group import IndexOption, note_cut, open_taught, teacher_of
-from apps.cli.search.query import picture_named
+from apps.cli.search.query import check_picture, naming, picture_named
 from apps.cli.terminal import (
     EXIT_OK,
     EXIT_SKIPPED,
@@ -35,6 +35,7 @@ app = typer.Typer(rich_markup_mode=None)
 _DEPTH = 1000
 _SHOWN_MOVES = 40
 _SHOWN_IDS = 12
+_SHOWN_REACH = 3
 
 
 @app.command(
@@ -47,6 +48,7 @@ Examples:
   enn search teach "a dog in the snow" --good 31 --unmark 7   adds to earlier marks
   enn search teach "my cat" --good 3 8 15 --preview           shows what would move
   enn search teach "my cat" --good 3 --profile anna           apart from other profiles
+  enn search teach --image beach.jpg --good 12,40             a search with a picture
 
 \b
 Exit codes: 0 ok; 1 refused, because other searches would suffer (also of a preview);
@@ -54,8 +56,11 @@ Exit codes: 0 ok; 1 refused, because other searches would suffer (also of a prev
 )
 def teach(
     text: Annotated[
-        list[str], typer.Argument(metavar="TEXT", help="The query that the marks are about.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT", help="The query that the marks are about.", show_default=False
+        ),
+    ] = None,
     good: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,6 +82,23 @@ def teach(
             show_default=False,
         ),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The picture that was searched with, alone or beside words.",
+            show_default=False,
+        ),
+    ] = None,
+    like: Annotated[
+        int | None,
+        typer.Option(
+            metavar="ID",
+            min=1,
+            help="The picture of the index that others like it were looked for.",
+            show_default=False,
+        ),
+    ] = None,
     profile: ProfileOption = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Show what would move, and learn nothing.")
@@ -84,9 +106,10 @@ def teach(
     rule: Annotated[
         str | None,
         typer.Option(
-            metavar="adapter|local",
-            help="How to learn: by a map of queries, or by steps on the model's last layer. A "
-            "profile keeps to the rule of its first lesson. [default: adapter]",
+            metavar="lookup|adapter|local",
+            help="How to learn: queries move as the taught ones near them; by one map of all "
+            "queries, as before; or by steps on the model's last layer. A profile keeps to the "
+            "rule of its first lesson. [default: lookup]",
             show_default=False,
         ),
     ] = None,
@@ -108,7 +131,7 @@ def teach(
     Prints what moved: id, old and new place, mark, path. A lesson by which other searches would
     suffer is refused, with numbers.
     """
-    query = " ".join(text)
+    query = " ".join(text or [])
     marks: dict[str, Any] = {
         "good": _ids("--good", good),
         "bad": _ids("--bad", bad),
@@ -119,19 +142,29 @@ def teach(
         raise CommandError(
             "nothing is marked; give ids that `enn search query` prints, with --good or --bad"
         )
-    if picture_named(query) is not None:
-        raise CommandError(f"{quote(query)} is a picture; only words can be taught")
+    if image is not None:
+        check_picture(image)
+    named = picture_named(query)
+    if named is not None:
+        if image is not None:
+            raise CommandError(f"{quote(named)} is a picture, and --image gives another; give one")
+        query, image = "", named
+    if like is not None and (query.strip() or image is not None):
+        raise CommandError("--like stands alone; leave out the words and --image, or --like")
+    if not query.strip() and image is None and like is None:
+        raise CommandError("nothing to teach about; give the words, --image FILE, or --like ID")
+    asked: dict[str, Any] = {"text": query or None, "image": image, "like": like}
     if preview and force:
         raise CommandError("--preview and --force exclude each other; a preview writes nothing")
-    with open_taught(index, profile, new=True) as searcher:
+    with open_taught(index, profile, new=True) as searcher, naming(image):
         teacher = teacher_of(searcher)
         before = teacher.mapping
         if preview:
-            lesson, after = teacher.draft(searcher.index, query, **marks)
+            lesson, after = teacher.draft(searcher.index, **asked, **marks)
         else:
-            lesson = searcher.teach(query, force=force, **marks)
+            lesson = searcher.teach(**asked, **marks, force=force)
             after = teacher.mapping
-        moves = _moves(searcher, lesson, before, after, k)
+        moves = _moves(searcher, asked, lesson, before, after, k)
         name = teacher.name
         note_cut(searcher.model, "the query")
     if json:
@@ -159,21 +192,27 @@ def _ids(option: str, given: Sequence[str] | None) -> list[int]:
     return [int(word) for word in words]
 
 
-def _ranking(searcher: Searcher, query: str, mapping: Mapping, depth: int) -> dict[int, int]:
+def _ranking(
+    searcher: Searcher, asked: dict[str, Any], mapping: Mapping, depth: int
+) -> dict[int, int]:
     """Place of each picture by id, 1 for the best."""
-    from retrieval.queries import query_coordinates
+    from retrieval.queries import rank
 
-    q = query_coordinates(searcher.model, searcher.index, query, mapping=mapping)
-    found = searcher.index.search(q, depth, delta=mapping.delta)
-    return {id_: place for place, (id_, _) in enumerate(found, 1)}
+    found = rank(searcher.model, searcher.index, **asked, mapping=mapping, k=depth)
+    return {id_: place for place, (id_, _) in enumerate(found.hits, 1)}
 
 
 def _moves(
-    searcher: Searcher, lesson: Lesson, before: Mapping, after: Mapping, k: int
+    searcher: Searcher,
+    asked: dict[str, Any],
+    lesson: Lesson,
+    before: Mapping,
+    after: Mapping,
+    k: int,
 ) -> list[dict[str, Any]]:
     """Marked pictures, and those that are among the best k before or after, if they moved."""
     depth = max(_DEPTH, k)
-    old, new = (_ranking(searcher, lesson.query, mapping, depth) for mapping in (before, after))
+    old, new = (_ranking(searcher, asked, mapping, depth) for mapping in (before, after))
     marks = {**dict.fromkeys(lesson.good, "good"), **dict.fromkeys(lesson.bad, "bad")}
     best = [id_ for places in (new, old) for id_, place in places.items() if place <= k]
     moved = [id_ for id_ in dict.fromkeys([*best, *marks]) if old.get(id_) != new.get(id_)]
@@ -198,6 +237,7 @@ def _document(
     return {
         "profile": profile,
         "query": lesson.query,
+        "shown": lesson.shown,
         "rule": lesson.rule,
         "preview": preview,
         "lesson": lesson.entry,
@@ -214,6 +254,8 @@ def _document(
             {"query": query, "before": _number(before), "after": _number(after)}
             for query, before, after in lesson.worse
         ],
+        "reaches": [{"query": query, "share": _number(share)} for query, share in lesson.reaches],
+        "untouched": lesson.untouched,
         "moved": moves,
         "seconds": round(lesson.seconds, 4),
     }
@@ -225,7 +267,7 @@ def _number(value: float) -> float | None:
 
 
 def _say_lesson(lesson: Lesson, profile: str, preview: bool) -> None:
-    about = f"{quote(lesson.query)} ({len(lesson.good):,} good, {len(lesson.bad):,} bad)"
+    about = f"{quote(lesson.shown)} ({len(lesson.good):,} good, {len(lesson.bad):,} bad)"
     say = emit
     if preview:
         say(f"preview of a lesson on {about} for profile {profile}; nothing is written")
@@ -249,6 +291,14 @@ def _say_lesson(lesson: Lesson, profile: str, preview: bool) -> None:
             "learned"
         )
     say(f"  other searches: {lesson.overlap:.0%} of their best pictures stay the same")
+    if lesson.untouched is not None and not lesson.kept_text:
+        total = lesson.untouched + len(lesson.reaches)
+        helped = ", ".join(
+            f"{quote(q)} ({share:.0%})" for q, share in lesson.reaches[:_SHOWN_REACH]
+        )
+        also = f"also moves {len(lesson.reaches)} of {total} generic queries, " if helped else ""
+        most = f"most of all {helped}; " if helped else ""
+        say(f"  {also}{most}leaves {lesson.untouched} of {total} generic queries as they are")
     for query, before, after in lesson.worse[:_SHOWN_IDS]:
         say(f"  less in line with its own marks: {quote(query)} ({before:.0%} -> {after:.0%})")
 

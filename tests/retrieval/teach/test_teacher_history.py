@@ -233,7 +233,7 @@ def test_a_file_by_another_rule_or_model_is_refused(searcher, gallery, tmp_path)
     with open_profile(gallery, "copy") as copy:
         copy.teach(QUERY, [1], [2], rule="local", force=True)
         before = bits(copy.teacher)
-        with pytest.raises(TeachError, match="adapter, local"):
+        with pytest.raises(TeachError, match="local, lookup"):
             copy.teacher.import_(file)
         assert bits(copy.teacher) == before
         assert len(copy.history()) == 1

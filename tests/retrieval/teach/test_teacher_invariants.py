@@ -17,7 +17,7 @@ from retrieval.teach.fitting import ALPHA
 from retrieval.teach.knowledge import Adapted
 
 QUERIES = ["a dog", "two dogs", "2:car - person", "snow"]
-RULES = pytest.mark.parametrize("rule", ["adapter", "local"])
+RULES = pytest.mark.parametrize("rule", ["lookup", "adapter", "local"])
 
 marks = st.dictionaries(st.integers(1, PICTURES), st.booleans(), min_size=1, max_size=6)
 lesson = st.tuples(st.just("teach"), st.sampled_from(QUERIES), marks)

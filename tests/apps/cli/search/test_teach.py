@@ -56,7 +56,7 @@ def test_five_marks_are_learned_remembered_and_undone(good, bad, ids, no_guard):
 
 def test_json_of_a_lesson_tells_everything(good, bad, ids, no_guard):
     told = document("teach", QUERY, "--good", good, "--bad", bad, "-k", "99")
-    assert (told["lesson"], told["profile"], told["rule"]) == (1, "default", "adapter")
+    assert (told["lesson"], told["profile"], told["rule"]) == (1, "default", "lookup")
     assert (told["preview"], told["refused"], told["ignored"]) == (False, None, [])
     assert ",".join(map(str, told["good"])) == good
     before, after = ranking(QUERY, "--no-profile"), ranking()
@@ -223,7 +223,7 @@ def test_mistakes_are_told_in_one_line(ids, tmp_path, monkeypatch):
         (["teach", "x", "--good", duck, "--bad", duck], "cannot be both good and bad"),
         (["teach", "x", "--bad", *map(str, range(20_000))], "10,000"),
         (["teach", "x", "--unmark", duck], "has no mark for this query"),
-        (["teach", "x", "--good", duck, "--rule", "magic"], "valid: adapter, local"),
+        (["teach", "x", "--good", duck, "--rule", "magic"], "valid: lookup, adapter, local"),
         (["teach", "-x", "--good", duck], "put `--` before"),
         (["teach", "x", "--good", duck, "--index", "nowhere"], "there is no directory"),
         (["undo"], "nothing was taught yet"),
