@@ -24,9 +24,10 @@ SAME, OTHER = 1 - 1e-6, 0.98
 """Cosine with a taught query from which on it is that query (it is kept in half precision), and up
 to which it is another one."""
 
-# Unrelated generic queries are hardly ever nearer to each other than this share of their pairs.
-_UNRELATED = 0.99
-_ABOVE, _WIDTH = 0.03, 0.15
+# Words: unrelated generic queries are hardly ever nearer to each other than in this share of pairs.
+_UNRELATED, _ABOVE, _WIDTH = 0.99, 0.03, 0.15
+# Pictures: nearer than nearly all of a collection (chosen on CIFAR-10 train, docs/decisions.md).
+_APART, _PICTURE_WIDTH = 0.995, 0.25
 
 
 def near_words(anchors: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -55,9 +56,9 @@ def near_pictures(
         sample: (N, r) unit vectors of pictures.
     """
     cosines = sample.astype(np.float64) @ c
-    low = float(np.quantile(cosines, _UNRELATED)) if len(sample) else 0.5
-    low = min(max(low, 0.0), OTHER - _WIDTH)
-    return low, low + _WIDTH
+    low = float(np.quantile(cosines, _APART)) if len(sample) else 0.5
+    low = min(max(low, 0.0), OTHER - _PICTURE_WIDTH)
+    return low, low + _PICTURE_WIDTH
 
 
 class LookedUp:
