@@ -190,7 +190,9 @@ class Searcher(Closing):
         self, text: str | None = None, image: Picture | None = None
     ) -> list[tuple[str, float]]:
         """The taught queries that a search follows now; see `Teacher.answering`."""
-        return self._teacher().answering(self.index, text, image)
+        teacher = self._teacher()
+        teacher.refresh()
+        return teacher.answering(self.index, text, image)
 
     def effects(self) -> list[Effect]:
         """Where the marked pictures stand without and with what was taught."""

@@ -162,6 +162,14 @@ class Teacher(Profile[Knowledge]):
         """(r,) taught spectrum over the base spectrum; None if it is unchanged."""
         return self._state.mapping.delta
 
+    @property
+    def knows_pictures(self) -> bool:
+        """Whether something was taught that changes searches with a picture."""
+        mapping = self._state.mapping
+        if isinstance(mapping, Recalled):
+            return len(mapping.pictures) + len(mapping.mixed) > 0
+        return mapping.delta is not None
+
     def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """(N, r) taught coordinates of text queries (N, r)."""
         return self._state.mapping.map(rows)
@@ -336,33 +344,49 @@ class Teacher(Profile[Knowledge]):
         """All lessons, oldest first, undone ones included."""
         return [history_entry(event) for event in self._lessons()]
 
-    def marks(self, text: str, index: EigenIndex | None = None) -> dict[int, bool]:
+    def marks(
+        self,
+        text: str | None,
+        index: EigenIndex | None = None,
+        *,
+        image: Picture | None = None,
+        like: int | None = None,
+    ) -> dict[int, bool]:
         """The marks that hold for a query: id -> whether it is good.
 
         Args:
-            text: the query.
+            text, image, like: the query, as `teach`.
             index: if given, only pictures that it has.
         """
         self.refresh()
-        marks = marks_of(self._state.events, words_of(text))
+        subject = subject_of(text, image, like=like, index=index)
+        marks = marks_of(self._state.events, subject.line)
         if index is None:
             return {mark.id: mark.sign == GOOD for mark in marks}
         found = find(index, marks)
         return {**dict.fromkeys(found.good, True), **dict.fromkeys(found.bad, False)}
 
     def answering(
-        self, index: EigenIndex, text: str | None, image: Picture | None = None
+        self,
+        index: EigenIndex,
+        text: str | None,
+        image: Picture | None = None,
+        *,
+        like: int | None = None,
     ) -> list[tuple[str, float]]:
         """The taught queries that a search follows now, and the share of each, greatest first.
 
         Empty where nothing taught is near, and under rules that do not look up.
         """
-        self.refresh()
         state = self._state
         if not isinstance(state.mapping, Recalled):
             return []
-        kind: Asked = "words" if image is None else "mixed" if text and text.strip() else "picture"
-        c = direction(self._model, index, text, image, None)
+        kind: Asked = "words"
+        if image is not None or like is not None:
+            kind = "mixed" if text and text.strip() else "picture"
+        if not len(state.mapping.of(kind)):
+            return []
+        c = direction(self._model, index, text, image, like)
         shares = state.mapping.of(kind).shares(c[None])[0]
         lines = state.lines(kind)
         order = np.argsort(-shares, kind="stable")

@@ -7,12 +7,14 @@ const markable = () => grid()?.dataset.query !== undefined;
 // Marks go to the server one batch at a time: what is clicked while one is on its way waits for
 // the answer. A button counts as pressed only when the server has answered that it is kept.
 let serial = 0, sent = null, timer = 0;
-let queue = [];        // [{id, place, query, profile, marks: {token: "good" | "bad" | "none"}}]
+let queue = [];        // [{id, place, query, picture, profile, marks: {token: "good" | "bad" | "none"}}]
 let place = "";        // of which collections and visitor the page is: marks are for no others
 let known = {};        // marks of pictures that are no longer shown
-let query;             // what `known` belongs to
+let query;             // what `known` belongs to, see `asking`
 let focused = null;    // {token, what, keyboard}: where the focus is, and how it came there
 
+// Words and picture of a search as one text; pages of before sent no picture.
+const asking = (of) => (of?.query === undefined ? undefined : `${of.picture ?? ""}\n${of.query}`);
 const pending = (token) => {
   for (const batch of [...queue].reverse()) if (token in batch.marks) return batch.marks[token];
   return sent?.marks[token];
@@ -30,13 +32,13 @@ const paint = (token) => {
 const mark = (token, what) => {
   if (!markable()) return;
   note(document.activeElement);
-  const { query: asked, profile } = grid().dataset;
+  const { query: words, picture, profile } = grid().dataset;
   const last = queue.at(-1);
   const now = pending(token) ?? kept(token);
   // What was sent already may have been learned as it was.
-  const same = last?.query === asked && last.profile === profile && last.place === place;
+  const same = asking(last) === asking(grid().dataset) && last.profile === profile && last.place === place;
   if (!same || last.tried) {
-    queue.push({ id: window.enn.marks.newId(), place, query: asked, profile, marks: {} });
+    queue.push({ id: window.enn.marks.newId(), place, query: words, picture, profile, marks: {} });
   }
   const batch = queue.at(-1);
   const earlier = [...queue.slice(0, -1)].reverse().find((each) => token in each.marks) ?? sent;
@@ -94,7 +96,7 @@ const answered = () => {
   // The next answer takes the place of this one at once.
   if (refused && queue.length) window.enn.missed.add(refused);
   tell();
-  if (last && refused === undefined && last.query === query) {
+  if (last && refused === undefined && asking(last) === query) {
     for (const token of Object.keys(last.marks)) if (!cardOf(token)) known[token] = last.marks[token];
   }
   // The focus goes with the picture: what had it now shows another one, or is gone.
@@ -191,7 +193,7 @@ watch("value", () => {
     place = facts.place;
     queue = queue.filter((each) => each.place === place);
   }
-  const asked = grid()?.dataset.query;
+  const asked = asking(grid()?.dataset);
   if (asked !== undefined && asked === query) glide();
   else {
     measure();

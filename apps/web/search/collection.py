@@ -161,10 +161,9 @@ class Collection:
         """
         from retrieval.queries import rank
 
-        if like is not None and text:
-            (image, _), like = self.read(self.ref(like)), None
         index, mapping = self.index, teacher.mapping if teacher is not None else None
-        ranked = rank(self.model, index, text, image, like=like, mapping=mapping, k=k)
+        asked = self.asked(text, image, like)
+        ranked = rank(self.model, index, **asked, mapping=mapping, k=k)
         query, delta = ranked.query, ranked.delta
         if delta is None:
             average = float(query.astype("float64") @ index.moments()[0])
@@ -173,6 +172,16 @@ class Collection:
             scores = [score for _, score in index.search(query, AVERAGED, delta=delta, ids=few)]
             average = sum(scores) / max(1, len(scores))
         return Found(tuple(ranked.hits), average)
+
+    def asked(self, text: str, image: bytes | None, like: int | None) -> dict[str, Any]:
+        """A query as the package takes it: an image of the collection beside words is a picture.
+
+        Raises:
+            LookupError: the image `like` is gone.
+        """
+        if like is not None and text:
+            (image, _), like = self.read(self.ref(like)), None
+        return {"text": text or None, "image": image, "like": like}
 
     def cards(
         self,

@@ -11,7 +11,6 @@ import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -24,6 +23,7 @@ from apps.web.visitors import visitor_of
 from enn_core.lessons.errors import AlreadyTaught
 from enn_core.lessons.events import is_uid
 from retrieval.images import ImageError
+from retrieval.teach.knowledge import LOOKUP
 from retrieval.teach.profiles import DEFAULT
 
 if TYPE_CHECKING:
@@ -61,9 +61,22 @@ class Query:
         return not (self.text or self.upload or self.like)
 
     @property
-    def words_only(self) -> bool:
-        """Such a query can be taught."""
-        return bool(self.text) and not (self.upload or self.like)
+    def picture(self) -> str:
+        """The picture of the query, as a page's script sends it back; "" for none."""
+        return f"upload {self.upload}" if self.upload else f"like {self.like}" if self.like else ""
+
+    @classmethod
+    def sent(cls, text: str, picture: object) -> Query:
+        """What a page's script sent.
+
+        Raises:
+            ValueError: it asks for nothing.
+        """
+        kind, _, token = picture.partition(" ") if isinstance(picture, str) else ("", "", "")
+        query = cls(text, token if kind == "upload" else None, token if kind == "like" else None)
+        if query.empty:
+            raise ValueError("there is no search that the marks are about")
+        return query
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ class Marks:
 
     Attributes:
         collection: its number.
-        text: the query.
+        query: that they are about.
         good, bad, unmark: ids of the pictures.
         uid: by which the marks are known if they arrive twice, see `Teacher.teach`.
         profile: that learns.
@@ -80,7 +93,7 @@ class Marks:
     """
 
     collection: int
-    text: str
+    query: Query
     good: tuple[int, ...] = ()
     bad: tuple[int, ...] = ()
     unmark: tuple[int, ...] = ()
@@ -299,7 +312,7 @@ class SearchHandlers:
                 force=lesson.refused is not None,
                 bad=lesson.refused is not None,
             )
-        if not message and shown.ids and screen.query.words_only:
+        if not message and shown.ids and not screen.query.empty:
             message = html.MARK_HINT  # at the place of the first lesson, so that nothing jumps
         screen = replace(screen, ids=shown.ids, place=self.place(request))
         results = shown.results + html.kept_html(_facts(screen)) + answer
@@ -378,17 +391,18 @@ class SearchHandlers:
             return _Body(html.status_html(text), html.cards_html(cards, label="Some pictures"))
         started = time.monotonic()
         image, like = self._query_picture(query, which)
-        # Pictures are no words: only a taught spectrum changes what is like them.
-        counted = teacher is not None and len(teacher) and (query.text or teacher.delta is not None)
+        counted = teacher is not None and len(teacher) and (query.text or teacher.knows_pictures)
         knows = teacher if counted else None
         counts = knows if screen.taught else None
         found = collection.find(query.text, image, like, count, teacher=counts)
         seconds = time.monotonic() - started
         if before is None and counts is not None:
             before = collection.find(query.text, image, like, count).ids
-        if marks is None and knows is not None and query.words_only:
+        asked = collection.asked(query.text, image, like)
+        if marks is None and knows is not None:
             with contextlib.suppress(*EXPECTED):  # marks of another index, of no use here
-                marks = knows.marks(query.text, collection.index)
+                marks = knows.marks(index=collection.index, **asked)
+        follows = counts.answering(collection.index, **asked) if counts is not None else []
         cards = collection.cards(found, marks=marks, before=before)
         text = (
             f"{_asked(query)}: best {len(cards):,} of {len(collection):,} pictures, {seconds:.2f} s"
@@ -398,11 +412,14 @@ class SearchHandlers:
             clear=True,
             taught=screen.taught if knows is not None else None,
             profile=screen.profile,
+            follows=follows,
         )
+        teachable = not (image or like) or teacher is None or teacher.rule in (None, LOOKUP)
         results = html.cards_html(
             cards,
             label="Search results",
-            query=query.text if query.words_only else None,
+            query=query.text if teachable else None,
+            picture=query.picture,
             profile=screen.profile,
         )
         new, up = sum([card.new for card in cards]), sum([card.moved > 0 for card in cards])
@@ -431,7 +448,7 @@ class SearchHandlers:
             marks = self._marks(data, screen, request)
         except EXPECTED as error:
             text = f"Not learned: {one_line(error)}"
-            answer = _answer(number, text)
+            answer = html.answer_html(number, text)
             return self.show(screen, which, count, request, typed=True, answer=answer, lesson=text)
         return self._learn(marks, number, which, count, screen, request)
 
@@ -476,7 +493,7 @@ class SearchHandlers:
         except EXPECTED as error:
             return False, f"Not undone: {one_line(error)}"
         marks = html.counted(undone.good, undone.bad, undone.unmarked)
-        return True, f"Undone: {marks} for “{_short(undone.query)}”."
+        return True, f"Undone: {marks} for “{html.short(undone.shown)}”."
 
     def _learn(
         self,
@@ -493,17 +510,20 @@ class SearchHandlers:
         refused, learned, held = True, None, None
         # Marks that waited may be for a profile, or a query, that is shown no more.
         own = self.teachers.called(marks.profile) == self.teachers.called(screen.profile)
-        same = own and marks.text == screen.query.text and marks.collection == which
+        same = own and marks.query == screen.query and marks.collection == which
         try:
             learning = replace(screen, profile=marks.profile)
             teacher = self.own_teacher(marks.collection, learning, request)
-            index = self.collections[marks.collection].index
-            marks = marks.still_there(index, teacher.marks(marks.text))
+            collection = self.collections[marks.collection]
+            index = collection.index
+            picture = self._query_picture(marks.query, marks.collection)
+            asked = collection.asked(marks.query.text, *picture)
+            marks = marks.still_there(index, teacher.marks(index=index, **asked))
             lesson = teacher.teach(
                 index,
-                marks.text,
-                marks.good,
-                marks.bad,
+                good=marks.good,
+                bad=marks.bad,
+                **asked,
                 unmark=marks.unmark,
                 force=force,
                 uid=marks.uid,
@@ -536,7 +556,7 @@ class SearchHandlers:
             request,
             typed=True,
             before=before,
-            answer=_answer(number, said if refused else None),
+            answer=html.answer_html(number, said if refused else None),
             lesson=lesson,
             bad=refused,
             teacher=learned,
@@ -557,8 +577,7 @@ class SearchHandlers:
         words = clean(text) if isinstance(text, str) else ""
         if not isinstance(said, dict) or not 0 < len(said) <= MARKED_PICTURES:
             raise ValueError(f"1 to {MARKED_PICTURES} pictures can be marked at once")
-        if not words:
-            raise ValueError("only searches in words can be taught")
+        query = Query.sent(words, data.get("picture"))
         refs: dict[str, list[ImageRef]] = {"good": [], "bad": [], "none": []}
         lost: list[LookupError] = []
         for token, what in said.items():
@@ -577,7 +596,7 @@ class SearchHandlers:
         ids = {what: tuple(ref.id for ref in group) for what, group in refs.items()}
         return Marks(
             numbers.pop(),
-            words,
+            query,
             ids["good"],
             ids["bad"],
             ids["none"],
@@ -602,20 +621,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())[:300]
 
 
-def _answer(number: int, refused: str | None) -> str:
-    """Tells the page's script that the server has answered its marks.
-
-    Args:
-        number: of what it sent.
-        refused: why nothing was learned, None if it was. The script keeps it in view where what
-            comes next would take its place.
-    """
-    said = "" if refused is None else f' data-refused="{escape(refused)}"'
-    return f'<i hidden data-answer="{number}"{said}></i>'
-
-
 def _asked(query: Query) -> str:
-    text = _short(query.text)
+    text = html.short(query.text)
     if query.upload or query.like:
         return f"“{text}” together with the picture" if text else "Like the picture"
     return f"“{text}”"
@@ -631,10 +638,6 @@ def _facts(screen: Screen) -> dict[str, object]:
         "like": query.like,
         "taught": screen.taught,
     }
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def clean(text: str) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "THUMB_DOWN",
     "THUMB_UP",
     "Card",
+    "answer_html",
     "button_html",
     "captions_html",
     "cards_html",
@@ -37,6 +38,7 @@ __all__ = [
     "message_html",
     "picker_html",
     "progress_html",
+    "short",
     "skipped_html",
     "status_html",
     "tiles_html",
@@ -127,7 +129,12 @@ def chips_html(queries: Sequence[str]) -> str:
 
 
 def status_html(
-    text: str, *, clear: bool = False, taught: bool | None = None, profile: str = ""
+    text: str,
+    *,
+    clear: bool = False,
+    taught: bool | None = None,
+    profile: str = "",
+    follows: Sequence[tuple[str, float]] = (),
 ) -> str:
     """The line above the results, announced by screen readers.
 
@@ -137,6 +144,7 @@ def status_html(
         taught: which side the switch between results with and without teaching is on; None for no
             switch, since nothing was taught.
         profile: name of the profile, shown with the switch.
+        follows: the taught queries that these results follow, and the share of each.
     """
     button = (
         '<button type="button" class="enn-link" data-do="clear">Clear search</button>'
@@ -160,9 +168,24 @@ def status_html(
         )
     return (
         '<div class="enn-status" role="status" aria-live="polite">'
-        f"<span>{escape(text)}</span>{button}{switch}</div>"
+        f"<span>{escape(text)}</span>{_follows(follows)}{button}{switch}</div>"
     )
 
+
+def _follows(taught: Sequence[tuple[str, float]]) -> str:
+    """Which taught queries answer now."""
+    if not taught:
+        return ""
+    named = ", ".join(f"“{short(query)}” {share:.0%}" for query, share in taught[:_MOST_FOLLOWED])
+    more = f" and {len(taught) - _MOST_FOLLOWED} more" if len(taught) > _MOST_FOLLOWED else ""
+    return f'<span class="enn-follows">Follows what was taught: {escape(named)}{more}</span>'
+
+
+def short(text: str) -> str:
+    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
+
+
+_MOST_FOLLOWED, _SHORT = 3, 80
 
 MARK_HINT = (
     '<p class="enn-hint">Mark pictures good or bad and the search learns at once. '
@@ -172,7 +195,12 @@ MARK_HINT = (
 
 
 def cards_html(
-    cards: Sequence[Card], *, label: str, query: str | None = None, profile: str = ""
+    cards: Sequence[Card],
+    *,
+    label: str,
+    query: str | None = None,
+    picture: str = "",
+    profile: str = "",
 ) -> str:
     """The grid of results. Every card carries what the larger view shows of it.
 
@@ -180,12 +208,16 @@ def cards_html(
         cards: best first.
         label: of the list, for screen readers.
         query: the words that the visitor may mark the pictures for; None for no marks.
+        picture: that is searched with, as the page's script sends it back.
         profile: that marks are for.
     """
     markable = query is not None
     items = [_card(card, rank, markable) for rank, card in enumerate(cards, start=1)]
     marks = (
-        f' data-query="{escape(query or "")}" data-profile="{escape(profile)}"' if markable else ""
+        f' data-query="{escape(query or "")}" data-picture="{escape(picture)}" '
+        f'data-profile="{escape(profile)}"'
+        if markable
+        else ""
     )
     return f'<ul class="enn-grid" aria-label="{escape(label)}"{marks}>{"".join(items)}</ul>'
 
@@ -300,6 +332,18 @@ def lesson_html(
     )
 
 
+def answer_html(number: int, refused: str | None) -> str:
+    """Tells the page's script that the server has answered its marks.
+
+    Args:
+        number: of what it sent.
+        refused: why nothing was learned, None if it was. The script keeps it in view where what
+            comes next would take its place.
+    """
+    said = "" if refused is None else f' data-refused="{escape(refused)}"'
+    return f'<i hidden data-answer="{number}"{said}></i>'
+
+
 def told(lesson: Lesson, *, new: int = 0, up: int = 0) -> str:
     """A lesson in plain words.
 
@@ -328,6 +372,8 @@ def told(lesson: Lesson, *, new: int = 0, up: int = 0) -> str:
             f"{count} {name}" for count, name in ((new, "new here"), (up, "moved up")) if count
         ]
         parts = [f"Learned from {marks}: {', '.join(changes) or 'the order stays as it was'}."]
+    if lesson.untouched is not None and not lesson.kept_text and (lesson.good or lesson.bad):
+        parts.append(_reach(lesson))
     if lesson.ignored:
         count = len(lesson.ignored)
         reason = next(iter(lesson.ignored.values()))
@@ -335,6 +381,16 @@ def told(lesson: Lesson, *, new: int = 0, up: int = 0) -> str:
     for query, before, after in lesson.worse[:2]:
         parts.append(f"“{query}” now fits its marks less well ({before:.2f} → {after:.2f}).")
     return " ".join(parts)
+
+
+def _reach(lesson: Lesson) -> str:
+    """What a lesson does to other searches: known exactly, as each of them takes a share of it."""
+    total = lesson.untouched + len(lesson.reaches) if lesson.untouched is not None else 0
+    helped = " and ".join(f"“{query}” ({share:.0%})" for query, share in lesson.reaches[:2])
+    if not helped:
+        return f"It leaves all {total} everyday searches alone."
+    more = f" and {len(lesson.reaches) - 2} more" if len(lesson.reaches) > 2 else ""
+    return f"It also moves {helped}{more}, and leaves alone {lesson.untouched} of {total}."
 
 
 def counted(good: Sequence[int], bad: Sequence[int], unmarked: Sequence[int] = ()) -> str:

@@ -62,13 +62,12 @@ def _query(said: object) -> Query:
 def _marks(said: object) -> Marks | None:
     if not isinstance(said, dict):
         return None
-    text, collection, uid = said.get("text"), said.get("collection"), said.get("uid")
-    if not isinstance(text, str) or type(collection) is not int or not 0 <= collection < 256:
+    query, collection, uid = _query(said.get("query")), said.get("collection"), said.get("uid")
+    if query.empty or type(collection) is not int or not 0 <= collection < 256:
         return None
     good, bad, unmark = (_ids(said.get(name)) for name in ("good", "bad", "unmark"))
-    return Marks(
-        collection, clean(text), good, bad, unmark, _word(uid), read_profile(said.get("profile"))
-    )
+    profile = read_profile(said.get("profile"))
+    return Marks(collection, query, good, bad, unmark, _word(uid), profile)
 
 
 def _ids(said: object) -> tuple[int, ...]:

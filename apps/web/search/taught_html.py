@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from apps.web.html import note_html
 from apps.web.search.html import button_html, counted
+from retrieval.teach.knowledge import LOOKUP
 
 if TYPE_CHECKING:
     from retrieval.teach.teacher import HistoryEntry
@@ -45,9 +46,7 @@ def profiles_html(names: Sequence[str], chosen: str) -> str:
 def history_html(entries: Sequence[HistoryEntry]) -> str:
     """What was taught, newest first, each with its undo."""
     if not entries:
-        return note_html(
-            "Nothing yet. Search for something in words and mark pictures good or bad."
-        )
+        return note_html("Nothing yet. Search for something and mark pictures good or bad.")
     newest = sorted(entries, key=lambda entry: -entry.entry)
     rows = "".join(_entry(entry) for entry in newest[:SHOWN])
     rest = len(newest) - SHOWN
@@ -59,7 +58,7 @@ def _entry(entry: HistoryEntry) -> str:
     at = datetime.fromtimestamp(entry.at, UTC)
     marks = counted(entry.good, entry.bad, entry.unmarked)
     notes = []
-    if entry.rule != "adapter":
+    if entry.rule != LOOKUP:
         notes.append(f"rule {entry.rule}")
     if entry.kept_text:
         notes.append("the words alone decide")
@@ -71,7 +70,7 @@ def _entry(entry: HistoryEntry) -> str:
             "undo",
             "Undo",
             f' data-entry="{entry.entry}" '
-            f'aria-label="Undo entry {entry.entry}: {escape(entry.query)}"',
+            f'aria-label="Undo entry {entry.entry}: {escape(entry.shown)}"',
         )
         if entry.active
         else ""
@@ -79,7 +78,7 @@ def _entry(entry: HistoryEntry) -> str:
     return (
         f'<li class="{"" if entry.active else "enn-undone"}"><span class="enn-at">'
         f'<time datetime="{at:%Y-%m-%dT%H:%M:%SZ}">{at:%Y-%m-%d %H:%M} UTC</time></span>'
-        f'<span class="enn-what"><b>{escape(entry.query)}</b>{note}</span>'
+        f'<span class="enn-what"><b>{escape(entry.shown)}</b>{note}</span>'
         f'<span class="enn-marks">{marks}</span>{button}</li>'
     )
 

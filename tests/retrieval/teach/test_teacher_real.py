@@ -11,7 +11,7 @@ import retrieval
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("rule", ["adapter", "local"])
+@pytest.mark.parametrize("rule", ["lookup", "adapter", "local"])
 def test_five_clicks_are_remembered_in_other_words(tmp_path, monkeypatch, rule):
     monkeypatch.setenv("ENN_PROFILES", str(tmp_path / "profiles"))
     model = retrieval.load()
