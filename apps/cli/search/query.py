@@ -154,7 +154,9 @@ def query(
     if changed and not json:
         about = ", ".join(f"{quote(each)} ({share:.0%})" for each, share in follows[:_SHOWN])
         about = f" about {about}" if about else ""
-        note(f"changed by what profile {taught_by} was taught{about}; --no-profile: without it")
+        note(
+            f"changed by what profile {taught_by} was taught{about}; --no-profile shows it without"
+        )
     return EXIT_OK
 
 

@@ -62,7 +62,12 @@ def _query(said: object) -> Query:
 def _marks(said: object) -> Marks | None:
     if not isinstance(said, dict):
         return None
-    query, collection, uid = _query(said.get("query")), said.get("collection"), said.get("uid")
+    # Pages of 0.1 kept the words alone.
+    query, collection, uid = (
+        _query(said.get("query", said)),
+        said.get("collection"),
+        said.get("uid"),
+    )
     if query.empty or type(collection) is not int or not 0 <= collection < 256:
         return None
     good, bad, unmark = (_ids(said.get(name)) for name in ("good", "bad", "unmark"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -32,11 +33,14 @@ NAMES = ["query", "profile", "taught", "ids", "refused", "place", "session", "ch
 
 
 def test_screens_come_back_as_they_were_sent():
-    marks = Marks(1, "red", (1,), (2,), (3,), "0" * 32, "mine")
+    marks = Marks(1, Query("red", "y" * 43), (1,), (2,), (3,), "0" * 32, "mine")
     query = Query("a red thing", like="x" * 43)
     screen = Screen(query, "mine", False, (5, 3, 1), marks, "0123456789abcdef")
     assert read_screen(write(screen)) == screen
     assert read_query(write(query)) == query
+    of_before = json.loads(write(replace(screen, refused=replace(marks, query=Query("red")))))
+    of_before["refused"]["text"] = of_before["refused"].pop("query")["text"]
+    assert read_screen(json.dumps(of_before)).refused == replace(marks, query=Query("red"))
     brain = BrainScreen("token", 3, "site", "0a")
     assert read_brain_screen(write_brain_screen(brain)) == brain
 

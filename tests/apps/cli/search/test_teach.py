@@ -38,7 +38,11 @@ def test_five_marks_are_learned_remembered_and_undone(good, bad, ids, no_guard):
     assert max(places[name] for name in GOOD) < min(places[name] for name in BAD)
     # A word of it for people, on stderr, and the way to see it without.
     said = run("query", *QUERY.split())
-    assert said.err == "changed by what profile default was taught; --no-profile shows it without\n"
+    assert said.err == (
+        f"changed by what profile default was taught about '{QUERY}' (100%); "
+        "--no-profile shows it without\n"
+    )
+    assert after["follows"] == [{"query": QUERY, "share": 1.0}]
     plain = run("query", QUERY, "--no-profile")
     assert (plain.code, plain.err) == (0, "")
     assert ranking(QUERY, "--no-profile") == before
@@ -206,8 +210,11 @@ def test_mistakes_are_told_in_one_line(ids, tmp_path, monkeypatch):
     cases: list[tuple[list[str | Path], str]] = [
         (["teach", "x"], "nothing is marked"),
         (["teach", "x"], "with --good or --bad"),
-        (["teach", "gc_duck.webp", "--good", duck], "is a picture; only words can be taught"),
-        (["teach", "--good", duck], "Missing argument 'TEXT'"),
+        (["teach", "--good", duck], "nothing to teach about"),
+        (["teach", "gc_duck.webp", "--image", "gc_duck.webp", "--good", duck], "give one"),
+        (["teach", "x", "--like", duck, "--good", duck], "--like stands alone"),
+        (["teach", "--like", "4711", "--good", duck], "no searchable picture has the id 4711"),
+        (["teach", "--image", "nosuch.jpg", "--good", duck], "there is no file"),
         (["teach", " ", "--good", duck], "the query is empty"),
         (["teach", "x" * 100_000, "--good", duck], "100,000 characters"),
         (["teach", "x - x", "--good", duck], "query"),

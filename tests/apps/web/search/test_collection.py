@@ -82,7 +82,9 @@ def test_what_was_taught_counts_when_asked(collection, tmp_path, rule):
 @pytest.mark.parametrize("asked", ["like", "upload"])
 def test_a_taught_spectrum_counts_for_pictures_too(collection, folder, asked):
     delta = np.array([3, 0.5, 0.1], np.float32)
-    taught = SimpleNamespace(delta=delta, map=lambda rows: rows)
+    taught = SimpleNamespace(
+        delta=delta, map=lambda rows: rows, recall=lambda kind, asked, rows: rows
+    )
     teacher = SimpleNamespace(refresh=lambda: False, mapping=taught)
     searcher = collection._searcher.with_teacher(teacher)
     id_ = next(e.id for e in collection.index.entries("indexed") if "yellow" in e.path)

@@ -21,7 +21,8 @@ def _lesson(**changes) -> Lesson:
     values = {
         "entry": 3,
         "query": "a dog",
-        "rule": "adapter",
+        "shown": "a dog",
+        "rule": "lookup",
         "good": (1, 2),
         "bad": (3,),
         "ignored": {},
@@ -31,6 +32,8 @@ def _lesson(**changes) -> Lesson:
         "overlap": 0.97,
         "overlap_total": 0.95,
         "worse": (),
+        "reaches": (),
+        "untouched": None,
         "refused": None,
         "seconds": 0.01,
     }
@@ -42,10 +45,11 @@ def _entry(number: int, **changes) -> HistoryEntry:
         "entry": number,
         "at": 1.7e9 + number,
         "query": "a dog",
+        "shown": "a dog",
         "good": (1,),
         "bad": (),
         "unmarked": (),
-        "rule": "adapter",
+        "rule": "lookup",
         "active": True,
         "kept_text": False,
     }
@@ -70,8 +74,11 @@ def _all(text: str) -> list[str]:
         html.lesson_html(text, undo=1, force=True, bad=True),
         html.lesson_html(html.told(_lesson(refused=text))),
         html.lesson_html(html.told(_lesson(worse=((text, 0.9, 0.8),), ignored={1: text}))),
+        html.lesson_html(html.told(_lesson(reaches=((text, 0.4),), untouched=200))),
+        html.status_html("", taught=True, follows=[(text, 0.4)]),
+        html.cards_html([], label="", query=text, picture=text, profile=text),
         taught_html.profiles_html([text], text),
-        taught_html.history_html([_entry(1, query=text, rule=text)]),
+        taught_html.history_html([_entry(1, shown=text, rule=text)]),
         taught_html.files_html(0, text, any_taught=True),
         effects_html([_effect(text)], 100),
     ]
@@ -104,6 +111,24 @@ def test_what_suffers_and_what_is_left_out_is_told():
     told = html.told(_lesson(worse=(("a cat", 0.95, 0.9),), ignored={7: "it was deleted"}))
     assert "“a cat” now fits its marks less well (0.95 → 0.90)." in told
     assert "1 picture was left out: it was deleted." in told
+
+
+def test_what_a_lesson_does_to_other_searches_is_told_with_numbers():
+    told = html.told(
+        _lesson(reaches=(("a puppy", 0.63), ("a cat", 0.2), ("a fox", 0.1)), untouched=198)
+    )
+    assert told.endswith(
+        "It also moves “a puppy” (63%) and “a cat” (20%) and 1 more, and leaves alone 198 of 201."
+    )
+    assert "leaves all 201 everyday searches alone" in html.told(_lesson(untouched=201))
+    assert "moves" not in html.told(_lesson(untouched=201, kept_text=True))
+
+
+def test_the_taught_queries_that_answer_are_named_beside_the_results():
+    four = [(f"dog {i}", 0.25) for i in range(4)]
+    shown = html.status_html("best 3", taught=True, follows=four)
+    assert "Follows what was taught: “dog 0” 25%, “dog 1” 25%, “dog 2” 25% and 1 more" in shown
+    assert "Follows" not in html.status_html("best 3", taught=True)
 
 
 def test_no_answer_takes_no_room():
