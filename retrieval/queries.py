@@ -81,12 +81,12 @@ class Mapping(Protocol):
     def recall(
         self, kind: Asked, asked: npt.NDArray[np.floating], rows: npt.NDArray[np.floating]
     ) -> npt.NDArray[np.float32]:
-        """(N, r) what becomes of rows (N, r) by what was taught about queries as a whole.
+        """(N, r) what becomes of queries of any kind, by what was taught about them as a whole.
 
         Args:
-            kind: of queries that are not words alone.
+            kind: what they consist of; words are mapped.
             asked: (N, r) unit directions without any teaching.
-            rows: with what was taught about their words.
+            rows: (N, r) with what was taught about their words.
         """
 
 

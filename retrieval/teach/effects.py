@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retrieval.eigen_coordinates import scores
-from retrieval.teach.knowledge import Knowledge, Unchanged, answered, kind_of, marks_of
-from retrieval.teach.marks import find
-from retrieval.teach.subjects import shown
+from retrieval.teach.knowledge import Knowledge, Unchanged, kind_of, marks_of
+from retrieval.teach.marks import find, shown
 
 if TYPE_CHECKING:
     from retrieval.index.eigen_index import EigenIndex
@@ -49,9 +48,9 @@ def effects_of(state: Knowledge, index: EigenIndex) -> list[Effect]:
     for query in state.taught:
         event = state.current[query]
         found = find(index, marks_of(state.events, query))
-        c, kind = event.arrays["c"].astype(np.float64), kind_of(event)
+        c, kind = event.arrays["c"].astype(np.float64)[None], kind_of(event)
         ranks = [
-            _mean_rank(answered(mapping, kind, c), mapping.delta, vectors, sample, size)
+            _mean_rank(mapping.recall(kind, c, c)[0], mapping.delta, vectors, sample, size)
             for vectors in (found.good_vectors, found.bad_vectors)
             for mapping in (Unchanged(), state.mapping)
         ]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from retrieval.eigen_coordinates import scores
 from retrieval.queries import Asked, Mapping, QueryModel
-from retrieval.teach.knowledge import KINDS, Knowledge, Unchanged, answered, kind_of, marks_of
+from retrieval.teach.knowledge import KINDS, Knowledge, Unchanged, kind_of, marks_of
 from retrieval.teach.marks import BAD, GOOD, find
 
 if TYPE_CHECKING:
@@ -222,8 +222,8 @@ def agreements(
     for kind in KINDS:
         places = [i for i, marks in enumerate(taught) if marks.kind == kind]
         if places:
-            rows = answered(mapping, kind, np.stack([taught[i].c for i in places]))
-            queries |= zip(places, rows, strict=True)
+            rows = np.stack([taught[i].c for i in places])
+            queries |= zip(places, mapping.recall(kind, rows, rows), strict=True)
     return [_agreement(queries[i], mapping.delta, marks, sample) for i, marks in enumerate(taught)]
 
 

@@ -22,8 +22,7 @@ from retrieval.queries import Asked, Mapping
 from retrieval.teach import local_rule
 from retrieval.teach.fitting import ALPHA
 from retrieval.teach.lookup import OTHER, SAME, LookedUp, Recalled, near_words
-from retrieval.teach.marks import BAD, GOOD, WITHDRAWN, Mark, merge, read_marks
-from retrieval.teach.subjects import MOST_NAME, shown
+from retrieval.teach.marks import BAD, GOOD, MOST_NAME, WITHDRAWN, Mark, merge, read_marks, shown
 
 __all__ = [
     "ADAPTER",
@@ -36,7 +35,6 @@ __all__ = [
     "Adapted",
     "Knowledge",
     "Unchanged",
-    "answered",
     "check_event",
     "derive",
     "kind_of",
@@ -111,7 +109,7 @@ class Adapted:
     def recall(
         self, kind: Asked, asked: npt.NDArray[np.floating], rows: npt.NDArray[np.floating]
     ) -> npt.NDArray[np.float32]:
-        return np.asarray(rows, np.float32)
+        return self.map(rows) if kind == "words" else np.asarray(rows, np.float32)
 
     @cached_property
     def _missed(self) -> npt.NDArray[np.float64]:
@@ -249,18 +247,19 @@ def _looked_up(
 ) -> Recalled:
     """The look-up of pairs, of which `known` has the first `same`."""
     dim = anchors.shape[1]
-    nothing = LookedUp(np.empty((0, dim)), np.empty((0, dim)), np.empty((0, 2)))
     if not isinstance(known, Recalled):
-        known, same = Recalled(nothing, nothing, nothing), 0
-    words = near_words(anchors)
-    parts = []
+        nothing = LookedUp(np.empty((0, dim)), np.empty((0, dim)), np.empty((0, 2)))
+        known, same = Recalled(nothing, nothing, nothing, near_words(anchors)), 0
+    parts = {}
     for kind in KINDS:
-        here = sum(kind_of(event) == kind for event in pairs[:same])
+        held = known.of(kind)
+        keep = sum(kind_of(event) == kind for event in pairs[:same])
         new = [event for event in pairs[same:] if kind_of(event) == kind]
-        near = [words if kind == "words" else tuple(event.details["near"]) for event in new]
-        a, b = _rows(new, dim)
-        parts.append(known.of(kind).with_rows(here, a, b, np.array(near).reshape(-1, 2)))
-    return Recalled(*parts)
+        if new or keep < len(held):
+            near = [known.near if kind == "words" else event.details["near"] for event in new]
+            held = held.with_rows(keep, *_rows(new, dim), np.array(near).reshape(-1, 2))
+        parts[kind] = held
+    return Recalled(parts["words"], parts["picture"], parts["mixed"], known.near)
 
 
 def _rows(
@@ -290,13 +289,6 @@ def settled(drafted: Knowledge, event: Event) -> Knowledge:
         current={**drafted.current, event.subject: event},
         pairs=tuple(event.seq if seq == draft.seq else seq for seq in drafted.pairs),
     )
-
-
-def answered(mapping: Mapping, kind: Asked, c: npt.NDArray[np.floating]) -> np.ndarray:
-    """(..., r) what a mapping makes of queries (..., r) of one kind, as they are asked."""
-    rows = np.atleast_2d(c)
-    found = mapping.map(rows) if kind == "words" else mapping.recall(kind, rows, rows)
-    return found.reshape(c.shape)
 
 
 def lessons_on(events: Iterable[Event], query: str) -> list[Event]:

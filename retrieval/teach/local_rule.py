@@ -71,7 +71,7 @@ class Turned:
     def recall(
         self, kind: Asked, asked: npt.NDArray[np.floating], rows: npt.NDArray[np.floating]
     ) -> npt.NDArray[np.float32]:
-        return np.asarray(rows, np.float32)
+        return self.map(rows) if kind == "words" else np.asarray(rows, np.float32)
 
 
 def learn(lessons: Sequence[LocalLesson], anchors: npt.NDArray[np.float64]) -> Turned:

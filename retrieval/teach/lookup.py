@@ -163,11 +163,13 @@ class Recalled:
         words: of queries in words.
         pictures: of pictures.
         mixed: of words beside a picture.
+        near: cosines from which on words move with taught ones, and move in full.
     """
 
     words: LookedUp
     pictures: LookedUp
     mixed: LookedUp
+    near: tuple[float, float]
 
     delta = None
 
@@ -177,7 +179,7 @@ class Recalled:
     def recall(
         self, kind: Asked, asked: npt.NDArray[np.floating], rows: npt.NDArray[np.floating]
     ) -> npt.NDArray[np.float32]:
-        return self.of(kind).map(rows, asked)
+        return self.map(rows) if kind == "words" else self.of(kind).map(rows, asked)
 
     def of(self, kind: Asked) -> LookedUp:
         """The taught queries of one kind."""

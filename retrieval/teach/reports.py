@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from enn_core.lessons.events import Event
-from retrieval.teach.marks import BAD, GOOD, WITHDRAWN, read_marks
-from retrieval.teach.subjects import shown
+from retrieval.teach.marks import BAD, GOOD, WITHDRAWN, read_marks, shown
 
 __all__ = ["HistoryEntry", "Lesson", "Upgrade", "history_entry"]
 

@@ -61,15 +61,18 @@ from retrieval.teach.marks import (
     MOST_MARKS,
     WITHDRAWN,
     Mark,
+    Subject,
     TeachError,
     checked_ids,
+    direction,
     find,
     known,
     merge,
+    subject_of,
+    words_of,
 )
 from retrieval.teach.profiles import DEFAULT, LOCAL, check_name, profile_path
 from retrieval.teach.reports import HistoryEntry, Lesson, Upgrade, history_entry
-from retrieval.teach.subjects import Subject, direction, shown, subject_of, words_of
 
 if TYPE_CHECKING:
     from retrieval.index.eigen_index import EigenIndex
@@ -522,7 +525,7 @@ class Teacher(Profile[Knowledge]):
         lesson = Lesson(
             entry=None,
             query=query,
-            shown=shown(query, details),
+            shown=subject.shown,
             rule=rule,
             good=found.good,
             bad=found.bad,

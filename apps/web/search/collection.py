@@ -139,7 +139,7 @@ class Collection:
 
     def find(
         self,
-        text: str,
+        text: str | None,
         image: bytes | None = None,
         like: int | None = None,
         k: int = 24,
@@ -149,7 +149,7 @@ class Collection:
         """What fits a text, a picture (bytes) or an image of the collection, and combinations.
 
         Args:
-            text: words, empty for none.
+            text: words, empty or None for none.
             image: bytes of a picture.
             like: id of an image of the collection.
             k: number of results.
@@ -161,9 +161,10 @@ class Collection:
         """
         from retrieval.queries import rank
 
+        if like is not None and text:
+            (image, _), like = self.read(self.ref(like)), None
         index, mapping = self.index, teacher.mapping if teacher is not None else None
-        asked = self.asked(text, image, like)
-        ranked = rank(self.model, index, **asked, mapping=mapping, k=k)
+        ranked = rank(self.model, index, text, image, like=like, mapping=mapping, k=k)
         query, delta = ranked.query, ranked.delta
         if delta is None:
             average = float(query.astype("float64") @ index.moments()[0])
@@ -172,16 +173,6 @@ class Collection:
             scores = [score for _, score in index.search(query, AVERAGED, delta=delta, ids=few)]
             average = sum(scores) / max(1, len(scores))
         return Found(tuple(ranked.hits), average)
-
-    def asked(self, text: str, image: bytes | None, like: int | None) -> dict[str, Any]:
-        """A query as the package takes it: an image of the collection beside words is a picture.
-
-        Raises:
-            LookupError: the image `like` is gone.
-        """
-        if like is not None and text:
-            (image, _), like = self.read(self.ref(like)), None
-        return {"text": text or None, "image": image, "like": like}
 
     def cards(
         self,

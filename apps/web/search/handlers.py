@@ -390,22 +390,21 @@ class SearchHandlers:
             text = f"A look into {collection.name}: {len(cards):,} of {len(collection):,} pictures."
             return _Body(html.status_html(text), html.cards_html(cards, label="Some pictures"))
         started = time.monotonic()
-        image, like = self._query_picture(query, which)
+        asked = self._asked(query, which)
         counted = teacher is not None and len(teacher) and (query.text or teacher.knows_pictures)
         knows = teacher if counted else None
         counts = knows if screen.taught else None
-        found = collection.find(query.text, image, like, count, teacher=counts)
+        found = collection.find(**asked, k=count, teacher=counts)
         seconds = time.monotonic() - started
         if before is None and counts is not None:
-            before = collection.find(query.text, image, like, count).ids
-        asked = collection.asked(query.text, image, like)
+            before = collection.find(**asked, k=count).ids
         if marks is None and knows is not None:
             with contextlib.suppress(*EXPECTED):  # marks of another index, of no use here
                 marks = knows.marks(index=collection.index, **asked)
         follows = counts.answering(collection.index, **asked) if counts is not None else []
         cards = collection.cards(found, marks=marks, before=before)
         text = (
-            f"{_asked(query)}: best {len(cards):,} of {len(collection):,} pictures, {seconds:.2f} s"
+            f"{_said(query)}: best {len(cards):,} of {len(collection):,} pictures, {seconds:.2f} s"
         )
         status = html.status_html(
             text,
@@ -414,7 +413,7 @@ class SearchHandlers:
             profile=screen.profile,
             follows=follows,
         )
-        teachable = not (image or like) or teacher is None or teacher.rule in (None, LOOKUP)
+        teachable = not query.picture or teacher is None or teacher.rule in (None, LOOKUP)
         results = html.cards_html(
             cards,
             label="Search results",
@@ -425,15 +424,18 @@ class SearchHandlers:
         new, up = sum([card.new for card in cards]), sum([card.moved > 0 for card in cards])
         return _Body(status, results, found.ids, new=new, up=up)
 
-    def _query_picture(self, query: Query, which: int) -> tuple[bytes | None, int | None]:
-        """The picture of a query, as bytes or as an id of the collection."""
-        if query.like:
+    def _asked(self, query: Query, which: int) -> dict[str, Any]:
+        """A query as the package takes it: text, image (bytes), like (an id of the collection)."""
+        image, like = None, None
+        if query.upload:
+            image = self.uploads.get(query.upload)
+        elif query.like:
             ref = self.pictures.resolve(query.like)
-            if ref.collection == which:
-                return None, ref.id
-            # found in another folder, now asked for in this one
-            return self.collections[ref.collection].read(ref)[0], None
-        return (self.uploads.get(query.upload) if query.upload else None), None
+            if ref.collection == which and not query.text:
+                like = ref.id
+            else:  # beside words, or found in another folder and now asked for in this one
+                image = self.collections[ref.collection].read(ref)[0]
+        return {"text": query.text or None, "image": image, "like": like}
 
     # -- marking -----------------------------------------------------------------------------
 
@@ -493,7 +495,7 @@ class SearchHandlers:
         except EXPECTED as error:
             return False, f"Not undone: {one_line(error)}"
         marks = html.counted(undone.good, undone.bad, undone.unmarked)
-        return True, f"Undone: {marks} for “{html.short(undone.shown)}”."
+        return True, f"Undone: {marks} for “{_short(undone.shown)}”."
 
     def _learn(
         self,
@@ -516,8 +518,7 @@ class SearchHandlers:
             teacher = self.own_teacher(marks.collection, learning, request)
             collection = self.collections[marks.collection]
             index = collection.index
-            picture = self._query_picture(marks.query, marks.collection)
-            asked = collection.asked(marks.query.text, *picture)
+            asked = self._asked(marks.query, marks.collection)
             marks = marks.still_there(index, teacher.marks(index=index, **asked))
             lesson = teacher.teach(
                 index,
@@ -621,8 +622,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())[:300]
 
 
-def _asked(query: Query) -> str:
-    text = html.short(query.text)
+def _said(query: Query) -> str:
+    text = _short(query.text)
     if query.upload or query.like:
         return f"“{text}” together with the picture" if text else "Like the picture"
     return f"“{text}”"
@@ -638,6 +639,10 @@ def _facts(screen: Screen) -> dict[str, object]:
         "like": query.like,
         "taught": screen.taught,
     }
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def clean(text: str) -> str:

@@ -38,7 +38,6 @@ __all__ = [
     "message_html",
     "picker_html",
     "progress_html",
-    "short",
     "skipped_html",
     "status_html",
     "tiles_html",
@@ -176,16 +175,12 @@ def _follows(taught: Sequence[tuple[str, float]]) -> str:
     """Which taught queries answer now."""
     if not taught:
         return ""
-    named = ", ".join(f"“{short(query)}” {share:.0%}" for query, share in taught[:_MOST_FOLLOWED])
+    named = ", ".join(f"“{query:.60}” {share:.0%}" for query, share in taught[:_MOST_FOLLOWED])
     more = f" and {len(taught) - _MOST_FOLLOWED} more" if len(taught) > _MOST_FOLLOWED else ""
     return f'<span class="enn-follows">Follows what was taught: {escape(named)}{more}</span>'
 
 
-def short(text: str) -> str:
-    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
-
-
-_MOST_FOLLOWED, _SHORT = 3, 80
+_MOST_FOLLOWED = 3
 
 MARK_HINT = (
     '<p class="enn-hint">Mark pictures good or bad and the search learns at once. '

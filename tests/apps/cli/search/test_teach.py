@@ -215,7 +215,7 @@ def test_mistakes_are_told_in_one_line(ids, tmp_path, monkeypatch):
         (["teach", "x", "--like", duck, "--good", duck], "--like stands alone"),
         (["teach", "--like", "4711", "--good", duck], "no searchable picture has the id 4711"),
         (["teach", "--image", "nosuch.jpg", "--good", duck], "there is no file"),
-        (["teach", " ", "--good", duck], "the query is empty"),
+        (["teach", " ", "--good", duck], "nothing to teach about"),
         (["teach", "x" * 100_000, "--good", duck], "100,000 characters"),
         (["teach", "x - x", "--good", duck], "query"),
         (["teach", "9999:x", "--good", duck], "weight 9999 is out of range"),
