@@ -142,11 +142,15 @@ class Ranked:
     Attributes:
         hits: (id, score), best first, equal scores by id.
         query: (r,) coordinates that they were ranked by.
+        asked: (r,) direction of the query without any teaching.
+        kind: what it consists of.
         delta: (r,) changed spectrum over base spectrum under which they were, or None.
     """
 
     hits: list[tuple[int, float]]
     query: npt.NDArray[np.float32]
+    asked: npt.NDArray[np.floating]
+    kind: Asked
     delta: npt.NDArray[np.float32] | None
 
 
@@ -181,11 +185,12 @@ def rank(
     """
     delta = mapping.delta if mapping is not None else None
     if like is None:
-        query = query_coordinates(model, index, text, image, mapping)
-        return Ranked(index.search(query, k, delta=delta, ids=ids), query, delta)
-    query = _as_taught(index.vectors([like]), mapping)[0]
+        query, asked, kind = _coordinates(model, index, text, image, mapping)
+        return Ranked(index.search(query, k, delta=delta, ids=ids), query, asked, kind, delta)
+    own = index.vectors([like])
+    query = _as_taught(own, mapping)[0]
     hits = [hit for hit in index.search(query, k + 1, delta=delta, ids=ids) if hit[0] != like]
-    return Ranked(hits[:k], query, delta)
+    return Ranked(hits[:k], query, own[0], "picture", delta)
 
 
 def query_coordinates(
@@ -213,6 +218,17 @@ def query_coordinates(
         QueryError: if the query is empty or its parts cancel.
         ImageError: if the image cannot be read.
     """
+    return _coordinates(model, index, text, image, mapping)[0]
+
+
+def _coordinates(
+    model: QueryModel,
+    index: EigenIndex,
+    text: str | None,
+    image: Picture | None,
+    mapping: Mapping | None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.floating], Asked]:
+    """`query_coordinates`, the direction without teaching, and what the query consists of."""
     parts = parse_query(text) if text and text.strip() else []
     if not parts and image is None:
         raise QueryError("the query is empty: give some words, an image, or both")
@@ -222,11 +238,12 @@ def query_coordinates(
         rows.append(image_vectors(model, image))
         weights.append(1.0)
     vectors = np.concatenate(rows)
+    kind: Asked = "words" if image is None else "mixed" if parts else "picture"
     if len(vectors) == 1:
         alone = vectors * np.float32(np.sign(weights[0]))
-        if mapping is not None and parts:
-            alone = mapping.map(alone)
-        return (alone if parts else _as_taught(alone, mapping))[0]
+        if kind == "picture":
+            return _as_taught(alone, mapping)[0], alone[0], kind
+        return (alone if mapping is None else mapping.map(alone))[0], alone[0], kind
     _, covariance = index.moments()
     exact = vectors.astype(np.float64)
     spread = np.sqrt(np.einsum("ir,rs,is->i", exact, covariance, exact).clip(min=0))
@@ -235,17 +252,17 @@ def query_coordinates(
     shares = np.asarray(weights) / np.where(scale > 0, scale, 1)
     least = 1e-6 * np.abs(np.asarray(weights)).max()
     words = shares[: len(parts)] @ exact[: len(parts)]
-    total = words
-    if mapping is not None and parts:
+    asked = total = words
+    if mapping is not None:
         total = mapping.map(words[None])[0].astype(np.float64)
     if image is not None:
         delta = mapping.delta if mapping is not None else None
         total = total + shares[-1] * under(delta, exact[-1:])[0]
-    total = _unit(total, least)
-    if mapping is not None and image is not None:
-        asked = _unit(words + shares[-1] * exact[-1], least)
-        total = mapping.recall("mixed", asked[None], total[None])[0]
-    return np.asarray(total, dtype=np.float32)
+        asked = words + shares[-1] * exact[-1]
+    total, asked = _unit(total, least), _unit(asked, least)
+    if mapping is not None and kind == "mixed":
+        total = mapping.recall(kind, asked[None], total[None])[0]
+    return np.asarray(total, dtype=np.float32), asked, kind
 
 
 def _unit(total: npt.NDArray[np.float64], least: float) -> npt.NDArray[np.float64]:

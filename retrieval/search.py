@@ -192,7 +192,8 @@ class Searcher(Closing):
         """The taught queries that a search follows now; see `Teacher.answering`."""
         teacher = self._teacher()
         teacher.refresh()
-        return teacher.answering(self.index, text, image)
+        ranked = rank(self.model, self.index, text, image, k=1)
+        return teacher.answering(ranked.asked, ranked.kind)
 
     def effects(self) -> list[Effect]:
         """Where the marked pictures stand without and with what was taught."""

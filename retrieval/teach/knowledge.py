@@ -250,14 +250,15 @@ def _looked_up(
     if not isinstance(known, Recalled):
         nothing = LookedUp(np.empty((0, dim)), np.empty((0, dim)), np.empty((0, 2)))
         known, same = Recalled(nothing, nothing, nothing, near_words(anchors)), 0
+    kinds = [kind_of(event) for event in pairs]
     parts = {}
     for kind in KINDS:
-        held = known.of(kind)
-        keep = sum(kind_of(event) == kind for event in pairs[:same])
-        new = [event for event in pairs[same:] if kind_of(event) == kind]
+        held, keep = known.of(kind), kinds[:same].count(kind)
+        new = [i for i in range(same, len(pairs)) if kinds[i] == kind]
         if new or keep < len(held):
-            near = [known.near if kind == "words" else event.details["near"] for event in new]
-            held = held.with_rows(keep, *_rows(new, dim), np.array(near).reshape(-1, 2))
+            near = [known.near if kind == "words" else pairs[i].details["near"] for i in new]
+            a, b = _rows([pairs[i] for i in new], dim)
+            held = held.with_rows(keep, a, b, np.array(near).reshape(-1, 2))
         parts[kind] = held
     return Recalled(parts["words"], parts["picture"], parts["mixed"], known.near)
 

@@ -181,6 +181,10 @@ class Recalled:
     ) -> npt.NDArray[np.float32]:
         return self.map(rows) if kind == "words" else self.of(kind).map(rows, asked)
 
+    def shares(self, kind: Asked, asked: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """(N, n) share that queries (N, r) of one kind take of each taught move of that kind."""
+        return self.of(kind).shares(asked)
+
     def of(self, kind: Asked) -> LookedUp:
         """The taught queries of one kind."""
         return {"words": self.words, "picture": self.pictures, "mixed": self.mixed}[kind]

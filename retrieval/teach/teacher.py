@@ -370,27 +370,23 @@ class Teacher(Profile[Knowledge]):
         return {**dict.fromkeys(found.good, True), **dict.fromkeys(found.bad, False)}
 
     def answering(
-        self,
-        index: EigenIndex,
-        text: str | None,
-        image: Picture | None = None,
-        *,
-        like: int | None = None,
+        self, asked: npt.NDArray[np.floating], kind: Asked = "words"
     ) -> list[tuple[str, float]]:
         """The taught queries that a search follows now, and the share of each, greatest first.
 
-        Empty where nothing taught is near, and under rules that do not look up.
+        Args:
+            asked: (r,) direction of the search without teaching, see `Ranked`.
+            kind: what it consists of.
+
+        Returns:
+            nothing where nothing taught is near, and under rules that do not look up.
         """
         state = self._state
         if not isinstance(state.mapping, Recalled):
             return []
-        kind: Asked = "words"
-        if image is not None or like is not None:
-            kind = "mixed" if text and text.strip() else "picture"
-        if not len(state.mapping.of(kind)):
+        shares = state.mapping.shares(kind, np.asarray(asked, np.float64)[None])[0]
+        if not shares.any():
             return []
-        c = direction(self._model, index, text, image, like)
-        shares = state.mapping.of(kind).shares(c[None])[0]
         lines = state.lines(kind)
         order = np.argsort(-shares, kind="stable")
         return [(lines[i], float(shares[i])) for i in order if shares[i] > 0]

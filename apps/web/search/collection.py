@@ -71,10 +71,12 @@ class Found:
     Args:
         hits: (id, score), best first.
         average: score of an average picture of the collection.
+        follows: the taught queries that it follows, and the share of each.
     """
 
     hits: tuple[tuple[int, float], ...]
     average: float
+    follows: tuple[tuple[str, float], ...] = ()
 
     @cached_property
     def ids(self) -> tuple[int, ...]:
@@ -172,7 +174,8 @@ class Collection:
             few = self._spread(AVERAGED)
             scores = [score for _, score in index.search(query, AVERAGED, delta=delta, ids=few)]
             average = sum(scores) / max(1, len(scores))
-        return Found(tuple(ranked.hits), average)
+        follows = teacher.answering(ranked.asked, ranked.kind) if teacher is not None else ()
+        return Found(tuple(ranked.hits), average, tuple(follows))
 
     def cards(
         self,

@@ -401,7 +401,6 @@ class SearchHandlers:
         if marks is None and knows is not None:
             with contextlib.suppress(*EXPECTED):  # marks of another index, of no use here
                 marks = knows.marks(index=collection.index, **asked)
-        follows = counts.answering(collection.index, **asked) if counts is not None else []
         cards = collection.cards(found, marks=marks, before=before)
         text = (
             f"{_said(query)}: best {len(cards):,} of {len(collection):,} pictures, {seconds:.2f} s"
@@ -411,7 +410,7 @@ class SearchHandlers:
             clear=True,
             taught=screen.taught if knows is not None else None,
             profile=screen.profile,
-            follows=follows,
+            follows=found.follows,
         )
         teachable = not query.picture or teacher is None or teacher.rule in (None, LOOKUP)
         results = html.cards_html(

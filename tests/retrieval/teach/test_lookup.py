@@ -125,7 +125,7 @@ def test_a_whole_query_gets_its_own_target_whatever_its_words_became():
 def test_kinds_are_looked_up_among_their_own():
     rng = np.random.default_rng(5)
     words, pictures, mixed = (made(rng, 2, 8) for _ in range(3))
-    taught = Recalled(words, pictures, mixed)
+    taught = Recalled(words, pictures, mixed, (LOW, HIGH))
     c = pictures.inputs[:1]
     np.testing.assert_allclose(taught.recall("picture", c, c), pictures.targets[:1], atol=1e-6)
     np.testing.assert_array_equal(taught.map(c), words.map(c))

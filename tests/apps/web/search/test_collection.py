@@ -85,7 +85,9 @@ def test_a_taught_spectrum_counts_for_pictures_too(collection, folder, asked):
     taught = SimpleNamespace(
         delta=delta, map=lambda rows: rows, recall=lambda kind, asked, rows: rows
     )
-    teacher = SimpleNamespace(refresh=lambda: False, mapping=taught)
+    teacher = SimpleNamespace(
+        refresh=lambda: False, mapping=taught, answering=lambda asked, kind: []
+    )
     searcher = collection._searcher.with_teacher(teacher)
     id_ = next(e.id for e in collection.index.entries("indexed") if "yellow" in e.path)
     image = (folder / "5 yellow.png").read_bytes()
