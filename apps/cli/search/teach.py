@@ -281,14 +281,14 @@ def _say_lesson(lesson: Lesson, profile: str, preview: bool) -> None:
         note(f"mark of {id_} left out: {why}")
     if lesson.kept_text:
         say(
-            "  the words alone fit your marks as well as anything learned from them, so this query "
+            "  the search as it is fits your marks as well as anything learned from them, so it "
             "stays as it is; the marks are kept for later ones"
         )
     elif lesson.marks_after == lesson.marks_after:
         say(
             "  tested on marks put aside: good above bad in "
-            f"{lesson.marks_before:.0%} of pairs by the words alone, {lesson.marks_after:.0%} as "
-            "learned"
+            f"{lesson.marks_before:.0%} of pairs by the search as it was, "
+            f"{lesson.marks_after:.0%} as learned"
         )
     say(f"  other searches: {lesson.overlap:.0%} of their best pictures stay the same")
     if lesson.untouched is not None and not lesson.kept_text:

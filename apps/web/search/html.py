@@ -357,8 +357,8 @@ def told(lesson: Lesson, *, new: int = 0, up: int = 0) -> str:
     elif lesson.kept_text:
         parts = [
             f"Noted ({marks}). Checked against each other, these marks do not say what they have "
-            "in common better than the words do, so the words alone decide for now; more marks "
-            "may change that."
+            "in common better than the search itself does, so it stays as it is for now; more "
+            "marks may change that."
         ]
     elif not (lesson.good or lesson.bad):
         parts = ["Taken back: nothing is marked for this search any more."]
@@ -385,7 +385,8 @@ def _reach(lesson: Lesson) -> str:
     if not helped:
         return f"It leaves all {total} everyday searches alone."
     more = f" and {len(lesson.reaches) - 2} more" if len(lesson.reaches) > 2 else ""
-    return f"It also moves {helped}{more}, and leaves alone {lesson.untouched} of {total}."
+    alone = f"{lesson.untouched} of {total} everyday searches"
+    return f"It also moves {helped}{more}, and leaves alone {alone}."
 
 
 def counted(good: Sequence[int], bad: Sequence[int], unmarked: Sequence[int] = ()) -> str:

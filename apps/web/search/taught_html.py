@@ -61,7 +61,7 @@ def _entry(entry: HistoryEntry) -> str:
     if entry.rule != LOOKUP:
         notes.append(f"rule {entry.rule}")
     if entry.kept_text:
-        notes.append("the words alone decide")
+        notes.append("left as it is")
     if not entry.active:
         notes.append("undone")
     note = f' <span class="enn-tag">{escape(", ".join(notes))}</span>' if notes else ""

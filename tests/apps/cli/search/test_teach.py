@@ -162,7 +162,7 @@ def test_a_query_that_is_kept_is_told_in_plain_words(good, monkeypatch):
     monkeypatch.setattr("retrieval.teach.teacher.fit_direction", kept)
     done = run("teach", QUERY, "--good", good)
     assert done.code == 0
-    assert "the words alone fit your marks as well as anything learned from them" in done.out
+    assert "the search as it is fits your marks as well as anything learned from them" in done.out
     assert "nothing moves" in done.out
     assert "query kept as it is" in run("history").out
     assert document("query", QUERY)["changed"] is False

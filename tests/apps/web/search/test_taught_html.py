@@ -94,7 +94,7 @@ def test_a_lesson_tells_what_it_did():
     told = html.told(_lesson(), new=2, up=5)
     assert told == "Learned from 2 good, 1 bad: 2 new here, 5 moved up."
     assert "stays as it was" in html.told(_lesson())
-    assert "words alone" in html.told(_lesson(kept_text=True))
+    assert "stays as it is" in html.told(_lesson(kept_text=True))
     assert "mark a good one too" in html.told(_lesson(good=(), kept_text=True))
     assert "Taken back" in html.told(_lesson(good=(), bad=()))
 
@@ -118,7 +118,8 @@ def test_what_a_lesson_does_to_other_searches_is_told_with_numbers():
         _lesson(reaches=(("a puppy", 0.63), ("a cat", 0.2), ("a fox", 0.1)), untouched=198)
     )
     assert told.endswith(
-        "It also moves “a puppy” (63%) and “a cat” (20%) and 1 more, and leaves alone 198 of 201."
+        "It also moves “a puppy” (63%) and “a cat” (20%) and 1 more, and leaves alone 198 of 201 "
+        "everyday searches."
     )
     assert "leaves all 201 everyday searches alone" in html.told(_lesson(untouched=201))
     assert "moves" not in html.told(_lesson(untouched=201, kept_text=True))
