@@ -36,6 +36,13 @@ __all__ = ["RidgeAdapter"]
 # in the calling thread: waking others costs more than it saves (0.5 against 20 ms for 200 rows and
 # 50 pairs on a busy machine).
 _PIECE = 200_000
+# Of a large T so many rows are read at once all the same: there the products take long.
+_LEAST_ROWS = 64
+
+# Lines of T that are made together, columns that fit a cache with all of their rows, and the number
+# of products that `einsum` adds at once: a sum over a multiple of it has the same terms in the same
+# order, however many zeros follow.
+_ROWS, _COLUMNS, _LANES = 64, 64, 128
 
 
 class RidgeAdapter:
@@ -94,23 +101,74 @@ class RidgeAdapter:
         added, targets = _matrix(a, self.dim, "a"), _matrix(b, self.dim, "b")
         if len(added) != len(targets):
             raise ValueError(f"{len(added)} rows of a but {len(targets)} of b; give pairs")
-        known = len(self)
+        known, total = len(self), len(self) + len(added)
         inputs = np.concatenate([self._inputs, added])
         moves = np.concatenate([self._moves, np.empty_like(added)])
-        inverse = np.zeros((len(inputs), len(inputs)))
-        inverse[:known, :known] = self._inverse
-        for n, target in enumerate(targets, known):
-            row = inputs[n]
-            along = np.einsum("mn,n->m", inverse[:n, :n], _kernel(inputs[:n], row, self.power))
-            own = float(np.einsum("d,d->", row, row))
-            left = max(own - float(np.einsum("n,n->", along, along)), 0.0)
+        inverse = np.zeros((total, total))
+        for start in range(0, known, _ROWS):  # above the diagonal there is nothing
+            end = min(start + _ROWS, known)
+            inverse[start:end, :end] = self._inverse[start:end, :end]
+        for start in range(known, total, _ROWS):
+            self._absorb(inputs, targets[start - known :], inverse, moves, start)
+        return self._made_of(inputs, inverse, moves)
+
+    def _absorb(
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        inverse: np.ndarray,
+        moves: np.ndarray,
+        start: int,
+    ) -> None:
+        """Fill `_ROWS` lines of T and of the moves from `start` on.
+
+        What they need of the lines before is summed for all of them at once, so that T is read from
+        memory once for many lines. Every sum runs over the same numbers in the same order as one
+        line at a time: zeros above the diagonal are left out where no other sum is formed by it.
+        """
+        end = min(start + _ROWS, len(inputs))
+        near = _kernels(inputs[:end], inputs[start:end], self.power)
+        along = np.zeros((end - start, end))
+        for first in range(0, start, _ROWS):
+            rows = slice(first, min(first + _ROWS, start))
+            used = -(-rows.stop // _LANES) * _LANES
+            for line, n in enumerate(range(start, end)):
+                part = inverse[rows, : min(used, n)]
+                along[line, rows] = np.einsum("mn,n->m", part, near[line, : min(used, n)])
+        summed = np.empty((end - start, start))
+        for columns in _pieces(start):
+            part = inverse[columns.start : start, columns]
+            for line in range(end - start):
+                summed[line, columns] = np.einsum(
+                    "m,mn->n", along[line, columns.start : start], part
+                )
+        moved = np.empty((end - start, self.dim))
+        for line in range(end - start):
+            moved[line] = np.einsum("n,nd->d", along[line, :start], moves[:start])
+        for line, n in enumerate(range(start, end)):
+            row, ways = inputs[n], along[line, :n]
+            if n > start:
+                own = slice(start, n)
+                along[line, own] = np.einsum("mn,n->m", inverse[own, :n], near[line, :n])
+            own_length = float(np.einsum("d,d->", row, row))
+            left = max(own_length - float(np.einsum("n,n->", ways, ways)), 0.0)
             length = float(np.sqrt(self.alpha + left))
             if not np.isfinite(length):
                 raise ValueError("a row is too large to learn from; scale it to about unit length")
-            moves[n] = (target - row - np.einsum("n,nd->d", along, moves[:n])) / length
-            inverse[n, :n] = -np.einsum("m,mn->n", along, inverse[:n, :n]) / length
+            # A sum goes on from what is summed already as its first term.
+            more = np.concatenate([[1.0], ways[start:]])
+            if self.dim > 1:
+                parts = np.concatenate([moved[line, None], moves[start:n]])
+                way = np.einsum("n,nd->d", more, parts)
+            else:  # a column alone is added in another order, as a whole
+                way = np.einsum("n,nd->d", ways, moves[:n])
+            moves[n] = (targets[line] - row - way) / length
+            if n:
+                before = np.zeros((1, n))
+                before[0, :start] = summed[line]
+                lines = np.concatenate([before, inverse[start:n, :n]])
+                inverse[n, :n] = -np.einsum("m,mn->n", more, lines) / length
             inverse[n, n] = 1 / length
-        return self._made_of(inputs, inverse, moves)
 
     def first(self, count: int) -> RidgeAdapter:
         """The map as it was after its first `count` pairs, to the bit; free."""
@@ -142,7 +200,8 @@ class RidgeAdapter:
             along = np.einsum("mn,n->m", self._inverse, near)
             out[0] += np.einsum("n,nd->d", along, self._moves)
             return out.reshape(given.shape)
-        step = max(2, _PIECE // max(self._moves.size, self._inverse.size, 1))
+        size = max(self._moves.size, self._inverse.size, 1)
+        step = max(2, _PIECE // size) if size < 5 * _PIECE else _LEAST_ROWS
         for start in range(0, len(out) if len(self) else 0, step):
             part = out[start : start + step]
             products = part @ self._inputs.T
@@ -175,6 +234,25 @@ def _kernel(inputs: np.ndarray, row: np.ndarray, power: int) -> np.ndarray:
         return products
     lengths = np.sqrt(np.einsum("nd,nd->n", inputs, inputs))
     return _squared(products, lengths * np.sqrt(np.einsum("d,d->", row, row)))
+
+
+def _kernels(inputs: np.ndarray, rows: np.ndarray, power: int) -> np.ndarray:
+    """(m, n) `_kernel` of inputs (n, dim) with each of some rows (m, dim)."""
+    found = np.empty((len(rows), len(inputs)))
+    for start in range(0, len(inputs), 4 * _ROWS):
+        part = inputs[start : start + 4 * _ROWS]
+        for line, row in enumerate(rows):
+            found[line, start : start + len(part)] = _kernel(part, row, power)
+    return found
+
+
+def _pieces(count: int) -> list[slice]:
+    """Columns in pieces of two at least: of one alone, products are added in another order."""
+    edges = list(range(0, count, _COLUMNS)) or [0]
+    if len(edges) > 1 and count - edges[-1] < 2:
+        edges.pop()
+    ends = [*edges[1:], count]
+    return [slice(a, b) for a, b in zip(edges, ends, strict=True)] if count else []
 
 
 def _squared(products: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -96,6 +96,7 @@ class Adapted:
         targets: npt.NDArray[np.float64],
     ) -> None:
         self.adapter, self.inputs, self.targets = adapter, inputs, targets
+        self._known_misses: dict[int, npt.NDArray[np.float64]] = {}
 
     def map(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         given = np.asarray(rows, np.float64)
@@ -111,10 +112,12 @@ class Adapted:
     ) -> npt.NDArray[np.float32]:
         return self.map(rows) if kind == "words" else np.asarray(rows, np.float32)
 
-    @cached_property
-    def _missed(self) -> npt.NDArray[np.float64]:
-        """(n, r) what the adapter misses of the targets."""
-        return self.targets - self.adapter.apply(self.inputs)
+    def _missed(self, number: int) -> npt.NDArray[np.float64]:
+        """(r,) what the adapter misses of the target of a taught query."""
+        if number not in self._known_misses:
+            own = self.adapter.apply(self.inputs[number : number + 1])[0]
+            self._known_misses[number] = self.targets[number] - own
+        return self._known_misses[number]
 
     def _recalled(self, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """What the adapter misses of the target of a taught query, for rows that are one."""
@@ -133,7 +136,8 @@ class Adapted:
         nearest = len(self.inputs) - 1 - same[:, ::-1].argmax(axis=1)
         share = np.clip((most - OTHER) / (SAME - OTHER), 0, 1)
         own = np.flatnonzero(share)
-        recalled[own] = share[own, None] * lengths[own] * self._missed[nearest[own]]
+        for row in own:
+            recalled[row] = share[row] * lengths[row] * self._missed(int(nearest[row]))
         return recalled
 
 

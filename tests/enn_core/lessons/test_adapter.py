@@ -235,3 +235,38 @@ def test_a_zero_row_changes_nothing() -> None:
     for power in (1, 2):
         adapter = RidgeAdapter(3, alpha=0.1, power=power).with_pair([0, 0, 0], [1, 0, 0])
         np.testing.assert_array_equal(adapter.apply(np.eye(3)), np.eye(3))
+
+
+def line_by_line(dim, a, b, alpha, power):
+    """T and the moves, one pair after another, every sum as a whole."""
+    count = len(a)
+    inverse, moves = np.zeros((count, count)), np.empty((count, dim))
+    for n, (row, target) in enumerate(zip(a, b, strict=True)):
+        products = np.einsum("nd,d->n", a[:n], row)
+        own = float(np.einsum("d,d->", row, row))
+        if power == 2:
+            lengths = np.sqrt(np.einsum("nd,nd->n", a[:n], a[:n]))
+            sizes = lengths * np.sqrt(np.einsum("d,d->", row, row))
+            products = np.divide(products * products, sizes)
+        along = np.einsum("mn,n->m", inverse[:n, :n], products)
+        left = max(own - float(np.einsum("n,n->", along, along)), 0.0)
+        length = float(np.sqrt(alpha + left))
+        moves[n] = (target - row - np.einsum("n,nd->d", along, moves[:n])) / length
+        inverse[n, :n] = -np.einsum("m,mn->n", along, inverse[:n, :n]) / length
+        inverse[n, n] = 1 / length
+    return inverse, moves
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 63, 64, 65, 66, 127, 129, 130, 193, 257, 400])
+@pytest.mark.parametrize("dim", [16, 100, 384])
+@pytest.mark.parametrize("power", [1, 2])
+def test_many_pairs_at_once_give_the_bits_of_one_line_at_a_time(count, dim, power):
+    rng = np.random.default_rng(count)
+    a, b = (rng.normal(size=(count, dim)) + 1 for _ in range(2))
+    a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
+    inverse, moves = line_by_line(dim, a, b, 0.01, power)
+    for first in {0, count // 3, count // 2, count - 1}:
+        adapter = RidgeAdapter.of_pairs(dim, a[:first], b[:first], alpha=0.01, power=power)
+        adapter = adapter.with_pairs(a[first:], b[first:])
+        np.testing.assert_array_equal(adapter._inverse, inverse)
+        np.testing.assert_array_equal(adapter._moves, moves)
