@@ -232,6 +232,8 @@ def measure(
     places = np.full(len(others.pictures), -1)
     places[drawn.rows if gallery is others else slice(None)] = np.arange(len(pictures))
     for name, (rows, owners) in drawn.unrelated.items():
+        if not len(owners):
+            continue
         found = together.scores(rows, pictures)
         ranks = [_ranks(each, places[owners]) for each in (rows @ pictures.T, found)]
         results.recalls.append({**base, "captions": name, "owners": owners, "ranks": ranks})

@@ -98,16 +98,25 @@ def cache_folder(model: RetrievalModel) -> Path:
     return folder
 
 
-def flickr8k(texts: Texts, data: Path, split: str, limit: int | None = None) -> Gallery:
-    """Flickr8k with the concepts of its captions."""
+def flickr8k(
+    texts: Texts,
+    data: Path,
+    split: str,
+    limit: int | None = None,
+    *,
+    chosen: np.ndarray | None = None,
+    name: str = "",
+) -> Gallery:
+    """Flickr8k with the concepts of its captions: all, the first ones, or the chosen pictures."""
     whole = load_karpathy(
         data / "flickr8k" / "dataset_flickr8k.json", data / "flickr8k" / "images", split
     )
-    pictures = whole.images[:limit]
-    kept = whole.image_of_caption < len(pictures)
+    places = np.arange(len(whole.images))[:limit] if chosen is None else np.sort(chosen)
+    pictures = [whole.images[i] for i in places]
+    kept = np.isin(whole.image_of_caption, places)
     captions = [caption for caption, keep in zip(whole.captions, kept, strict=True) if keep]
-    owners = whole.image_of_caption[kept]
-    name = f"Flickr8k {split}"
+    owners = np.searchsorted(places, whole.image_of_caption[kept])
+    name = name or f"Flickr8k {split}"
     found = concepts(captions, owners, len(pictures))
     paraphrases = json.loads((data / "feedback" / "paraphrases.json").read_text("utf-8"))
     texts([*captions, *_queries(found), *chain(*paraphrases.values())])
