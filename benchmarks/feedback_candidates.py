@@ -24,7 +24,7 @@ from feedback_methods import (
 )
 
 from enn_core.lessons.adapter import RidgeAdapter
-from retrieval.teach.fitting import ALPHA, _held_out_scores, fit_direction, roc_area
+from retrieval.teach.fitting import ALPHA, Collection, _held_out_scores, fit_direction, roc_area
 from retrieval.teach.guard import encode_protected
 from retrieval.teach.knowledge import Adapted
 from retrieval.teach.lookup import LookedUp, near_words
@@ -160,6 +160,11 @@ def checked(fit: Fit = fit_s) -> Fit:
     return choose
 
 
+def new(c: np.ndarray, good: np.ndarray, bad: np.ndarray, moments: Moments) -> np.ndarray:
+    """What profiles under the rule "lookup" learn by."""
+    return fit_direction(c, good, bad, Collection(moments.mean, moments.covariance)).target
+
+
 def mixed(share: float) -> Fit:
     """Part of fit S and the rest of the shipped one, where that passes its check."""
 
@@ -188,8 +193,14 @@ def held_out_gain(c: np.ndarray, good: np.ndarray, bad: np.ndarray) -> float:
     )
 
 
+def _apart(vectors: np.ndarray, task: Task) -> np.ndarray:
+    """What a lesson keeps to tell other meanings apart."""
+    fit = fit_direction(task.c, vectors[task.good], vectors[task.bad])
+    return np.zeros_like(task.c) if fit.apart is None else fit.apart
+
+
 def absorbed(fit: Fit, how: str) -> Method:
-    """Targets of a fit, by the ridge of former profiles or by the look-up."""
+    """Targets of a fit, by the ridge of former profiles, or looked up ("agreeing" with marks)."""
 
     def method(scene: Scene, tasks: Sequence[Task]) -> Answers:
         moments = Moments.of(scene.vectors)
@@ -201,10 +212,13 @@ def absorbed(fit: Fit, how: str) -> Method:
             targets.append(fit(task.c, *marks, moments))
             seconds.append(time.perf_counter() - started)
         a, b = np.stack([task.c for task in tasks]), np.stack(targets)
+        apart = np.stack([_apart(scene.vectors, task) for task in tasks])
 
         def ranking(rows: slice) -> Ranking:
-            if how == "look-up":
-                return Ranking(LookedUp(a[rows], b[rows], np.tile(near, (len(a[rows]), 1))).map)
+            if how != "ridge":
+                near_ = np.tile(near, (len(a[rows]), 1))
+                apart_ = apart[rows] if how == "agreeing" else 0 * apart[rows]
+                return Ranking(LookedUp(a[rows], b[rows], near_, apart_).map)
             adapter = RidgeAdapter.of_pairs(a.shape[1], a[rows], b[rows], alpha=ALPHA)
             return Ranking(Adapted(adapter, a[rows], b[rows]).map)
 
@@ -216,10 +230,13 @@ def absorbed(fit: Fit, how: str) -> Method:
 
 
 SHIPPED, LOOKED_UP = "shipped: our fit, ridge", "our fit, look-up"
+NEW = "new: S from six good marks, agreeing look-up"
 
 CANDIDATES: dict[str, Method] = {
     SHIPPED: absorbed(plain(ours), "ridge"),
     LOOKED_UP: absorbed(plain(ours), "look-up"),
+    NEW: absorbed(new, "agreeing"),
+    "new, whatever the marks say of other words": absorbed(new, "look-up"),
     "our fit without its check, look-up": absorbed(plain(ours_unguarded), "look-up"),
     "S, look-up": absorbed(fit_s, "look-up"),
     "S, prototype's gate .25, look-up": absorbed(gated(PROTOTYPE, 0.25), "look-up"),

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from feedback import PHRASES, Draw, Results, draw, measure
-from feedback_candidates import CANDIDATES, LOOKED_UP, SHIPPED
+from feedback_candidates import CANDIDATES, LOOKED_UP, NEW, SHIPPED
 from feedback_data import Gallery, Texts, cifar10, flickr8k
 from feedback_methods import Scene, Task
 from record import write_rows
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=200, help="CIFAR-10 train: pictures a class")
     arguments = parser.parse_args()
     data = Path(arguments.data)
-    names = list(dict.fromkeys([SHIPPED, LOOKED_UP, *arguments.methods]))
+    names = list(dict.fromkeys([SHIPPED, LOOKED_UP, NEW, *arguments.methods]))
     budgets = tuple(arguments.budgets)
     if arguments.report:
         model = retrieval.load()

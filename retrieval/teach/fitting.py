@@ -2,19 +2,27 @@
 
 The fit lives in eigen-coordinates, on the vectors that the index ranks. Two estimates are averaged:
 Rocchio's, shrunk by how many marks there are, and logistic regression pulled towards the query.
-The first is better when few pictures are good, the second when many are. Held-out marks of the
-user's own then decide whether the fit replaces the words at all. The constants were chosen on
-training images (docs/decisions.md).
+The first is better when few pictures are good, the second when many are.
+
+From ten marks on both are centred on the collection, in its own scale, and the words fade where
+most marks are good; six good marks, or held-out marks that are ordered clearly better, let the fit
+replace the words. Below, and for profiles under a former rule, directions are taken from the
+origin, and held-out marks alone decide. The constants were chosen on images that the model never
+saw (docs/decisions.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALPHA", "Fit", "fit_direction", "roc_area"]
+if TYPE_CHECKING:
+    from retrieval.index.eigen_index import EigenIndex
+
+__all__ = ["ALPHA", "Collection", "Fit", "around_of", "fit_direction", "roc_area"]
 
 ALPHA = 0.01
 """Ridge of the map that absorbs the taught pairs (`enn_core.lessons.RidgeAdapter`)."""
@@ -29,6 +37,18 @@ _SHARE = 2.0  # of Rocchio's direction, against one of the logistic
 _MARGIN, _MARGIN_OF_FEW = 0.03, -0.05
 _MANY, _FEWEST = 10, 4  # marks; below the fewest, holding one out says nothing
 
+# Centred on the collection: steps to the good and from the bad mean, half of them at five marks;
+# how fast the words fade with the excess of good marks; the regression's pull and how it eases.
+_STEP_GOOD, _STEP_BAD = 4.0, 0.6
+_FADE, _PULL_CENTRED, _EASE = 12.0, 0.8, 1.2
+_FREE_BIAS = 1e-6
+# Good marks from which on it is trusted; by how much it must order held-out marks better before.
+_TRUSTED, _CLEARLY = 6, 0.2
+_FEWEST_AROUND = 50  # pictures of a collection that marks are centred on
+_LEAST_APART = 1e-3  # between means of marks, for a direction
+_LEAST_SCALE = 1e-6  # of a collection that is more than one picture
+_HELD_OUT = 64  # marks that are held out, each with a fit of its own
+
 
 @dataclass(frozen=True, eq=False)
 class Fit:
@@ -40,22 +60,61 @@ class Fit:
             marks as well as the fit does (better, while there are fewer than ten), or no picture
             is marked good (bad ones alone do not say what is wanted).
         before, after: area under the ROC curve of the held-out marks by the words alone and by
-            the fit, 0..1; NaN for marks of one kind and for less than four.
+            the fit, 0..1; NaN for marks of one kind, for less than four, and where they were not
+            needed to decide.
+        apart: (r,) float64, unit norm, from the bad marks' mean to that of the good ones; None for
+            marks of one kind.
     """
 
     target: npt.NDArray[np.float64]
     kept_text: bool
     before: float
     after: float
+    apart: npt.NDArray[np.float64] | None = None
+
+    def arrays(self, *, apart: bool) -> dict[str, np.ndarray]:
+        """What a lesson keeps of it, in half precision.
+
+        Args:
+            apart: keep that direction, too, if there is one.
+        """
+        kept = {"b": self.target.astype(np.float16)}
+        if apart and self.apart is not None:
+            kept["m"] = self.apart.astype(np.float16)
+        return kept
 
 
-def fit_direction(c: npt.ArrayLike, good: npt.ArrayLike, bad: npt.ArrayLike) -> Fit:
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Where the vectors of a collection lie.
+
+    Attributes:
+        mean: (r,) of the stored vectors.
+        covariance: (r, r).
+    """
+
+    mean: npt.NDArray[np.float64]
+    covariance: npt.NDArray[np.float64]
+
+
+def around_of(index: EigenIndex) -> Collection | None:
+    """What marks are centred on; None in a collection too small to say where pictures lie."""
+    return Collection(*index.moments()) if len(index) >= _FEWEST_AROUND else None
+
+
+def fit_direction(
+    c: npt.ArrayLike,
+    good: npt.ArrayLike,
+    bad: npt.ArrayLike,
+    collection: Collection | None = None,
+) -> Fit:
     """Fit the direction of a query to marks.
 
     Args:
         c: (r,) eigen-coordinates of the query.
         good: (n, r) stored vectors of the pictures marked good.
         bad: (m, r) those marked bad.
+        collection: that they are of; None fits from the origin, whatever the number of marks.
 
     Raises:
         ValueError: if there are no marks, shapes do not fit, or a value is not finite.
@@ -69,10 +128,21 @@ def fit_direction(c: npt.ArrayLike, good: npt.ArrayLike, bad: npt.ArrayLike) -> 
     values = (query, liked, disliked)
     if not all(np.isfinite(each).all() for each in values) or length == 0:
         raise ValueError("the query or a marked picture has no finite direction")
-    query = query / length
+    apart = liked.mean(0) - disliked.mean(0) if len(liked) and len(disliked) else np.zeros(0)
+    fit = _fit(query / length, liked, disliked, collection)
+    return replace(fit, apart=_unit(apart)) if np.linalg.norm(apart) > _LEAST_APART else fit
+
+
+def _fit(
+    query: np.ndarray, liked: np.ndarray, disliked: np.ndarray, collection: Collection | None
+) -> Fit:
     before = after = float("nan")
     if not len(liked):
         return Fit(query, True, before, after)
+    if collection is not None and len(liked) + len(disliked) >= _MANY:
+        scale = float(np.trace(collection.covariance))
+        if scale > _LEAST_SCALE:
+            return _fit_centred(query, liked, disliked, collection, 1 / scale)
     if len(disliked) and len(liked) + len(disliked) >= _FEWEST:
         vectors = np.concatenate([liked, disliked])
         is_good = np.arange(len(vectors)) < len(liked)
@@ -85,6 +155,107 @@ def fit_direction(c: npt.ArrayLike, good: npt.ArrayLike, bad: npt.ArrayLike) -> 
     if len(disliked):
         target = _unit(_SHARE * target + _logistic(query, liked, disliked))
     return Fit(target, False, before, after)
+
+
+def _fit_centred(
+    query: np.ndarray, good: np.ndarray, bad: np.ndarray, collection: Collection, scale: float
+) -> Fit:
+    before = after = float("nan")
+    if len(good) < _TRUSTED:
+        if len(bad):
+            before, after = _held_out_areas(query, good, bad, collection, scale)
+        if not after - before >= _CLEARLY:
+            return Fit(query, True, before, after)
+    return Fit(_centred(query, good, bad, collection, scale), False, before, after)
+
+
+def _centred(
+    query: np.ndarray, good: np.ndarray, bad: np.ndarray, collection: Collection, scale: float
+) -> np.ndarray:
+    """unit(2 r / sd(r) + k / sd(k)): Rocchio's r and logistic regression's k, each by its spread.
+
+    r = t c + s [4 / (n + 5) sum_good (v - mean) - .6 / (m + 5) sum_bad (v - mean)] and
+    k = t c / sd(c) + s sum_i a_i (v_i - mean), with s = 1 / tr(covariance), t = 1 / (1 + 12 e) and
+    e the share of good marks above a half.
+    """
+
+    def spread(direction: np.ndarray) -> float:
+        return max(float(np.sqrt(max(direction @ collection.covariance @ direction, 0))), 1e-12)
+
+    excess = max(0.0, len(good) / (len(good) + len(bad)) - 0.5)
+    words = 1 / (1 + _FADE * excess)
+    liked, disliked = good - collection.mean, bad - collection.mean
+    step = _STEP_GOOD / (len(good) + _HALF) * liked.sum(0)
+    step = step - _STEP_BAD / (len(bad) + _HALF) * disliked.sum(0)
+    r = words * query + scale * step
+    if not len(bad):
+        return _unit(r)
+    marked = np.concatenate([liked, disliked])
+    signs = np.where(np.arange(len(marked)) < len(good), 1.0, -1.0)
+    start = words * query / spread(query)
+    inputs = np.sqrt(scale) * marked
+    pull = _PULL_CENTRED - _EASE * excess
+    k = start + np.sqrt(scale) * _pulled_logistic(inputs, marked @ start, signs, pull)
+    return _unit(2 * r / spread(r) + k / spread(k))
+
+
+def _held_out_areas(
+    query: np.ndarray, good: np.ndarray, bad: np.ndarray, collection: Collection, scale: float
+) -> tuple[float, float]:
+    """Area under the ROC curve of held-out marks by the words, and by fits without each of them."""
+    bad = bad[np.linspace(0, len(bad) - 1, min(len(bad), _HELD_OUT - len(good))).astype(int)]
+    marked = np.concatenate([good, bad])
+    is_good = np.arange(len(marked)) < len(good)
+    centre, scores = marked.mean(0), np.empty(len(marked))
+    for i in range(len(marked)):
+        rest = np.arange(len(marked)) != i
+        kept = marked[rest & is_good], marked[rest & ~is_good]
+        # The last good mark, held out, leaves the words alone.
+        fit = _centred(query, *kept, collection, scale) if len(kept[0]) else query
+        scores[i] = (marked[i] - centre) @ fit
+    return roc_area(marked @ query, is_good), roc_area(scores, is_good)
+
+
+def _pulled_logistic(
+    inputs: np.ndarray, offset: np.ndarray, signs: np.ndarray, pull: float
+) -> np.ndarray:
+    """(d,) w of min sum log(1 + exp(-y (offset + w.x + bias))) + pull/2 |w|^2, by Newton's method.
+
+    Args:
+        inputs: (n, d).
+        offset: (n,).
+        signs: (n,) 1 or -1.
+        pull: towards 0; the bias is free.
+    """
+    count, dim = inputs.shape
+    wide = count > dim
+    basis = inputs if wide else inputs @ inputs.T  # w = beta, or inputs^T beta
+    features = np.concatenate([basis, np.ones((count, 1))], axis=1)
+    penalty = np.zeros((features.shape[1],) * 2)
+    penalty[:-1, :-1] = pull * (np.eye(dim) if wide else basis)
+    penalty[-1, -1] = _FREE_BIAS
+    beta = np.zeros(features.shape[1])
+
+    def loss(values: np.ndarray) -> float:
+        margin = signs * (offset + features @ values)
+        return float(np.logaddexp(0, -margin).sum() + values @ penalty @ values / 2)
+
+    best = loss(beta)
+    for _ in range(50):
+        margin = signs * (offset + features @ beta)
+        wrong = 0.5 * (1 - np.tanh(margin / 2))
+        gradient = penalty @ beta - features.T @ (signs * wrong)
+        curvature = (features.T * (wrong * (1 - wrong))) @ features + penalty
+        curvature[np.diag_indices_from(curvature)] += 1e-9
+        step = np.linalg.solve(curvature, gradient)
+        while (now := loss(beta - step)) > best and np.abs(step).max() > 1e-12:
+            step /= 2
+        if now > best:
+            break
+        beta, gain, best = beta - step, best - now, now
+        if gain <= 1e-12 * (1 + abs(best)):
+            break
+    return beta[:-1] if wide else inputs.T @ beta[:-1]
 
 
 def roc_area(scores: np.ndarray, is_good: np.ndarray) -> float:

@@ -34,7 +34,7 @@ from retrieval.index.manifest import Manifest
 from retrieval.queries import Asked, Mapping, QueryModel
 from retrieval.teach import guard, local_rule
 from retrieval.teach.effects import Effect, effects_of
-from retrieval.teach.fitting import Fit, fit_direction
+from retrieval.teach.fitting import Collection, Fit, around_of, fit_direction
 from retrieval.teach.knowledge import (
     ADAPTER,
     LOCAL_RULE,
@@ -508,9 +508,10 @@ class Teacher(Profile[Knowledge]):
             if found.ignored and held is not None and "b" in held.arrays:
                 # Marks whose pictures are not here still speak through what was learned from them.
                 start = held.arrays["b"]
-            fit = _fit(start, found.good_vectors, found.bad_vectors)
-            if fit is not None:
-                arrays["b"] = fit.target.astype(np.float16)
+            around = around_of(index) if rule == LOOKUP else None
+            fit = _fit(start, found.good_vectors, found.bad_vectors, around)
+            words = rule == LOOKUP and subject.kind == "words"
+            arrays |= fit.arrays(apart=words) if fit else {}
         if fit is None and marks:
             raise TeachError(
                 "none of the pictures marked for this query is in this index; open the index that "
@@ -562,9 +563,9 @@ class Teacher(Profile[Knowledge]):
         if rule == LOCAL_RULE:
             fit = _fit(arrays["c"], *stored_vectors(lessons))
         else:
-            fit = self._fit_again(arrays["c"], query, marks, index) if marks else None
-            if fit is not None:
-                arrays["b"] = fit.target.astype(np.float16)
+            fit = self._fit_again(arrays["c"], query, marks, index, rule) if marks else None
+            words = rule == LOOKUP and kind_of(lessons[-1]) == "words"
+            arrays |= fit.arrays(apart=words) if fit else {}
         details = {
             "rule": rule,
             "marks_left": len(marks),
@@ -575,7 +576,7 @@ class Teacher(Profile[Knowledge]):
         return details, arrays, tuple(event.seq for event in lessons)
 
     def _fit_again(
-        self, c: np.ndarray, query: str, marks: list[Mark], index: EigenIndex | None
+        self, c: np.ndarray, query: str, marks: list[Mark], index: EigenIndex | None, rule: str
     ) -> Fit | None:
         where = "the index that they were marked in"
         again = f"other lessons on {query!r:.80} must be fitted again"
@@ -587,7 +588,8 @@ class Teacher(Profile[Knowledge]):
                 f"{again}, but {len(found.ignored)} of their {len(marks)} marked pictures are not "
                 f"in this index; open {where}, or undo those lessons too"
             )
-        return _fit(c, found.good_vectors, found.bad_vectors)
+        around = around_of(index) if rule == LOOKUP else None
+        return _fit(c, found.good_vectors, found.bad_vectors, around)
 
     def _protected(self) -> np.ndarray:
         """(m, r) unit coordinates of the protected queries, as the journal keeps them."""
@@ -632,12 +634,14 @@ class Teacher(Profile[Knowledge]):
         return held or rule or RULES[0]
 
 
-def _fit(c: np.ndarray, good: np.ndarray, bad: np.ndarray) -> Fit | None:
+def _fit(
+    c: np.ndarray, good: np.ndarray, bad: np.ndarray, around: Collection | None = None
+) -> Fit | None:
     """Fit a query to its marks, or None if there are none."""
     if not len(good) + len(bad):
         return None
     try:
-        return fit_direction(c.astype(np.float64), good, bad)
+        return fit_direction(c.astype(np.float64), good, bad, around)
     except ValueError as error:
         raise TeachError(str(error)) from None
 

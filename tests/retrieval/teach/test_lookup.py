@@ -23,9 +23,13 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def made(rng, count, dim, near=(LOW, HIGH)) -> LookedUp:
-    inputs, targets = (unit(rng.normal(size=(count, dim)) + 1) for _ in range(2))
-    return LookedUp(inputs, targets, np.tile(near, (count, 1)))
+def made(rng, count, dim, near=(LOW, HIGH), *, marked=True) -> LookedUp:
+    inputs, targets, apart = (unit(rng.normal(size=(count, dim)) + 1) for _ in range(3))
+    return LookedUp(inputs, targets, np.tile(near, (count, 1)), apart if marked else 0 * apart)
+
+
+def parts(taught: LookedUp):
+    return taught.inputs, taught.targets, taught.near, taught.apart
 
 
 def slow(taught: LookedUp, x: np.ndarray) -> np.ndarray:
@@ -36,6 +40,9 @@ def slow(taught: LookedUp, x: np.ndarray) -> np.ndarray:
         min(max((cosine - low) / (high - low), 0.0), 1.0)
         for cosine, (low, high) in zip(cosines, taught.near, strict=True)
     ]
+    for i, (c, apart) in enumerate(zip(taught.inputs, taught.apart, strict=True)):
+        less = float(c @ apart - x @ apart / length)
+        weights[i] *= min(max((0.2 - less) / 0.1, 0.0), 1.0)
     total = max(1.0, sum(weights))
     weights = [weight / total for weight in weights]
     if cosines:
@@ -77,7 +84,7 @@ def test_a_taught_query_becomes_its_target_and_what_is_far_stays_to_the_bit():
     found = taught.map(taught.inputs)
     np.testing.assert_allclose(found, taught.targets, atol=1e-6)
     far = unit(np.linalg.svd(taught.inputs[:20])[2][20:])[:3].astype(np.float32)
-    lone = LookedUp(taught.inputs[:20], taught.targets[:20], taught.near[:20])
+    lone = LookedUp(*(rows[:20] for rows in parts(taught)))
     np.testing.assert_array_equal(lone.map(far), far)
     assert not lone.shares(far).any()
 
@@ -98,7 +105,7 @@ def test_the_order_of_lessons_does_not_matter(order, seed):
     rng = np.random.default_rng(seed)
     taught = made(rng, 6, 12)
     order = list(order)
-    other = LookedUp(taught.inputs[order], taught.targets[order], taught.near[order])
+    other = LookedUp(*(rows[order] for rows in parts(taught)))
     rows = rng.normal(size=(8, 12)) + 1
     np.testing.assert_allclose(taught.map(rows), other.map(rows), atol=1e-6)
 
@@ -112,6 +119,22 @@ def test_shares_are_at_most_one_in_all_and_tell_the_map():
     assert shares.sum(1).max() <= 1 + 1e-12
     moved = unit(rows + shares @ (taught.targets - taught.inputs))
     np.testing.assert_allclose(taught.map(rows), moved, atol=1e-6)
+
+
+def test_near_words_that_disagree_with_the_marks_do_not_move():
+    taught, target, other, across = np.eye(6)[:4]
+    near = np.array([[LOW, HIGH]])
+    # Its good marks lie along `taught`, its bad ones along `other`.
+    apart = unit(taught - other)
+    lesson = LookedUp(taught[None], target[None], near, apart[None])
+    same = unit(taught + 0.4 * across)[None]
+    sibling = unit(taught + 0.4 * other)[None]
+    assert np.isclose(same[0] @ taught, sibling[0] @ taught)
+    assert lesson.shares(same)[0, 0] == pytest.approx(1, abs=0.5)
+    assert lesson.shares(sibling)[0, 0] == 0
+    np.testing.assert_allclose(lesson.map(sibling), sibling, atol=1e-7)
+    unmarked = LookedUp(taught[None], target[None], near, 0 * apart[None])
+    assert unmarked.shares(sibling)[0, 0] == 1
 
 
 def test_a_whole_query_gets_its_own_target_whatever_its_words_became():

@@ -191,7 +191,7 @@ def test_a_lesson_that_contradicts_earlier_ones_is_announced(searcher):
 
 
 def test_a_query_whose_words_do_better_keeps_them(searcher, monkeypatch):
-    def keep(c, good, bad):
+    def keep(c, good, bad, collection=None):
         return Fit(np.asarray(c) / np.linalg.norm(c), True, 0.8, 0.7)
 
     monkeypatch.setattr(teaching, "fit_direction", keep)
