@@ -4,11 +4,13 @@
     python benchmarks/feedback_rules.py --fold MODEL          # and photos that MODEL never saw
     python benchmarks/feedback_rules.py --report              # Flickr8k val and CIFAR-10 test, once
 
-Users, marks and measures are those of `feedback.py`; `--fold` takes a model that was trained by the
-shipped recipe with 2,000 photos held out, as two collections of 1,000: on the first one choices are
-made, the second judges them. `--report` draws with seeds that nothing was chosen on and writes
-`results/feedback_rules.csv`: each candidate beside the untaught model and beside what ships.
-Besides thirty marks, the first ten and five clicks (three good, two bad) are taught.
+Users, marks and measures are those of `feedback.py`. `--fold` takes a model that was trained by the
+shipped recipe (`enn search train --config long-eclip-mini --set holdout=2000`) and the photos that
+it never saw, as two collections of 1,000: on the first one choices are made, the second judges
+them; it writes `results/feedback_rules_unseen.csv`. `--report` draws with seeds that nothing was
+chosen on and writes `results/feedback_rules.csv`: each candidate beside the untaught model and
+beside what ships. Besides thirty marks, the first ten and five clicks (three good, two bad) are
+taught.
 """
 
 from __future__ import annotations
@@ -204,8 +206,10 @@ def main() -> None:
     if arguments.fold:
         model = retrieval.load(arguments.fold)
         both = fold_galleries(Texts(model), data)
-        for gallery in both:
-            run(model, [gallery], gallery, seeds, budgets, names)
+        rows = [
+            row for gallery in both for row in run(model, [gallery], gallery, seeds, budgets, names)
+        ]
+        print(write_rows("feedback_rules_unseen", rows))
     else:
         model = retrieval.load()
         small = cifar10(Texts(model), data, "train", arguments.small)

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 
 from retrieval.teach import fitting
-from retrieval.teach.fitting import fit_direction, roc_area
+from retrieval.teach.fitting import Collection, fit_direction, roc_area
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -145,3 +145,113 @@ def test_what_is_not_finite_is_refused(where) -> None:
         fit_direction(values["query"], values["good"], values["bad"])
     with pytest.raises(ValueError, match="no finite direction"):
         fit_direction(np.zeros_like(query), good, bad)
+
+
+# --- centred on the collection -------------------------------------------------------------------
+
+
+def crowd(rng, count=300, dim=12):
+    """A collection whose pictures share a direction, a query, and what is good for it."""
+    vectors = rng.normal(size=(count, dim)) * np.linspace(1, 0.2, dim) + 2 * np.eye(dim)[0]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    wanted = vectors @ rng.normal(size=dim)
+    c = rng.normal(size=dim)
+    return vectors, c / np.linalg.norm(c), wanted > np.quantile(wanted, 0.7)
+
+
+def collection_of(vectors) -> Collection:
+    return Collection(vectors.mean(0), np.cov(vectors.T, bias=True))
+
+
+def slow_centred(c, good, bad, around):
+    """The equations, each sum as it stands, and a general minimiser."""
+    mean, cov = around.mean, around.covariance
+    s = 1 / np.trace(cov)
+    e = max(0.0, len(good) / (len(good) + len(bad)) - 0.5)
+    t, pull = 1 / (1 + 12 * e), 0.8 - 1.2 * e
+    r = t * c
+    r = r + s * 4 / (len(good) + 5) * sum(v - mean for v in good)
+    r = r - s * 0.6 / (len(bad) + 5) * sum(v - mean for v in bad)
+    marked = [(v - mean, 1) for v in good] + [(v - mean, -1) for v in bad]
+    start = t * c / np.sqrt(c @ cov @ c)
+
+    def loss(values):
+        w, bias = values[:-1], values[-1]
+        margins = [y * (start @ v + np.sqrt(s) * w @ v + bias) for v, y in marked]
+        return sum(np.logaddexp(0, -m) for m in margins) + pull / 2 * w @ w + 5e-7 * bias**2
+
+    found = minimize(loss, np.zeros(len(c) + 1), method="BFGS", options={"gtol": 1e-8})
+    k = start + np.sqrt(s) * found.x[:-1]
+    b = 2 * r / np.sqrt(r @ cov @ r) + k / np.sqrt(k @ cov @ k)
+    return b / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(("good", "bad"), [(6, 4), (8, 20), (20, 5), (3, 30), (10, 1)])
+def test_the_centred_fit_is_its_equations(good, bad):
+    rng = np.random.default_rng(good)
+    vectors, c, is_good = crowd(rng)
+    around = collection_of(vectors)
+    liked, disliked = vectors[is_good][:good], vectors[~is_good][:bad]
+    found = fitting._centred(c, liked, disliked, around, 1 / np.trace(around.covariance))
+    np.testing.assert_allclose(found, slow_centred(c, liked, disliked, around), atol=2e-4)
+
+
+def test_more_marks_than_coordinates_give_the_same_regression():
+    rng = np.random.default_rng(3)
+    inputs, offset = rng.normal(size=(40, 8)), rng.normal(size=40)
+    signs = np.where(rng.random(40) < 0.5, 1.0, -1.0)
+    wide = fitting._pulled_logistic(inputs, offset, signs, 0.7)
+    padded = np.concatenate([inputs, np.zeros((40, 60))], axis=1)
+    narrow = fitting._pulled_logistic(padded, offset, signs, 0.7)
+    np.testing.assert_allclose(narrow[:8], wide, atol=1e-6)
+    assert not narrow[8:].any()
+
+
+def test_six_good_marks_are_trusted_and_fewer_have_to_prove_themselves(monkeypatch):
+    rng = np.random.default_rng(4)
+    vectors, c, is_good = crowd(rng)
+    around = collection_of(vectors)
+    liked, disliked = vectors[is_good], vectors[~is_good]
+    assert not fit_direction(c, liked[:6], disliked[:8], around).kept_text
+    few = fit_direction(c, liked[:5], disliked[:8], around)
+    gain = few.after - few.before
+    assert few.kept_text is not (gain >= fitting._CLEARLY)
+    for margin, kept in ((gain + 0.01, True), (gain - 0.01, False)):
+        monkeypatch.setattr(fitting, "_CLEARLY", margin)
+        assert fit_direction(c, liked[:5], disliked[:8], around).kept_text is kept
+
+
+@pytest.mark.parametrize(("good", "bad"), [(3, 2), (9, 0), (1, 8)])
+def test_less_than_ten_marks_are_fitted_from_the_origin_as_before(good, bad):
+    rng = np.random.default_rng(5)
+    vectors, c, is_good = crowd(rng)
+    marks = vectors[is_good][:good], vectors[~is_good][:bad]
+    with_it, without = (fit_direction(c, *marks, a) for a in (collection_of(vectors), None))
+    np.testing.assert_array_equal(with_it.target, without.target)
+    assert with_it.kept_text == without.kept_text
+
+
+def test_a_collection_of_one_picture_and_thousands_of_marks_are_no_trouble():
+    rng = np.random.default_rng(6)
+    vectors, c, is_good = crowd(rng, count=4000)
+    same = Collection(vectors[0], np.zeros((12, 12)))
+    marks = vectors[is_good][:8], vectors[~is_good][:8]
+    found, origin = (fit_direction(c, *marks, a).target for a in (same, None))
+    np.testing.assert_array_equal(found, origin)
+    around = collection_of(vectors)
+    for liked, disliked in ((1000, 2500), (2, 2500), (1000, 0)):
+        fit = fit_direction(c, vectors[is_good][:liked], vectors[~is_good][:disliked], around)
+        assert np.linalg.norm(fit.target) == pytest.approx(1)
+
+
+def test_what_tells_meanings_apart_is_the_way_from_bad_to_good():
+    rng = np.random.default_rng(7)
+    vectors, c, is_good = crowd(rng)
+    liked, disliked = vectors[is_good][:4], vectors[~is_good][:3]
+    way = liked.mean(0) - disliked.mean(0)
+    fit = fit_direction(c, liked, disliked)
+    np.testing.assert_allclose(fit.apart, way / np.linalg.norm(way), atol=1e-12)
+    assert fit_direction(c, liked, []).apart is None
+    assert fit_direction(c, liked, liked).apart is None
+    assert set(fit.arrays(apart=True)) == {"b", "m"}
+    assert set(fit.arrays(apart=False)) == {"b"}
