@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--fold", help="model that was trained without 2,000 photos")
     parser.add_argument("--report", action="store_true", help="the reported sets, fresh draws")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=FRESH, help="seed of the reported draws")
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     parser.add_argument("--methods", nargs="+", default=list(CANDIDATES))
     parser.add_argument("--small", type=int, default=200, help="CIFAR-10 train: pictures a class")
@@ -199,7 +200,7 @@ def main() -> None:
         model = retrieval.load()
         texts = Texts(model)
         both = [flickr8k(texts, data, "val"), cifar10(texts, data, "test")]
-        seeds = range(FRESH, FRESH + arguments.seeds)
+        seeds = range(arguments.first, arguments.first + arguments.seeds)
         print(write_rows("feedback_rules", run(model, both, both[0], seeds, budgets, names)))
         return
     seeds = range(arguments.seeds)

@@ -4,16 +4,16 @@ The fit lives in eigen-coordinates, on the vectors that the index ranks. Two est
 Rocchio's, shrunk by how many marks there are, and logistic regression pulled towards the query.
 The first is better when few pictures are good, the second when many are.
 
-From ten marks on both are centred on the collection, in its own scale, and the words fade where
-most marks are good; six good marks, or held-out marks that are ordered clearly better, let the fit
-replace the words. Below, and for profiles under a former rule, directions are taken from the
-origin, and held-out marks alone decide. The constants were chosen on images that the model never
+Where many marks are there and most are good, as in an album of what is looked for, both are centred
+on the collection, in its own scale, and the words fade. Everywhere else, and for profiles under a
+former rule, directions are taken from the origin, and held-out marks of the user's own decide
+whether the fit replaces the words at all. The constants were chosen on images that the model never
 saw (docs/decisions.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,12 +42,10 @@ _MANY, _FEWEST = 10, 4  # marks; below the fewest, holding one out says nothing
 _STEP_GOOD, _STEP_BAD = 4.0, 0.6
 _FADE, _PULL_CENTRED, _EASE = 12.0, 0.8, 1.2
 _FREE_BIAS = 1e-6
-# Good marks from which on it is trusted; by how much it must order held-out marks better before.
-_TRUSTED, _CLEARLY = 6, 0.2
+# Marks, and the share of good ones among them, from which on they are centred.
+_CENTRED_FROM, _MOSTLY_GOOD = 20, 0.6
 _FEWEST_AROUND = 50  # pictures of a collection that marks are centred on
-_LEAST_APART = 1e-3  # between means of marks, for a direction
 _LEAST_SCALE = 1e-6  # of a collection that is more than one picture
-_HELD_OUT = 64  # marks that are held out, each with a fit of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,26 +60,12 @@ class Fit:
         before, after: area under the ROC curve of the held-out marks by the words alone and by
             the fit, 0..1; NaN for marks of one kind, for less than four, and where they were not
             needed to decide.
-        apart: (r,) float64, unit norm, from the bad marks' mean to that of the good ones; None for
-            marks of one kind.
     """
 
     target: npt.NDArray[np.float64]
     kept_text: bool
     before: float
     after: float
-    apart: npt.NDArray[np.float64] | None = None
-
-    def arrays(self, *, apart: bool) -> dict[str, np.ndarray]:
-        """What a lesson keeps of it, in half precision.
-
-        Args:
-            apart: keep that direction, too, if there is one.
-        """
-        kept = {"b": self.target.astype(np.float16)}
-        if apart and self.apart is not None:
-            kept["m"] = self.apart.astype(np.float16)
-        return kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,21 +112,16 @@ def fit_direction(
     values = (query, liked, disliked)
     if not all(np.isfinite(each).all() for each in values) or length == 0:
         raise ValueError("the query or a marked picture has no finite direction")
-    apart = liked.mean(0) - disliked.mean(0) if len(liked) and len(disliked) else np.zeros(0)
-    fit = _fit(query / length, liked, disliked, collection)
-    return replace(fit, apart=_unit(apart)) if np.linalg.norm(apart) > _LEAST_APART else fit
-
-
-def _fit(
-    query: np.ndarray, liked: np.ndarray, disliked: np.ndarray, collection: Collection | None
-) -> Fit:
+    query = query / length
     before = after = float("nan")
     if not len(liked):
         return Fit(query, True, before, after)
-    if collection is not None and len(liked) + len(disliked) >= _MANY:
+    count = len(liked) + len(disliked)
+    if collection is not None and count >= _CENTRED_FROM and len(liked) >= _MOSTLY_GOOD * count:
         scale = float(np.trace(collection.covariance))
         if scale > _LEAST_SCALE:
-            return _fit_centred(query, liked, disliked, collection, 1 / scale)
+            target = _centred(query, liked, disliked, collection, 1 / scale)
+            return Fit(target, False, before, after)
     if len(disliked) and len(liked) + len(disliked) >= _FEWEST:
         vectors = np.concatenate([liked, disliked])
         is_good = np.arange(len(vectors)) < len(liked)
@@ -155,18 +134,6 @@ def _fit(
     if len(disliked):
         target = _unit(_SHARE * target + _logistic(query, liked, disliked))
     return Fit(target, False, before, after)
-
-
-def _fit_centred(
-    query: np.ndarray, good: np.ndarray, bad: np.ndarray, collection: Collection, scale: float
-) -> Fit:
-    before = after = float("nan")
-    if len(good) < _TRUSTED:
-        if len(bad):
-            before, after = _held_out_areas(query, good, bad, collection, scale)
-        if not after - before >= _CLEARLY:
-            return Fit(query, True, before, after)
-    return Fit(_centred(query, good, bad, collection, scale), False, before, after)
 
 
 def _centred(
@@ -197,23 +164,6 @@ def _centred(
     pull = _PULL_CENTRED - _EASE * excess
     k = start + np.sqrt(scale) * _pulled_logistic(inputs, marked @ start, signs, pull)
     return _unit(2 * r / spread(r) + k / spread(k))
-
-
-def _held_out_areas(
-    query: np.ndarray, good: np.ndarray, bad: np.ndarray, collection: Collection, scale: float
-) -> tuple[float, float]:
-    """Area under the ROC curve of held-out marks by the words, and by fits without each of them."""
-    bad = bad[np.linspace(0, len(bad) - 1, min(len(bad), _HELD_OUT - len(good))).astype(int)]
-    marked = np.concatenate([good, bad])
-    is_good = np.arange(len(marked)) < len(good)
-    centre, scores = marked.mean(0), np.empty(len(marked))
-    for i in range(len(marked)):
-        rest = np.arange(len(marked)) != i
-        kept = marked[rest & is_good], marked[rest & ~is_good]
-        # The last good mark, held out, leaves the words alone.
-        fit = _centred(query, *kept, collection, scale) if len(kept[0]) else query
-        scores[i] = (marked[i] - centre) @ fit
-    return roc_area(marked @ query, is_good), roc_area(scores, is_good)
 
 
 def _pulled_logistic(

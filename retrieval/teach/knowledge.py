@@ -252,8 +252,7 @@ def _looked_up(
     """The look-up of pairs, of which `known` has the first `same`."""
     dim = anchors.shape[1]
     if not isinstance(known, Recalled):
-        none = np.empty((0, dim))
-        nothing = LookedUp(none, none, np.empty((0, 2)), none)
+        nothing = LookedUp(np.empty((0, dim)), np.empty((0, dim)), np.empty((0, 2)))
         known, same = Recalled(nothing, nothing, nothing, near_words(anchors)), 0
     kinds = [kind_of(event) for event in pairs]
     parts = {}
@@ -263,11 +262,7 @@ def _looked_up(
         if new or keep < len(held):
             near = [known.near if kind == "words" else pairs[i].details["near"] for i in new]
             a, b = _rows([pairs[i] for i in new], dim)
-            unknown = np.zeros(dim)
-            apart = [pairs[i].arrays.get("m", unknown) for i in new]
-            held = held.with_rows(
-                keep, a, b, np.array(near).reshape(-1, 2), np.array(apart).reshape(-1, dim)
-            )
+            held = held.with_rows(keep, a, b, np.array(near).reshape(-1, 2))
         parts[kind] = held
     return Recalled(parts["words"], parts["picture"], parts["mixed"], known.near)
 
@@ -362,8 +357,6 @@ def check_event(event: Event, dim: int) -> None:
         wanted["marked"] = (min(kept, local_rule.MOST_STORED), dim)
     elif rule != LOCAL_RULE and "b" in event.arrays:
         wanted["b"] = (dim,)
-        if rule == LOOKUP and "m" in event.arrays:
-            wanted["m"] = (dim,)
     if {name: array.shape for name, array in event.arrays.items()} != wanted:
         raise ValueError("the numbers of a lesson do not fit the model")
     for array in event.arrays.values():

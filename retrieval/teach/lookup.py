@@ -3,12 +3,10 @@
 With the taught directions c_i, what they became b_i, and a query x of unit length,
 
     x' = unit(x + sum_i w_i (b_i - c_i) / max(1, sum_i w_i)),
-    w_i = clip((cos(x, c_i) - low_i) / (high_i - low_i), 0, 1) agreeing_i(x).
+    w_i = clip((cos(x, c_i) - low_i) / (high_i - low_i), 0, 1).
 
 No matrix is kept: a lesson is two rows, undo removes them, and a lesson costs what a row costs.
-A taught query gets its own b_i; this fades out with the angle. Words that say less than the taught
-ones about which of its marks are good (`agreeing`) mean something else, however near they are, and
-do not move with it.
+A taught query gets its own b_i; this fades out with the angle.
 """
 
 from __future__ import annotations
@@ -30,9 +28,6 @@ to which it is another one."""
 _UNRELATED, _ABOVE, _WIDTH = 0.99, 0.03, 0.15
 # Pictures: nearer than nearly all of a collection (chosen on CIFAR-10 train, docs/decisions.md).
 _APART, _PICTURE_WIDTH = 0.995, 0.25
-# By how much less words may point from the bad to the good marks of a lesson, and from where on
-# they do not move with it.
-_SPARED, _LOST = 0.1, 0.2
 
 
 def near_words(anchors: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -73,7 +68,6 @@ class LookedUp:
         inputs: (n, r) taught directions of about unit length.
         targets: (n, r) what they became.
         near: (n, 2) cosines with each from which on a row moves with it, and moves in full.
-        apart: (n, r) unit directions from the bad marks of each to the good ones, 0 if unknown.
     """
 
     def __init__(
@@ -81,10 +75,8 @@ class LookedUp:
         inputs: npt.NDArray[np.float64],
         targets: npt.NDArray[np.float64],
         near: npt.NDArray[np.float64],
-        apart: npt.NDArray[np.float64],
     ) -> None:
-        self.inputs, self.targets, self.near, self.apart = inputs, targets, near, apart
-        self._agreed = np.einsum("nr,nr->n", inputs, apart)
+        self.inputs, self.targets, self.near = inputs, targets, near
         self._lengths = np.sqrt(np.einsum("nr,nr->n", inputs, inputs))
 
     def __len__(self) -> int:
@@ -96,14 +88,12 @@ class LookedUp:
         inputs: npt.NDArray[np.float64],
         targets: npt.NDArray[np.float64],
         near: npt.NDArray[np.float64],
-        apart: npt.NDArray[np.float64],
     ) -> LookedUp:
         """The first `keep` pairs and these."""
         return LookedUp(
             np.concatenate([self.inputs[:keep], inputs]),
             np.concatenate([self.targets[:keep], targets]),
             np.concatenate([self.near[:keep], near]),
-            np.concatenate([self.apart[:keep], apart]),
         )
 
     def shares(self, rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -121,8 +111,6 @@ class LookedUp:
         cosines = _products(units, self.inputs) / self._lengths
         low, high = self.near.T
         shares = np.clip((cosines - low) / (high - low), 0, 1)
-        less = self._agreed - _products(units, self.apart)
-        shares *= np.clip((_LOST - less) / (_LOST - _SPARED), 0, 1)
         shares /= np.maximum(shares.sum(1, keepdims=True), 1)
         # Of two ways to say the same, the one taught last.
         most = cosines.max(axis=1)

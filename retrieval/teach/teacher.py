@@ -510,8 +510,8 @@ class Teacher(Profile[Knowledge]):
                 start = held.arrays["b"]
             around = around_of(index) if rule == LOOKUP else None
             fit = _fit(start, found.good_vectors, found.bad_vectors, around)
-            words = rule == LOOKUP and subject.kind == "words"
-            arrays |= fit.arrays(apart=words) if fit else {}
+            if fit is not None:
+                arrays["b"] = fit.target.astype(np.float16)
         if fit is None and marks:
             raise TeachError(
                 "none of the pictures marked for this query is in this index; open the index that "
@@ -564,8 +564,8 @@ class Teacher(Profile[Knowledge]):
             fit = _fit(arrays["c"], *stored_vectors(lessons))
         else:
             fit = self._fit_again(arrays["c"], query, marks, index, rule) if marks else None
-            words = rule == LOOKUP and kind_of(lessons[-1]) == "words"
-            arrays |= fit.arrays(apart=words) if fit else {}
+            if fit is not None:
+                arrays["b"] = fit.target.astype(np.float16)
         details = {
             "rule": rule,
             "marks_left": len(marks),

@@ -23,13 +23,13 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def made(rng, count, dim, near=(LOW, HIGH), *, marked=True) -> LookedUp:
-    inputs, targets, apart = (unit(rng.normal(size=(count, dim)) + 1) for _ in range(3))
-    return LookedUp(inputs, targets, np.tile(near, (count, 1)), apart if marked else 0 * apart)
+def made(rng, count, dim, near=(LOW, HIGH)) -> LookedUp:
+    inputs, targets = (unit(rng.normal(size=(count, dim)) + 1) for _ in range(2))
+    return LookedUp(inputs, targets, np.tile(near, (count, 1)))
 
 
 def parts(taught: LookedUp):
-    return taught.inputs, taught.targets, taught.near, taught.apart
+    return taught.inputs, taught.targets, taught.near
 
 
 def slow(taught: LookedUp, x: np.ndarray) -> np.ndarray:
@@ -40,9 +40,6 @@ def slow(taught: LookedUp, x: np.ndarray) -> np.ndarray:
         min(max((cosine - low) / (high - low), 0.0), 1.0)
         for cosine, (low, high) in zip(cosines, taught.near, strict=True)
     ]
-    for i, (c, apart) in enumerate(zip(taught.inputs, taught.apart, strict=True)):
-        less = float(c @ apart - x @ apart / length)
-        weights[i] *= min(max((0.2 - less) / 0.1, 0.0), 1.0)
     total = max(1.0, sum(weights))
     weights = [weight / total for weight in weights]
     if cosines:
@@ -119,22 +116,6 @@ def test_shares_are_at_most_one_in_all_and_tell_the_map():
     assert shares.sum(1).max() <= 1 + 1e-12
     moved = unit(rows + shares @ (taught.targets - taught.inputs))
     np.testing.assert_allclose(taught.map(rows), moved, atol=1e-6)
-
-
-def test_near_words_that_disagree_with_the_marks_do_not_move():
-    taught, target, other, across = np.eye(6)[:4]
-    near = np.array([[LOW, HIGH]])
-    # Its good marks lie along `taught`, its bad ones along `other`.
-    apart = unit(taught - other)
-    lesson = LookedUp(taught[None], target[None], near, apart[None])
-    same = unit(taught + 0.4 * across)[None]
-    sibling = unit(taught + 0.4 * other)[None]
-    assert np.isclose(same[0] @ taught, sibling[0] @ taught)
-    assert lesson.shares(same)[0, 0] == pytest.approx(1, abs=0.5)
-    assert lesson.shares(sibling)[0, 0] == 0
-    np.testing.assert_allclose(lesson.map(sibling), sibling, atol=1e-7)
-    unmarked = LookedUp(taught[None], target[None], near, 0 * apart[None])
-    assert unmarked.shares(sibling)[0, 0] == 1
 
 
 def test_a_whole_query_gets_its_own_target_whatever_its_words_became():
