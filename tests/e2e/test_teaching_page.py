@@ -152,21 +152,27 @@ def test_quick_clicks_are_all_kept(fresh):
     assert page.marks == dict.fromkeys(names, "good")
 
 
-def test_only_words_can_be_taught(fresh):
+def test_a_search_with_a_picture_is_taught_like_one_in_words(fresh):
     page = fresh
     assert page.page.locator(".enn-thumb").count() == 0  # a look into the collection
     page.search(QUERY)
-    assert page.page.locator(".enn-card .enn-thumb").count() == 2 * len(page.names)
+    first = page.names[0]
     page.page.click(".enn-card >> nth=0 >> text=More like this")
     page.wait_status("Like the picture")
-    assert page.page.locator(".enn-thumb").count() == 0
-    page.page.focus(".enn-card >> nth=0 >> .enn-open")
-    page.page.keyboard.press("g")
-    page.open(0)
-    assert not page.page.is_visible(".enn-dialog-marks")
-    page.page.keyboard.press("g")
-    page.page.keyboard.press("Escape")
-    page.taught("Nothing yet")
+    before = page.names
+    assert page.page.locator(".enn-card .enn-thumb").count() == 2 * len(before)
+    liked = before[9]
+    page.mark(liked, "good")
+    page.wait_lesson("Learned from 1 good")
+    assert page.names.index(liked) < before.index(liked)
+    assert page.marks == {liked: "good"}
+    page.wait_status(f"Follows what was taught: “[{first}]” 100%")
+    # Words and other pictures are no such search.
+    page.search(QUERY)
+    assert page.marks == {}
+    page.taught(f"[{first}]")
+    page.page.click(".enn-history li >> nth=0 >> text=Undo")
+    page.page.wait_for_selector("#enn-taught .enn-undone")
 
 
 def test_the_taught_tab_tells_and_undoes(fresh):

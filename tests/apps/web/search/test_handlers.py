@@ -68,8 +68,8 @@ def _token(page: TaughtHandlers, id_: int) -> str:
     return page.pictures.token(page.collections[0].ref(id_))
 
 
-def _mark(page, screen, marks, *, text="red", answer=1, scope="local"):
-    data = {"marks": marks, "query": text, "answer": answer, "profile": screen.profile}
+def _mark(page, screen, marks, *, text="red", answer=1, scope="local", **more):
+    data = {"marks": marks, "query": text, "answer": answer, "profile": screen.profile, **more}
     return page.mark(0, 12, screen, _request(scope), _event(data))
 
 
@@ -105,6 +105,50 @@ def test_a_mark_that_cannot_be_learned_is_not_the_end_of_the_others(page):
         assert teacher.marks(text) == {screen.ids[0]: True}
     shown = _mark(page, _searched(page), {first: "good", gone: "bad"})
     assert "1 picture was left out: no longer in the collection" in shown[LESSON]
+
+
+@pytest.mark.parametrize("words", ["", "red"])
+@pytest.mark.parametrize("kind", ["like", "upload"])
+def test_a_search_with_a_picture_is_taught(page, folder, words, kind):
+    screen = _searched(page)
+    if kind == "like":
+        query = Query(words, like=_token(page, screen.ids[0]))
+    else:
+        query = Query(words, upload=page.uploads.add((folder / "5 yellow.png").read_bytes()))
+    shown = page.show(Screen(query=query), 0, 12, _request())
+    assert f'data-picture="{query.picture}"' in shown[RESULTS]
+    last = shown[SCREEN].ids[-1]
+    marks = {_token(page, last): "good"}
+    learned = _mark(page, shown[SCREEN], marks, text=words, picture=query.picture)
+    assert "Learned from 1 good" in learned[LESSON]
+    assert learned[SCREEN].ids.index(last) <= shown[SCREEN].ids.index(last)
+    assert 'data-mark="good"' in learned[RESULTS]
+    assert "Follows what was taught" in learned[STATUS]
+    # Nothing of it is in the search in words, or of another picture.
+    other = page.show(Screen(query=Query("red")), 0, 12, _request())
+    assert "data-mark" not in other[RESULTS]
+    history = page.own_teacher(0, screen, _request()).history()
+    assert [entry.good for entry in history] == [(last,)]
+
+
+@pytest.mark.parametrize(
+    "picture", ["like", "like ", "like x", "upload nosuch", "sound x", 7, None, ["like"]]
+)
+def test_marks_for_an_odd_picture_teach_nothing(page, picture):
+    screen = _searched(page)
+    shown = _mark(page, screen, {_token(page, screen.ids[1]): "good"}, text="", picture=picture)
+    assert "Not learned" in shown[LESSON]
+    assert page.own_teacher(0, screen, _request()).history() == []
+
+
+def test_under_a_former_rule_pictures_cannot_be_marked(page):
+    screen = _searched(page)
+    teacher = page.own_teacher(0, screen, _request())
+    teacher.teach(page.collections[0].index, "red", [screen.ids[0]], rule="adapter", force=True)
+    query = Query(like=_token(page, screen.ids[1]))
+    shown = page.show(Screen(query=query), 0, 12, _request())
+    assert "data-query" not in shown[RESULTS]
+    assert "data-query" in page.show(Screen(query=Query("red")), 0, 12, _request())[RESULTS]
 
 
 def _badges(results: str) -> list[int]:
