@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.teach.marks import TeachError
+
 if TYPE_CHECKING:
     from retrieval.index.eigen_index import EigenIndex
 
-__all__ = ["ALPHA", "Collection", "Fit", "around_of", "fit_direction", "roc_area"]
+__all__ = ["ALPHA", "Collection", "Fit", "fit_direction", "fit_marks", "roc_area"]
 
 ALPHA = 0.01
 """Ridge of the map that absorbs the taught pairs (`enn_core.lessons.RidgeAdapter`)."""
@@ -81,9 +83,37 @@ class Collection:
     covariance: npt.NDArray[np.float64]
 
 
-def around_of(index: EigenIndex) -> Collection | None:
+def _is_centred(good: int, bad: int) -> bool:
+    """Whether so many marks are centred on the collection that they are of."""
+    return good + bad >= _CENTRED_FROM and good >= _MOSTLY_GOOD * (good + bad)
+
+
+def _around(index: EigenIndex) -> Collection | None:
     """What marks are centred on; None in a collection too small to say where pictures lie."""
     return Collection(*index.moments()) if len(index) >= _FEWEST_AROUND else None
+
+
+def fit_marks(
+    c: np.ndarray, good: np.ndarray, bad: np.ndarray, index: EigenIndex | None = None
+) -> Fit | None:
+    """`fit_direction` of the marks that there are, None without any.
+
+    Args:
+        c, good, bad: as `fit_direction`.
+        index: where the pictures are, to centre marks on where that helps; None never does.
+
+    Raises:
+        TeachError: as `fit_direction` raises ValueError.
+    """
+    if not len(good) + len(bad):
+        return None
+    around = None
+    if index is not None and _is_centred(len(good), len(bad)):
+        around = _around(index)
+    try:
+        return fit_direction(c.astype(np.float64), good, bad, around)
+    except ValueError as error:
+        raise TeachError(str(error)) from None
 
 
 def fit_direction(
@@ -116,8 +146,7 @@ def fit_direction(
     before = after = float("nan")
     if not len(liked):
         return Fit(query, True, before, after)
-    count = len(liked) + len(disliked)
-    if collection is not None and count >= _CENTRED_FROM and len(liked) >= _MOSTLY_GOOD * count:
+    if collection is not None and _is_centred(len(liked), len(disliked)):
         scale = float(np.trace(collection.covariance))
         if scale > _LEAST_SCALE:
             target = _centred(query, liked, disliked, collection, 1 / scale)

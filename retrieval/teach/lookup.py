@@ -147,7 +147,7 @@ class LookedUp:
             moves = self.targets[used] - self.inputs[used]
             moved[row] += np.einsum("n,nr->r", share[used], moves)
         lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
-        usable = lengths > 1e-6
+        usable = (lengths > 1e-6) & shares.any(1, keepdims=True)  # others stay as they are
         scaled = np.where(usable, moved * (wanted / np.where(usable, lengths, 1)), given)
         return scaled.astype(np.float32)
 

@@ -34,7 +34,7 @@ from retrieval.index.manifest import Manifest
 from retrieval.queries import Asked, Mapping, QueryModel
 from retrieval.teach import guard, local_rule
 from retrieval.teach.effects import Effect, effects_of
-from retrieval.teach.fitting import Collection, Fit, around_of, fit_direction
+from retrieval.teach.fitting import Fit, fit_marks
 from retrieval.teach.knowledge import (
     ADAPTER,
     LOCAL_RULE,
@@ -501,15 +501,16 @@ class Teacher(Profile[Knowledge]):
         seq = state.events[-1].seq + 1 if state.events else 1
         event = Event(seq, f"{0:032x}", 0.0, TEACH, query, details, arrays, (*covers, seq), True)
         if rule == LOCAL_RULE:
-            fit = _fit(request.c, *stored_vectors([*lessons, event]))
+            fit = fit_marks(request.c, *stored_vectors([*lessons, event]))
         else:
             start = request.c
             held = state.current.get(query)
             if found.ignored and held is not None and "b" in held.arrays:
                 # Marks whose pictures are not here still speak through what was learned from them.
                 start = held.arrays["b"]
-            around = around_of(index) if rule == LOOKUP else None
-            fit = _fit(start, found.good_vectors, found.bad_vectors, around)
+            fit = fit_marks(
+                start, found.good_vectors, found.bad_vectors, index if rule == LOOKUP else None
+            )
             if fit is not None:
                 arrays["b"] = fit.target.astype(np.float16)
         if fit is None and marks:
@@ -561,7 +562,7 @@ class Teacher(Profile[Knowledge]):
         marks = merged(lessons)
         arrays = {"c": lessons[-1].arrays["c"]}
         if rule == LOCAL_RULE:
-            fit = _fit(arrays["c"], *stored_vectors(lessons))
+            fit = fit_marks(arrays["c"], *stored_vectors(lessons))
         else:
             fit = self._fit_again(arrays["c"], query, marks, index, rule) if marks else None
             if fit is not None:
@@ -588,8 +589,8 @@ class Teacher(Profile[Knowledge]):
                 f"{again}, but {len(found.ignored)} of their {len(marks)} marked pictures are not "
                 f"in this index; open {where}, or undo those lessons too"
             )
-        around = around_of(index) if rule == LOOKUP else None
-        return _fit(c, found.good_vectors, found.bad_vectors, around)
+        around = index if rule == LOOKUP else None
+        return fit_marks(c, found.good_vectors, found.bad_vectors, around)
 
     def _protected(self) -> np.ndarray:
         """(m, r) unit coordinates of the protected queries, as the journal keeps them."""
@@ -632,18 +633,6 @@ class Teacher(Profile[Knowledge]):
                 "use another profile"
             )
         return held or rule or RULES[0]
-
-
-def _fit(
-    c: np.ndarray, good: np.ndarray, bad: np.ndarray, around: Collection | None = None
-) -> Fit | None:
-    """Fit a query to its marks, or None if there are none."""
-    if not len(good) + len(bad):
-        return None
-    try:
-        return fit_direction(c.astype(np.float64), good, bad, around)
-    except ValueError as error:
-        raise TeachError(str(error)) from None
 
 
 def _identity(model: QueryModel) -> dict[str, Any]:

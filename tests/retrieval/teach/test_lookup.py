@@ -82,7 +82,8 @@ def test_a_taught_query_becomes_its_target_and_what_is_far_stays_to_the_bit():
     np.testing.assert_allclose(found, taught.targets, atol=1e-6)
     far = unit(np.linalg.svd(taught.inputs[:20])[2][20:])[:3].astype(np.float32)
     lone = LookedUp(*(rows[:20] for rows in parts(taught)))
-    np.testing.assert_array_equal(lone.map(far), far)
+    for length in (1, 1.7, 1e-3):
+        np.testing.assert_array_equal(lone.map(length * far), (length * far).astype(np.float32))
     assert not lone.shares(far).any()
 
 
