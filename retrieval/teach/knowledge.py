@@ -257,14 +257,11 @@ def _looked_up(
     kinds = [kind_of(event) for event in pairs]
     parts = {}
     for kind in KINDS:
-        held, keep = known.of(kind), kinds[:same].count(kind)
         new = [i for i in range(same, len(pairs)) if kinds[i] == kind]
-        if new or keep < len(held):
-            near = [known.near if kind == "words" else pairs[i].details["near"] for i in new]
-            a, b = _rows([pairs[i] for i in new], dim)
-            held = held.with_rows(keep, a, b, np.array(near).reshape(-1, 2))
-        parts[kind] = held
-    return Recalled(parts["words"], parts["picture"], parts["mixed"], known.near)
+        near = [known.near if kind == "words" else pairs[i].details["near"] for i in new]
+        rows = _rows([pairs[i] for i in new], dim)
+        parts[kind] = kinds[:same].count(kind), *rows, np.array(near).reshape(-1, 2)
+    return known.with_rows(parts)
 
 
 def _rows(

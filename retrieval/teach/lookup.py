@@ -189,6 +189,17 @@ class Recalled:
         """(N, n) share that queries (N, r) of one kind take of each taught move of that kind."""
         return self.of(kind).shares(asked)
 
+    def with_rows(
+        self, parts: dict[Asked, tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+    ) -> Recalled:
+        """Of each kind the first pairs, as many as said, and some more: inputs, targets, near."""
+        made = {}
+        for kind, (keep, inputs, targets, near) in parts.items():
+            held = self.of(kind)
+            same = keep == len(held) and not len(inputs)
+            made[kind] = held if same else held.with_rows(keep, inputs, targets, near)
+        return Recalled(made["words"], made["picture"], made["mixed"], self.near)
+
     def of(self, kind: Asked) -> LookedUp:
         """The taught queries of one kind."""
         return {"words": self.words, "picture": self.pictures, "mixed": self.mixed}[kind]

@@ -46,7 +46,6 @@ from retrieval.teach.knowledge import (
     Knowledge,
     check_event,
     derive,
-    kind_of,
     lessons_on,
     marks_of,
     merged,
@@ -532,14 +531,14 @@ class Teacher(Profile[Knowledge]):
             marks_before=fit.before if fit is not None else math.nan,
             marks_after=fit.after if fit is not None else math.nan,
             **self._guard.compare(index, self._protected(), state, after, query),
-            **self._reach(after, event),
+            **self._reach(after, event, subject.kind),
             seconds=0.0,
         )
         return _Draft(lesson, details, arrays, covers, after)
 
-    def _reach(self, after: Knowledge, event: Event) -> dict[str, Any]:
+    def _reach(self, after: Knowledge, event: Event, kind: Asked) -> dict[str, Any]:
         """The fields of a `Lesson` that tell which generic queries move with it."""
-        if not isinstance(after.mapping, Recalled) or kind_of(event) != "words":
+        if not isinstance(after.mapping, Recalled) or kind != "words":
             return {"reaches": (), "untouched": None}
         names, taught = guard.protected_queries(), after.mapping.words
         if event.seq not in after.pairs or len(names) != len(self._protected()):
