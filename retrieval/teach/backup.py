@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from dataclasses import dataclass
@@ -62,10 +63,16 @@ def back_up(folder: Path, target: Path) -> Backup:
         IndexMismatch: it is of a newer version.
         IndexCorrupt: it is damaged; `enn check` tells more.
         JournalError: a profile cannot be read at all.
-        OSError: the copy cannot be written.
+        OSError: the copy cannot be written, or would lie inside the index.
     """
     if not (folder / manifests.FILE_NAME).is_file():
         raise NoIndex(f"there is no index in {str(folder)!r}; give an index or an indexed folder")
+    if folder.resolve() in (target.resolve(), *target.resolve().parents):
+        raise OSError(
+            errno.EINVAL,
+            f"{str(target)!r} lies inside the index that is copied; give a folder elsewhere, on "
+            "another disk if you can",
+        )
     manifest = Manifest.read(folder)
     with new_folder(target) as new:
         shutil.copy(folder / manifests.FILE_NAME, new / manifests.FILE_NAME)

@@ -77,3 +77,14 @@ def test_nothing_is_left_of_a_copy_that_cannot_be_made(tmp_path, model, root) ->
     with pytest.raises(OSError, match="file"):
         back_up(tmp_path / "index", tmp_path / "file")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "index", "photos"]
+
+
+def test_a_copy_inside_the_index_itself_is_refused(tmp_path, model, root) -> None:
+    index = tmp_path / "index"
+    with EigenIndex.create(index, model, root=root) as made:
+        made.update(root, model)
+    before = sorted(path.name for path in index.iterdir())
+    for target in (index, index / "copy", index / "deep" / "copy"):
+        with pytest.raises(OSError, match="inside the index"):
+            back_up(index, target)
+    assert sorted(path.name for path in index.iterdir()) == before
