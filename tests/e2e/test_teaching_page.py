@@ -347,7 +347,7 @@ def test_a_newcomer_teaches_by_five_clicks_and_it_is_remembered_in_other_words(c
     page.page.reload()
     page.page.wait_for_selector(".enn-card")
     page.problems.clear()  # the broken connection
-    page.search("a planet")
+    page.search("a planet in space")
     page.page.click("#enn-count input")
     page.page.click("role=option[name='Show 192']")
     page.wait_status("best 192 of")

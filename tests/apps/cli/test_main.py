@@ -52,6 +52,7 @@ def test_the_commands_of_the_manual_are_there():
         "eval-build",
         "train",
         "export-model",
+        "upgrade",
     ]
     expected = {("enn",), ("enn", "search"), ("enn", "demo")}
     expected |= {("enn", "demo", "brain"), ("enn", "demo", "search")}
