@@ -5,9 +5,9 @@
 
 The vectors are those of Flickr8k's `val` pictures with noise, one row in so many of the same
 picture. For each query the page's steps are repeated: search, mark five results good and five bad,
-teach, search again; by the rule "adapter", and by "local", which changes the spectrum. CPU time
-stands beside wall time: on a busy machine only that says something. Queries are encoded once, by
-the first search.
+teach, search again; by the rules "lookup", "adapter", and "local", which changes the spectrum. CPU
+time stands beside wall time: on a busy machine only that says something. Queries are encoded once,
+by the first search.
 Writes `benchmarks/results/feedback_speed.csv`.
 """
 
@@ -37,7 +37,7 @@ from retrieval.teach.teacher import Teacher
 LESSONS = 30
 MANY = 100  # lessons after which another is measured again
 MARKS = 10
-RULES = ("adapter", "local")
+RULES = ("lookup", "adapter", "local")
 
 
 def blocks(vectors: np.ndarray, count: int) -> Iterator[np.ndarray]:
