@@ -15,8 +15,7 @@ from teaching_cases import PICTURES, QUERY, bits, open_profile, ranked
 import retrieval
 from retrieval.queries import QueryError
 from retrieval.search import Searcher, open_index
-from retrieval.teach import guard
-from retrieval.teach import teacher as teaching
+from retrieval.teach import fitting, guard
 from retrieval.teach.fitting import Fit
 from retrieval.teach.teacher import Teacher, TeachError
 
@@ -194,7 +193,7 @@ def test_a_query_whose_words_do_better_keeps_them(searcher, monkeypatch):
     def keep(c, good, bad, collection=None):
         return Fit(np.asarray(c) / np.linalg.norm(c), True, 0.8, 0.7)
 
-    monkeypatch.setattr(teaching, "fit_direction", keep)
+    monkeypatch.setattr(fitting, "fit_direction", keep)
     ids = ranked(searcher)
     lesson = searcher.teach(QUERY, ids[:2])
     assert (lesson.kept_text, lesson.marks_before, lesson.marks_after) == (True, 0.8, 0.7)

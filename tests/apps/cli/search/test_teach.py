@@ -159,7 +159,7 @@ def test_a_query_that_is_kept_is_told_in_plain_words(good, monkeypatch):
     def kept(c: Any, *_: Any, **__: Any) -> Fit:
         return Fit(target=c, kept_text=True, before=0.9, after=0.6)
 
-    monkeypatch.setattr("retrieval.teach.teacher.fit_direction", kept)
+    monkeypatch.setattr("retrieval.teach.fitting.fit_direction", kept)
     done = run("teach", QUERY, "--good", good)
     assert done.code == 0
     assert "the search as it is fits your marks as well as anything learned from them" in done.out
